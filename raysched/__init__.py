@@ -1,0 +1,1 @@
+"""raysched shares GPUs."""

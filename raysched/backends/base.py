@@ -1,0 +1,85 @@
+"""The contract of a backend: something that launches work and can say what of it is there.
+
+Every call may be made again at any time: starting what runs, stopping what is gone and deleting what was
+deleted are silent. The run's id (`work.Run`) is the identity everywhere; an engine's own ids are hints.
+`raysched.testing.conformance` tests all of this on any backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from raysched.core.lease import Group
+from raysched.core.work import Hold, Launch, Run, Seen
+
+
+class EngineRefused(Exception):
+    """The engine said no. `final` says that it would say no every time, so that the job fails with the
+    reason; otherwise the lease is given back and the job waits again."""
+
+    def __init__(self, reason: str, *, final: bool = False) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.final = final
+
+
+class Backend(Protocol):
+    """Launches runs. One instance lives in one backend actor, whose loop is its only caller."""
+
+    name: str
+
+    async def observe(self) -> list[Seen]:
+        """All of raysched's runs there, in one look: running, ended, or lost."""
+        ...
+
+    async def start(self, launch: Launch) -> None:
+        """Start a run whose folder does not exist yet. Raises EngineRefused where the engine says no."""
+        ...
+
+    async def stop(self, run: Run, grace: float) -> None:
+        """Begin to end the whole process tree: SIGTERM now, SIGKILL after `grace` seconds."""
+        ...
+
+    async def logs(self, run: Run, offset: int, limit: int) -> bytes:
+        """At most `limit` bytes of the run's output from `offset`; empty at the end of what there is."""
+        ...
+
+    async def forget(self, known: frozenset[Run]) -> None:
+        """Delete what is left of ended runs that are not in `known`."""
+        ...
+
+    async def changed(self, timeout: float) -> None:
+        """Return when a run may have changed, at the latest after `timeout` seconds."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections; what runs goes on."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class HoldAnswer:
+    """A hold that is in place (`groups`, one a place), or why it can't be had."""
+
+    lease: str
+    groups: tuple[Group, ...] = ()
+    refused: str | None = None
+
+
+@runtime_checkable
+class Holding(Protocol):
+    """What only Ray can do: keep leases in placement groups, whichever backend launches their work."""
+
+    async def hold(self, holds: Sequence[Hold]) -> list[HoldAnswer]:
+        """Make each hold that is not there yet, on exactly the GPUs that it names."""
+        ...
+
+    async def release(self, hold: Hold) -> None:
+        """End what still runs under the lease, let go of its hold, and return when both are gone."""
+        ...
+
+    async def outside(self) -> dict[str, tuple[str, ...]]:
+        """For each node the UUIDs of the GPUs that somebody holds in Ray without a lease of ours."""
+        ...

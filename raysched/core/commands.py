@@ -1,0 +1,148 @@
+"""What somebody wants or reports. `decide` answers each with facts, or refuses it.
+
+Ids come in with the command, so that deciding it again gives the same facts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from raysched.core.jobs import Kind
+from raysched.core.lease import Group
+from raysched.core.node import NodeInfo
+from raysched.core.request import Request
+from raysched.core.work import Seen
+
+
+@dataclass(frozen=True, slots=True)
+class JobRequest:
+    """One job, or one array, of a submission. `spec` is the checked job file as JSON; times in ms."""
+
+    id: str
+    name: str
+    kind: Kind
+    request: Request
+    spec: dict[str, Any] = field(default_factory=dict[str, Any])
+    array: int | None = None
+    package: str | None = None
+    owner: str | None = None
+    queue: str = "default"
+    priority: int = 0
+    retries: int = 0
+    max_runtime: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """Accept all these jobs or none. A key that was seen before gets the first answer again."""
+
+    key: str
+    user: str
+    jobs: tuple[JobRequest, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """End a job; ending one that has ended is silent."""
+
+    job: str
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """The holder of a job of kind `lease` gives it back."""
+
+    job: str
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerLost:
+    """A client process that held leases, or waited for some, is gone."""
+
+    owner: str
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSeen:
+    """A node agent describes its node."""
+
+    node: NodeInfo
+
+
+@dataclass(frozen=True, slots=True)
+class NodeGone:
+    """A node no longer answers."""
+
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What processes without a lease hold on one GPU, in MiB."""
+
+    node: str
+    gpu: str
+    foreign: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """All GPUs of a node that somebody holds in Ray without asking raysched."""
+
+    node: str
+    gpus: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A lease is held in Ray; one group a place."""
+
+    lease: str
+    groups: tuple[Group, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Denied:
+    """An engine said no to a lease or a launch. `final`: it would say no every time."""
+
+    lease: str
+    reason: str
+    final: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a backend saw of one run."""
+
+    seen: Seen
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """No process and no hold of the lease is left."""
+
+    lease: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time went by: time-outs are looked at, and old jobs forgotten."""
+
+
+Command = (
+    Submit
+    | Cancel
+    | Release
+    | OwnerLost
+    | NodeSeen
+    | NodeGone
+    | Usage
+    | Outside
+    | Held
+    | Denied
+    | Report
+    | Gone
+    | Tick
+)

@@ -1,0 +1,184 @@
+"""What the ledger decided and wrote down. Facts are the only thing in the journal, and `evolve` the only
+code that turns them into state; a fact never loses a field or changes a meaning without a new version.
+
+Times (`at`) are milliseconds since 1970.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from raysched.core.jobs import Kind, Outcome
+from raysched.core.lease import Group, Lease
+from raysched.core.node import NodeInfo
+from raysched.core.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class NodeJoined:
+    """A node is there, for the first time, again, or with other GPUs than before."""
+
+    at: int
+    node: NodeInfo
+
+
+@dataclass(frozen=True, slots=True)
+class NodeLost:
+    """A node is gone; nothing new is placed on it, and its leases wait for it to come back."""
+
+    at: int
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class GPUObserved:
+    """Somebody without a lease uses a GPU: `foreign` MiB of it, or all of it in Ray (`outside`)."""
+
+    at: int
+    node: str
+    gpu: str
+    foreign: int
+    outside: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """Jobs were accepted: one, or `array` of them with the same spec. `key` is the caller's idempotency key.
+
+    The ids are `id` for one job and `id.0`, `id.1`, ... for an array.
+    """
+
+    at: int
+    id: str
+    name: str
+    kind: Kind
+    spec: dict[str, Any]
+    request: Request
+    user: str
+    key: str
+    array: int | None = None
+    package: str | None = None
+    owner: str | None = None
+    queue: str = "default"
+    priority: int = 0
+    retries: int = 0
+    max_runtime: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """A job got a lease."""
+
+    at: int
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """The lease is held everywhere; its work may start."""
+
+    at: int
+    lease: str
+    groups: tuple[Group, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """An engine said no after the grant: the job waits again with that reason, no retry used up."""
+
+    at: int
+    job: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A rank of the job's current attempt runs."""
+
+    at: int
+    job: str
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """A rank of the job's current attempt ended."""
+
+    at: int
+    job: str
+    rank: int
+    code: int
+
+
+@dataclass(frozen=True, slots=True)
+class Retried:
+    """An attempt failed and the job waits for the next one."""
+
+    at: int
+    job: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stopping:
+    """A job is being ended; `outcome` is what it will have been."""
+
+    at: int
+    job: str
+    outcome: Outcome
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A job's end."""
+
+    at: int
+    job: str
+    outcome: Outcome
+    code: int | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Releasing:
+    """A lease's work is over; its capacity is free once its processes are seen to be gone."""
+
+    at: int
+    lease: str
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """A lease's capacity is free."""
+
+    at: int
+    lease: str
+
+
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """Ended jobs that the ledger no longer remembers."""
+
+    at: int
+    jobs: tuple[str, ...]
+
+
+Fact = (
+    NodeJoined
+    | NodeLost
+    | GPUObserved
+    | Submitted
+    | Granted
+    | Bound
+    | Returned
+    | Started
+    | Exited
+    | Retried
+    | Stopping
+    | Ended
+    | Releasing
+    | Released
+    | Forgotten
+)

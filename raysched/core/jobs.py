@@ -1,0 +1,79 @@
+"""The life of a job, in one table.
+
+    waiting ──granted──> starting ──started──> running ──exited──> succeeded | failed
+       ^  ^                 │ │                   │
+       │  └────returned─────┘ │                   │
+       │ (the engine said no) │                   │
+       ├───────retried────────┴───────────────────┤   (a failed attempt, retries left)
+       └──────────────────────────── stopping <───┘   (cancel, time-out)
+                                        └──ended──> cancelled | failed
+
+A job of kind `command` is launched by a backend. One of kind `lease` is held by a client (a pool of
+decorated calls, an actor, `raysched.lease`): it runs from the moment its lease is bound until it is
+released.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from raysched.core.request import Request
+
+JobState = Literal["waiting", "starting", "running", "stopping", "succeeded", "failed", "cancelled"]
+Kind = Literal["command", "lease"]
+Outcome = Literal["succeeded", "failed", "cancelled"]
+
+NEXT: dict[JobState, frozenset[JobState]] = {
+    "waiting": frozenset({"starting", "cancelled", "failed"}),
+    "starting": frozenset({"waiting", "running", "stopping", "succeeded", "failed", "cancelled"}),
+    "running": frozenset({"waiting", "stopping", "succeeded", "failed", "cancelled"}),
+    "stopping": frozenset({"succeeded", "failed", "cancelled"}),
+    "succeeded": frozenset(),
+    "failed": frozenset(),
+    "cancelled": frozenset(),
+}
+ENDED: frozenset[JobState] = frozenset({"succeeded", "failed", "cancelled"})
+
+
+@dataclass(slots=True)
+class Job:
+    """One unit of submitted work. Times are milliseconds since 1970, None until they come.
+
+    `group` is the id of the submission, shared by the elements of an array; `index` the element's number.
+    `attempt` counts starts from 1 and is 0 before the first. `exits` maps each rank that ended to its exit
+    code. `outcome` is what a stopping job will have been. `reason` says why it waits again or how it ended.
+    """
+
+    id: str
+    group: str
+    name: str
+    kind: Kind
+    request: Request
+    spec: dict[str, Any]
+    user: str
+    submitted: int
+    index: int | None = None
+    package: str | None = None
+    owner: str | None = None
+    queue: str = "default"
+    priority: int = 0
+    retries: int = 0
+    max_runtime: int | None = None
+    state: JobState = "waiting"
+    attempt: int = 0
+    failures: int = 0
+    lease: str | None = None
+    granted: int | None = None
+    started: int | None = None
+    ended: int | None = None
+    exits: dict[int, int] = field(default_factory=dict[int, int])
+    begun: set[int] = field(default_factory=set[int])
+    code: int | None = None
+    outcome: Outcome | None = None
+    reason: str = ""
+
+    @property
+    def display(self) -> str:
+        """The name as people see it: `hpo[3]` for an element of an array."""
+        return self.name if self.index is None else f"{self.name}[{self.index}]"

@@ -1,0 +1,59 @@
+"""What the ledger granted: exact GPUs on exact nodes, held until released."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from raysched.core.request import Isolation, Sharing
+
+LeaseState = Literal["granted", "bound", "releasing"]
+"""granted: written down; bound: held on every node, work may start; releasing: the work is over, its
+processes and holds are being ended, and the capacity is not free yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Part of one GPU: `share` in ten-thousandths, `memory` in MiB."""
+
+    gpu: str
+    share: int
+    memory: int
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What one node gives to a lease. `cpus` in ten-thousandths of a core, `memory` (host) in MiB."""
+
+    node: str
+    slices: tuple[Slice, ...]
+    cpus: int
+    memory: int
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Where Ray holds one place of a lease: a placement group's id (hex) and the bundle in it."""
+
+    id: str
+    bundle: int
+
+
+@dataclass(slots=True)
+class Lease:
+    """A grant to one attempt of a job. All its places are granted together or not at all (a gang).
+
+    `mechanism` names what holds the tenant to its share: "exclusive", or "variables" where only the
+    environment tells it (soft). `groups` has one entry a place once the lease is bound in Ray.
+    """
+
+    id: str
+    job: str
+    attempt: int
+    backend: str
+    sharing: Sharing
+    isolation: Isolation
+    mechanism: str
+    places: tuple[Place, ...]
+    state: LeaseState = "granted"
+    groups: tuple[Group, ...] = ()

@@ -1,0 +1,104 @@
+"""Nodes and their GPUs, and what of them is taken."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from raysched.core.lease import Slice
+from raysched.core.request import WHOLE, Sharing
+
+Mode = Literal["free", "exclusive", "shared", "mig"]
+
+
+@dataclass(frozen=True, slots=True)
+class GPUInfo:
+    """A physical GPU as a node agent found it. `index` is the one that Ray and CUDA use on the node;
+    `memory` in MiB; `model` without the vendor's name, such as `A100-80GB`."""
+
+    uuid: str
+    index: int
+    model: str
+    memory: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeInfo:
+    """A node as its agent describes it. `ray_id` is Ray's id of it, None where Ray does not manage it;
+    `cpus` in ten-thousandths of a core, `memory` in MiB; `backends` are those that reach it."""
+
+    name: str
+    backends: tuple[str, ...]
+    gpus: tuple[GPUInfo, ...]
+    cpus: int
+    memory: int
+    ray_id: str | None = None
+    driver: str | None = None
+    simulated: bool = False
+
+
+@dataclass(slots=True)
+class GPU:
+    """A GPU in the ledger: what it is, who holds it, and what somebody without a lease uses of it.
+
+    `foreign` is the memory in MiB that processes without a lease hold; `outside` is true while somebody
+    holds the GPU in Ray without asking raysched.
+    """
+
+    info: GPUInfo
+    node: str
+    sharing: Sharing | None = None
+    tenants: dict[str, Slice] = field(default_factory=dict[str, Slice])
+    share_used: int = 0
+    memory_used: int = 0
+    foreign: int = 0
+    outside: bool = False
+
+    @property
+    def mode(self) -> Mode:
+        """free, exclusive, shared or mig: the first tenant sets it, the last one frees it."""
+        if self.sharing is None:
+            return "free"
+        if self.sharing == "exclusive":
+            return "exclusive"
+        return "mig" if self.sharing == "mig" else "shared"
+
+    @property
+    def share_free(self) -> int:
+        """The share, in ten-thousandths, that a further tenant could still get."""
+        if self.outside or self.sharing == "exclusive":
+            return 0
+        return WHOLE - self.share_used
+
+    @property
+    def memory_free(self) -> int:
+        """The memory in MiB that nobody holds and nobody uses."""
+        if self.outside or self.sharing == "exclusive":
+            return 0
+        return max(0, self.info.memory - self.memory_used - self.foreign)
+
+    @property
+    def untouched(self) -> bool:
+        """Whether a whole-GPU request could have it: nobody holds it and nobody uses it."""
+        return self.sharing is None and not self.outside and self.foreign == 0
+
+
+@dataclass(slots=True)
+class Node:
+    """A machine with GPUs. `alive` is false from the moment that Ray, or whoever reaches it, lost it."""
+
+    info: NodeInfo
+    gpus: dict[str, GPU]
+    cpus_used: int = 0
+    memory_used: int = 0
+    alive: bool = True
+
+    @property
+    def cpus_free(self) -> int:
+        """Ten-thousandths of cores that no lease holds."""
+        return self.info.cpus - self.cpus_used
+
+    @property
+    def memory_free(self) -> int:
+        """Host memory in MiB that no lease holds."""
+        return self.info.memory - self.memory_used

@@ -1,0 +1,105 @@
+"""What must exist at a backend now, and what was seen there: the words between the ledger and the backends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from raysched.core.lease import Group, Place
+from raysched.core.request import Sharing
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Run:
+    """One start of one job on one of its nodes: the identity of a process tree, everywhere.
+
+    `rank` numbers the nodes of the job from 0. A report about an attempt that is no longer the current one
+    changes nothing.
+    """
+
+    job: str
+    attempt: int
+    rank: int
+
+    def __str__(self) -> str:
+        return f"{self.job}.{self.attempt}.{self.rank}"
+
+    @classmethod
+    def parse(cls, text: str) -> Run:
+        """The run whose `str()` is `text`. Raises ValueError on anything else."""
+        job, attempt, rank = text.rsplit(".", 2)
+        return cls(job, int(attempt), int(rank))
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """Everything that a backend needs to start a run; starting one that runs or has ended is silent.
+
+    `entrypoint` is a command line for a shell (a string) or a list that is run without one. `env` holds the
+    spec's variables and the lease's. `package` is the digest of the packed working directory.
+    """
+
+    run: Run
+    lease: str
+    place: Place
+    name: str
+    entrypoint: str | tuple[str, ...]
+    env: tuple[tuple[str, str], ...]
+    package: str | None
+    group: Group | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """A run to end, with the seconds between SIGTERM and SIGKILL; stopping what is gone is silent."""
+
+    run: Run
+    grace: float
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A lease that Ray must know of, one place at a time held in a placement group.
+
+    `resident` asks for an actor that keeps the share for as long as the lease lasts; without it the client
+    puts its own actors there.
+    """
+
+    lease: str
+    job: str
+    label: str
+    sharing: Sharing
+    places: tuple[Place, ...]
+    resident: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What must exist at one backend. `version` grows whenever any of it changes.
+
+    `releases` are leases whose processes must be gone before their capacity is free again; `known` are all
+    runs that the ledger still remembers: files of others may be deleted.
+    """
+
+    version: int
+    launches: tuple[Launch, ...] = ()
+    stops: tuple[Stop, ...] = ()
+    holds: tuple[Hold, ...] = ()
+    releases: tuple[Hold, ...] = ()
+    known: frozenset[Run] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A run as a backend observes it. `code` is set once it has ended: its exit code, 128 + the signal's
+    number if a signal ended it. `started` and `ended` are milliseconds since 1970 by the node's clock.
+
+    lost: it had been started and is gone without leaving an exit code (a reboot, a deleted folder).
+    """
+
+    run: Run
+    state: Literal["running", "exited", "lost"]
+    started: int | None = None
+    ended: int | None = None
+    code: int | None = None
+    reason: str = ""
