@@ -103,3 +103,20 @@ class Seen:
     ended: int | None = None
     code: int | None = None
     reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Owned:
+    """A job of kind `lease` as its owner sees it. `groups` and `env` are there once it is bound.
+
+    waiting: with the reason in `reason`; bound: work may be put into the groups, with `env` set for it;
+    ended: released, cancelled, or never to be granted (`reason` says which).
+    """
+
+    job: str
+    state: Literal["waiting", "bound", "ended"]
+    reason: str = ""
+    lease: str | None = None
+    places: tuple[Place, ...] = ()
+    groups: tuple[Group, ...] = ()
+    env: tuple[tuple[str, str], ...] = ()
