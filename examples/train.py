@@ -67,12 +67,10 @@ class Network:
         error /= len(labels)
         below = (error @ self.weights[1].T) * (hidden > 0)
         gradients = [images.T @ below, hidden.T @ error, below.sum(axis=0), error.sum(axis=0)]
-        for parameter, speed, gradient in zip(
-            self.weights + self.biases, self.speeds, gradients, strict=True
-        ):
-            speed *= 0.9
-            speed -= rate * gradient
-            parameter += speed
+        parameters = self.weights + self.biases
+        for parameter, speed, gradient in zip(parameters, self.speeds, gradients, strict=True):
+            np.copyto(speed, 0.9 * speed - rate * gradient)
+            np.add(parameter, speed, out=parameter)
 
     def accuracy(self, images: np.ndarray, labels: np.ndarray) -> float:
         """The part of the images that it reads right."""

@@ -8,7 +8,8 @@ import sys
 import pytest
 
 ELSEWHERE = """
-import asyncio, builtins, ctypes, multiprocessing, os, subprocess, sys, urllib.request  # as this machine has them
+# The standard library comes as this machine has it.
+import asyncio, builtins, ctypes, multiprocessing, os, subprocess, sys, urllib.request
 
 sys.platform = "darwin"
 for name in ("pidfd_open", "setresuid", "sched_getaffinity", "posix_fadvise", "splice", "memfd_create"):
