@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from raysched.core.jobs import Kind
+from raysched.core.jobs import GRACE, Kind
 from raysched.core.lease import Group
 from raysched.core.node import NodeInfo
 from raysched.core.request import Request
@@ -31,6 +31,7 @@ class JobRequest:
     priority: int = 0
     retries: int = 0
     max_runtime: int | None = None
+    grace: int = GRACE
 
 
 @dataclass(frozen=True, slots=True)

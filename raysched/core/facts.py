@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from raysched.core.jobs import Kind, Outcome
+from raysched.core.jobs import GRACE, Kind, Outcome
 from raysched.core.lease import Group, Lease
 from raysched.core.node import NodeInfo
 from raysched.core.request import Request
@@ -64,6 +64,7 @@ class Submitted:
     priority: int = 0
     retries: int = 0
     max_runtime: int | None = None
+    grace: int = GRACE
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +86,13 @@ class Bound:
 
 @dataclass(frozen=True, slots=True)
 class Returned:
-    """An engine said no after the grant: the job waits again with that reason, no retry used up."""
+    """An engine said no after the grant: the job waits again with that reason, no retry used up, and is not
+    looked at before `until`."""
 
     at: int
     job: str
     reason: str
+    until: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +106,12 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Exited:
-    """A rank of the job's current attempt ended."""
+    """A rank of the job's current attempt ended; without a code it was lost."""
 
     at: int
     job: str
     rank: int
-    code: int
+    code: int | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from raysched.core.lease import Place
 from raysched.core.request import Request
 
 JobState = Literal["waiting", "starting", "running", "stopping", "succeeded", "failed", "cancelled"]
@@ -33,6 +34,9 @@ NEXT: dict[JobState, frozenset[JobState]] = {
     "failed": frozenset(),
     "cancelled": frozenset(),
 }
+GRACE = 10_000
+"""Milliseconds between SIGTERM and SIGKILL where the spec says nothing."""
+
 ENDED: frozenset[JobState] = frozenset({"succeeded", "failed", "cancelled"})
 
 
@@ -40,9 +44,13 @@ ENDED: frozenset[JobState] = frozenset({"succeeded", "failed", "cancelled"})
 class Job:
     """One unit of submitted work. Times are milliseconds since 1970, None until they come.
 
-    `group` is the id of the submission, shared by the elements of an array; `index` the element's number.
-    `attempt` counts starts from 1 and is 0 before the first. `exits` maps each rank that ended to its exit
-    code. `outcome` is what a stopping job will have been. `reason` says why it waits again or how it ended.
+    `group` is the id of the submission, shared by the elements of an array; `index` the element's number;
+    `order` numbers jobs as they came. `attempt` counts grants from 1 and is 0 before the first; `failures`
+    counts attempts that failed. A job that was given back is not looked at before `until`. `lease` is the
+    lease it has now; `places`, `backend` and `mechanism` describe the last one it had. `begun` holds the
+    ranks that started, `exits` the exit code of each that ended (None: lost). `outcome` is what a stopping
+    job will have been. `reason` says why it waits again or how it ended. `grace` is the time between
+    SIGTERM and SIGKILL.
     """
 
     id: str
@@ -60,14 +68,20 @@ class Job:
     priority: int = 0
     retries: int = 0
     max_runtime: int | None = None
+    grace: int = GRACE
+    order: int = 0
     state: JobState = "waiting"
     attempt: int = 0
     failures: int = 0
+    until: int = 0
     lease: str | None = None
+    backend: str | None = None
+    mechanism: str = ""
+    places: tuple[Place, ...] = ()
     granted: int | None = None
     started: int | None = None
     ended: int | None = None
-    exits: dict[int, int] = field(default_factory=dict[int, int])
+    exits: dict[int, int | None] = field(default_factory=dict[int, "int | None"])
     begun: set[int] = field(default_factory=set[int])
     code: int | None = None
     outcome: Outcome | None = None

@@ -42,7 +42,7 @@ class GPU:
     """A GPU in the ledger: what it is, who holds it, and what somebody without a lease uses of it.
 
     `foreign` is the memory in MiB that processes without a lease hold; `outside` is true while somebody
-    holds the GPU in Ray without asking raysched.
+    holds the GPU in Ray without asking raysched; `present` is false once the node no longer reports it.
     """
 
     info: GPUInfo
@@ -53,6 +53,7 @@ class GPU:
     memory_used: int = 0
     foreign: int = 0
     outside: bool = False
+    present: bool = True
 
     @property
     def mode(self) -> Mode:
@@ -64,34 +65,39 @@ class GPU:
         return "mig" if self.sharing == "mig" else "shared"
 
     @property
+    def closed(self) -> bool:
+        """Whether nobody else can get a part of it."""
+        return self.outside or not self.present or self.sharing == "exclusive"
+
+    @property
     def share_free(self) -> int:
         """The share, in ten-thousandths, that a further tenant could still get."""
-        if self.outside or self.sharing == "exclusive":
+        if self.closed:
             return 0
         return WHOLE - self.share_used
 
     @property
     def memory_free(self) -> int:
         """The memory in MiB that nobody holds and nobody uses."""
-        if self.outside or self.sharing == "exclusive":
+        if self.closed:
             return 0
         return max(0, self.info.memory - self.memory_used - self.foreign)
 
     @property
     def untouched(self) -> bool:
         """Whether a whole-GPU request could have it: nobody holds it and nobody uses it."""
-        return self.sharing is None and not self.outside and self.foreign == 0
+        return self.sharing is None and not self.closed and self.foreign == 0
 
 
 @dataclass(slots=True)
 class Node:
-    """A machine with GPUs. `alive` is false from the moment that Ray, or whoever reaches it, lost it."""
+    """A machine with GPUs. `lost` is when whoever reaches it lost it (ms since 1970), None while it is there."""
 
     info: NodeInfo
     gpus: dict[str, GPU]
     cpus_used: int = 0
     memory_used: int = 0
-    alive: bool = True
+    lost: int | None = None
 
     @property
     def cpus_free(self) -> int:

@@ -6,26 +6,24 @@ from dataclasses import dataclass, field
 
 from raysched.core.jobs import Job
 from raysched.core.lease import Lease
-from raysched.core.node import GPU, Node
+from raysched.core.node import Node
 
 
 @dataclass(slots=True)
 class State:
     """The folded journal.
 
-    `waiting` holds the ids of waiting jobs in the order they came; `keys` the answers of submissions by
-    idempotency key; `ended` the ids of ended jobs, oldest first; `owned` the ids of jobs by owner.
+    `groups` maps a submission to its jobs; `waiting` holds (-priority, order, id) of the waiting jobs,
+    sorted; `ended` the ids of ended jobs, oldest first; `keys` the jobs of a submission by idempotency key;
+    `owned` the ids of the jobs that a client process holds. `count` numbers jobs as they come.
     """
 
     nodes: dict[str, Node] = field(default_factory=dict[str, Node])
     jobs: dict[str, Job] = field(default_factory=dict[str, Job])
     leases: dict[str, Lease] = field(default_factory=dict[str, Lease])
-    waiting: dict[str, None] = field(default_factory=dict[str, None])
+    groups: dict[str, list[str]] = field(default_factory=dict[str, "list[str]"])
+    waiting: list[tuple[int, int, str]] = field(default_factory=list["tuple[int, int, str]"])
     ended: dict[str, None] = field(default_factory=dict[str, None])
     keys: dict[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     owned: dict[str, dict[str, None]] = field(default_factory=dict[str, dict[str, None]])
-    version: int = 0
-
-    def gpu(self, uuid: str, node: str) -> GPU:
-        """The GPU `uuid` of `node`. Raises KeyError where there is none."""
-        return self.nodes[node].gpus[uuid]
+    count: int = 0

@@ -77,8 +77,7 @@ class Hold:
 class Wanted:
     """What must exist at one backend. `version` grows whenever any of it changes.
 
-    `releases` are leases whose processes must be gone before their capacity is free again; `known` are all
-    runs that the ledger still remembers: files of others may be deleted.
+    `releases` are leases whose processes must be gone before their capacity is free again.
     """
 
     version: int
@@ -86,7 +85,6 @@ class Wanted:
     stops: tuple[Stop, ...] = ()
     holds: tuple[Hold, ...] = ()
     releases: tuple[Hold, ...] = ()
-    known: frozenset[Run] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,342 @@
+"""What the API shows, as plain JSON values: the shapes of docs/api.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from typing import Any
+
+from raysched.core import explain
+from raysched.core.commands import JobRequest, Submit
+from raysched.core.decide import decide, grant
+from raysched.core.environment import job_variables
+from raysched.core.evolve import evolve
+from raysched.core.jobs import ENDED, Job
+from raysched.core.lease import Lease, Place
+from raysched.core.node import GPU, Node
+from raysched.core.queue import Look, survey
+from raysched.core.state import State
+from raysched.core.work import Run
+from raysched.errors import Conflict, NotFound, RayschedError
+
+View = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Memory in MiB that was last measured: of each GPU, and of each tenant by (GPU, lease)."""
+
+    gpus: Mapping[str, int] = field(default_factory=dict[str, int])
+    tenants: Mapping[tuple[str, str], int] = field(default_factory=dict["tuple[str, str]", int])
+
+
+def stamp(time: int | None) -> str | None:
+    """A time in ms since 1970 as ISO 8601 in UTC."""
+    if time is None:
+        return None
+    return (
+        datetime.fromtimestamp(time / 1000, timezone.utc)
+        .isoformat(timespec="milliseconds")
+        .replace("+00:00", "Z")
+    )
+
+
+def _seconds(start: int | None, end: int | None, now: int) -> float | None:
+    return None if start is None else max(0, (now if end is None else end) - start) / 1000
+
+
+# ---------------------------------------------------------------- jobs
+
+
+def job_view(state: State, job: Job, now: int) -> View:
+    """One job."""
+    waited = job.granted if job.state != "waiting" else None
+    return {
+        "id": job.id,
+        "group": job.group,
+        "index": job.index,
+        "name": job.name,
+        "display": job.display,
+        "kind": job.kind,
+        "user": job.user,
+        "queue": job.queue,
+        "priority": job.priority,
+        "backend": job.backend or job.request.backends[0],
+        "state": job.state,
+        "reason": job.reason,
+        "attempt": job.attempt,
+        "submitted": stamp(job.submitted),
+        "granted": stamp(job.granted),
+        "started": stamp(job.started),
+        "ended": stamp(job.ended),
+        "wait_s": _seconds(job.submitted, waited or job.ended, now),
+        "run_s": _seconds(job.started, job.ended, now),
+        "exit_code": job.code,
+        "asks": explain.asks(job.request),
+        "spec": job.spec,
+        "lease": _lease_view(state, job),
+    }
+
+
+def _lease_view(state: State, job: Job) -> View | None:
+    """The lease that the job has, or the last one that it had."""
+    if not job.attempt:
+        return None
+    id = f"{job.id}.{job.attempt}"
+    lease = state.leases.get(id)
+    return {
+        "id": id,
+        "state": lease.state if lease else "released",
+        "sharing": job.request.sharing,
+        "isolation": job.request.isolation,
+        "mechanism": job.mechanism,
+        "places": [place_view(state, place) for place in job.places],
+    }
+
+
+def place_view(state: State, place: Place) -> View:
+    """What a lease has on one node."""
+    node = state.nodes.get(place.node)
+    gpus: list[View] = []
+    for slice in place.slices:
+        gpu = node.gpus.get(slice.gpu) if node else None
+        gpus.append(
+            {
+                "uuid": slice.gpu,
+                "index": gpu.info.index if gpu else None,
+                "model": gpu.info.model if gpu else None,
+                "share": slice.share,
+                "memory_mib": slice.memory,
+            }
+        )
+    return {"node": place.node, "cpus": place.cpus / 10_000, "memory_mib": place.memory, "gpus": gpus}
+
+
+def find_jobs(state: State, text: str) -> list[Job]:
+    """The jobs that `text` means: an id, the id of an array, `name[3]`, or a name.
+
+    A name means the newest submission of that name; if several of that name have not ended, they must be told
+    apart by id. Raises NotFound and Conflict.
+    """
+    if text in state.jobs:
+        return [state.jobs[text]]
+    if text in state.groups:
+        return [state.jobs[id] for id in state.groups[text]]
+    named = [job for job in state.jobs.values() if text in (job.name, job.display)]
+    if not named:
+        raise NotFound(f"no job {text}: `raysched status` lists those that are known")
+    active = sorted({job.group for job in named if job.state not in ENDED})
+    if len(active) > 1:
+        raise Conflict(
+            f"{text} names {len(active)} jobs that have not ended: say which by id: {', '.join(active)}"
+        )
+    group = active[0] if active else max(named, key=lambda job: job.order).group
+    return [job for job in named if job.group == group]
+
+
+def jobs_view(state: State, jobs: Iterable[Job], now: int) -> View:
+    """Several jobs, in the order in which they came."""
+    return {"jobs": [job_view(state, job, now) for job in sorted(jobs, key=lambda job: job.order)]}
+
+
+# ---------------------------------------------------------------- the queue
+
+
+def queue_view(state: State, now: int) -> View:
+    """The waiting jobs in the order in which they are looked at, each with the reason why it waits."""
+    return {"waiting": [_waiting_view(state, look, at, now) for at, look in enumerate(survey(state, now), 1)]}
+
+
+def _waiting_view(state: State, look: Look, position: int, now: int) -> View:
+    job = look.job
+    return {
+        "position": position,
+        "id": job.id,
+        "group": job.group,
+        "display": job.display,
+        "kind": job.kind,
+        "user": job.user,
+        "queue": job.queue,
+        "asks": explain.asks(job.request),
+        "submitted": stamp(job.submitted),
+        "waits_s": _seconds(job.submitted, None, now),
+        "why": explain.waiting(state, look).why,
+    }
+
+
+def explain_view(state: State, job: Job, now: int) -> View:
+    """Why one job waits, or what became of it."""
+    view: View = {"id": job.id, "display": job.display, "state": job.state}
+    if job.state == "waiting":
+        look = next(look for look in survey(state, now) if look.job is job)
+        return {**view, **asdict(explain.waiting(state, look, change=True))}
+    why = job.reason or _told(job)
+    return {**view, "why": why, "short_of": None, "nearest": None, "change": None}
+
+
+def _told(job: Job) -> str:
+    where = ", ".join(sorted({place.node for place in job.places}))
+    return {
+        "starting": f"has its lease on {where} and is being started",
+        "running": f"runs on {where}",
+        "succeeded": "has ended with success",
+    }.get(job.state, f"is {job.state}")
+
+
+# ---------------------------------------------------------------- GPUs
+
+
+def gpus_view(state: State, usage: Usage, now: int) -> View:
+    """Every node with its GPUs and their tenants."""
+    nodes = sorted(state.nodes.values(), key=lambda node: node.info.name)
+    return {
+        "simulated": any(node.info.simulated for node in nodes),
+        "nodes": [_node_view(state, node, usage, now) for node in nodes],
+    }
+
+
+def _node_view(state: State, node: Node, usage: Usage, now: int) -> View:
+    return {
+        "name": node.info.name,
+        "alive": node.lost is None,
+        "simulated": node.info.simulated,
+        "driver": node.info.driver,
+        "backends": list(node.info.backends),
+        "cpus": {"total": node.info.cpus / 10_000, "used": node.cpus_used / 10_000},
+        "memory_mib": {"total": node.info.memory, "used": node.memory_used},
+        "gpus": [_gpu_view(state, gpu, usage, now) for gpu in node.gpus.values()],
+    }
+
+
+def _gpu_view(state: State, gpu: GPU, usage: Usage, now: int) -> View:
+    return {
+        "uuid": gpu.info.uuid,
+        "index": gpu.info.index,
+        "model": gpu.info.model,
+        "mode": gpu.mode,
+        "outside": gpu.outside or not gpu.present,
+        "share_used": gpu.share_used,
+        "memory_mib": gpu.info.memory,
+        "memory_held_mib": gpu.memory_used,
+        "memory_used_mib": usage.gpus.get(gpu.info.uuid),
+        "foreign_mib": gpu.foreign,
+        "tenants": [_tenant_view(state, gpu, state.leases[lease], usage, now) for lease in gpu.tenants],
+    }
+
+
+def _tenant_view(state: State, gpu: GPU, lease: Lease, usage: Usage, now: int) -> View:
+    job = state.jobs[lease.job]
+    slice = gpu.tenants[lease.id]
+    return {
+        "job": job.id,
+        "display": job.display,
+        "kind": job.kind,
+        "user": job.user,
+        "backend": lease.backend,
+        "state": "ending" if lease.state == "releasing" else job.state,
+        "since": stamp(job.granted),
+        "for_s": _seconds(job.granted, None, now),
+        "share": slice.share,
+        "memory_mib": slice.memory,
+        "memory_used_mib": usage.tenants.get((gpu.info.uuid, lease.id)),
+        "isolation": lease.isolation,
+        "mechanism": lease.mechanism,
+    }
+
+
+def status_view(state: State) -> View:
+    """Counts of what is there."""
+    gpus = [gpu for node in state.nodes.values() if node.lost is None for gpu in node.gpus.values()]
+    counts: dict[str, int] = {}
+    for job in state.jobs.values():
+        counts[job.state] = counts.get(job.state, 0) + 1
+    return {
+        "simulated": any(node.info.simulated for node in state.nodes.values()),
+        "nodes": sum(node.lost is None for node in state.nodes.values()),
+        "gpus": {
+            "total": len(gpus),
+            **{
+                mode: sum(gpu.mode == mode for gpu in gpus) for mode in ("free", "shared", "exclusive", "mig")
+            },
+            "share_used": sum(gpu.share_used for gpu in gpus),
+        },
+        "jobs": counts,
+    }
+
+
+# ---------------------------------------------------------------- plans
+
+
+def plan_view(state: State, user: str, jobs: Iterable[JobRequest], now: int) -> View:
+    """Where each job would run if all were submitted now, in order. `state` is a copy and is used up."""
+    return {"jobs": [view for asked in jobs for view in _plan(state, user, asked, now)]}
+
+
+def _plan(state: State, user: str, asked: JobRequest, now: int) -> Iterable[View]:
+    view: View = {
+        "name": asked.name,
+        "display": asked.name,
+        "asks": explain.asks(asked.request),
+        "backend": asked.request.backends[0],
+        "isolation": asked.request.isolation,
+        "mechanism": explain.mechanism(asked.request),
+        "env": {},
+        "places": [],
+    }
+    try:
+        facts = decide(state, Submit(f"plan {asked.id}", user, (asked,)), now)
+    except RayschedError as error:
+        return [{**view, "outcome": "refused", "why": str(error)}]
+    for fact in facts:
+        evolve(state, fact)
+    return [{**view, **outcome} for outcome in _outcomes(state, asked.id, now)]
+
+
+def _outcomes(state: State, group: str, now: int) -> Iterable[View]:
+    ids = set(state.groups[group])
+    for look in survey(state, now):
+        if look.placement is not None:
+            for fact in grant(look.job, look.placement, False, now):
+                evolve(state, fact)
+    waiting = {look.job.id: look for look in survey(state, now) if look.job.id in ids}
+    for id in state.groups[group]:
+        job = state.jobs[id]
+        if id in waiting:
+            why = explain.waiting(state, waiting[id]).why
+            yield {"display": job.display, "outcome": "waits", "why": why}
+        else:
+            yield _starts(state, job)
+
+
+def _starts(state: State, job: Job) -> View:
+    places = [place_view(state, place) for place in job.places]
+    env = job_variables(job, Run(job.id, job.attempt, 0), f"{job.id}.{job.attempt}", job.places[0])
+    spec_env = job.spec.get("env") or {}
+    return {
+        "display": job.display,
+        "outcome": "starts",
+        "why": _chosen(state, job),
+        "backend": job.backend,
+        "env": {name: value for name, value in sorted(env.items()) if name not in spec_env},
+        "places": places,
+    }
+
+
+def _chosen(state: State, job: Job) -> str:
+    """Which rule put the job where it is."""
+    where = "; ".join(
+        f"{place.node}: {', '.join(explain.short(slice.gpu) for slice in place.slices) or 'no GPU'}"
+        for place in job.places
+    )
+    if not job.request.gpus:
+        return f"{where} (CPUs and memory are free there)"
+    if job.request.sharing == "exclusive":
+        return f"{where} (whole and free)"
+    shared = any(
+        len(state.nodes[place.node].gpus[slice.gpu].tenants) > 1
+        for place in job.places
+        for slice in place.slices
+    )
+    rule = "best fit beside other tenants" if shared else "no GPU in use has room, the first free one"
+    return f"{where} ({rule})"
