@@ -1,0 +1,67 @@
+"""What a node agent asks of a GPU driver, real or simulated."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from raysched.core.node import GPUInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Discovery:
+    """The GPUs of this node. `driver_version` is None where no driver is loaded: then there are no GPUs."""
+
+    driver_version: str | None
+    simulated: bool
+    gpus: tuple[GPUInfo, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessUse:
+    """A process that uses a GPU, and the MiB that it holds there; None where the driver does not say."""
+
+    pid: int
+    memory_mib: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class GPUUse:
+    """What is in use of one GPU in MiB, by whom. None: nothing was measured."""
+
+    memory_mib: int | None
+    processes: tuple[ProcessUse, ...] = ()
+
+
+class Driver(Protocol):
+    """Reads the GPUs of this node. Raises RayschedError, in words, where the driver is broken."""
+
+    def discover(self) -> Discovery:
+        """The GPUs that are ours to share, in the order of their index."""
+        ...
+
+    def sample(self) -> dict[str, GPUUse]:
+        """What is in use now, by UUID, for each GPU of `discover`."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the driver; calling it twice is silent."""
+        ...
+
+
+def open_driver(simulate: str | None, node: str, environ: Mapping[str, str] = os.environ) -> Driver:
+    """The driver of this node: simulated as `simulate` says (`2xA100-80GB,1xA30`), else NVML.
+
+    `node` is the node's name; a simulated GPU keeps its UUID as long as the name stays. A GPU that
+    `CUDA_VISIBLE_DEVICES` in `environ` hides is not ours. A machine without NVIDIA's library or driver
+    simply has no GPUs. Raises ConfigError for a simulation that can't be, RayschedError for a broken driver.
+    """
+    if simulate is not None:
+        from raysched.gpu.simulated import SimulatedDriver
+
+        return SimulatedDriver(simulate, node)
+    from raysched.gpu.nvml import NVMLDriver
+
+    return NVMLDriver(environ.get("CUDA_VISIBLE_DEVICES"))
