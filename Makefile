@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Another environment that is active in this shell is none of our business.
 unexport VIRTUAL_ENV
 
-.PHONY: help demo test check format bench clean
+.PHONY: help demo test check format bench clean venv
 
 help:
 	@echo "make demo    eight trainings share a GPU (a simulated one, where there is none)"
@@ -29,7 +29,7 @@ test: check
 check: .venv/dev
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
-	@$(BIN)/pyright
+	@$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: .venv/dev
 	@$(BIN)/ruff check --fix
@@ -50,8 +50,11 @@ clean:
 	@touch $@
 
 .venv/uv: constraints.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v <= (3, 14) or sys.exit( \
-		"raysched needs Python 3.10 to 3.14, and $(PYTHON) is %d.%d: name another one, as in make demo PYTHON=python3.12" % v)'
-	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(MAKE) --no-print-directory venv
 	@$(BIN)/python -m pip --disable-pip-version-check $(INSTALL) uv
 	@touch $@
+
+venv:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v <= (3, 14) or sys.exit( \
+		"raysched needs Python 3.10 to 3.14, and $(PYTHON) is %d.%d: name another, make demo PYTHON=python3.12" % v)'
+	@$(PYTHON) -m venv .venv
