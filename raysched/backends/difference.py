@@ -1,0 +1,44 @@
+"""What a backend has to do: the difference between what is wanted and what is seen there."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from raysched.core.work import Launch, Run, Seen, Stop, Wanted
+
+STRAY_GRACE = 10.0
+"""Seconds between SIGTERM and SIGKILL for a run that the ledger wants nothing of any more, and for which it
+therefore names no grace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Actions:
+    """What is to be started, ended and told to the ledger."""
+
+    start: tuple[Launch, ...] = ()
+    stop: tuple[Stop, ...] = ()
+    report: tuple[Seen, ...] = ()
+
+
+def difference(wanted: Wanted, seen: Sequence[Seen], reported: Collection[Seen] = ()) -> Actions:
+    """The actions that bring what is `seen` closer to what is `wanted`.
+
+    A run starts only where no trace of it is seen: one that exited or was lost leaves its folder until it is
+    forgotten, so no run starts twice. What is to be stopped and was never seen is stopped too, since it may
+    be just about to start; the backend then shows it as ended. A run that is neither launched nor stopped
+    belongs to an old attempt or to a job that is over, and is ended.
+
+    `reported` are the sights that the ledger has taken note of; all others are reported.
+    """
+    states = {each.run: each.state for each in seen}
+    named = {stop.run for stop in wanted.stops}
+    launched = {launch.run for launch in wanted.launches} - named
+    start = [launch for launch in wanted.launches if launch.run in launched and launch.run not in states]
+    stop = [stop for stop in wanted.stops if states.get(stop.run, "running") == "running"]
+    stop += [Stop(run, STRAY_GRACE) for run in _running(seen) if run not in launched | named]
+    return Actions(tuple(start), tuple(stop), tuple(each for each in seen if each not in reported))
+
+
+def _running(seen: Sequence[Seen]) -> list[Run]:
+    return [each.run for each in seen if each.state == "running"]

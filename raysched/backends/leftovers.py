@@ -1,0 +1,49 @@
+"""What is left of a run whose runner was killed."""
+
+from __future__ import annotations
+
+import time
+from signal import SIGKILL
+
+from raysched.backends import runner
+from raysched.core.work import Run
+
+KILL_LIMIT = 2.0
+"""Seconds that one call waits for killed processes to be gone; the next call goes on."""
+
+LOOK_AGAIN = 0.02
+"""Seconds between two looks."""
+
+
+def end_leftovers(run: Run) -> bool:
+    """Kill every process of the run; true once none is left.
+
+    Found by `RAYSCHED_RUN` in the environment that they were started with, and by their parents. There is
+    no grace: nobody is there to wait for it, and the result is lost anyway.
+    """
+    limit = time.monotonic() + KILL_LIMIT
+    while left := leftovers(run):
+        for pid in left:
+            runner.kill(pid, SIGKILL)
+        if time.monotonic() > limit:
+            return False
+        time.sleep(LOOK_AGAIN)
+    return True
+
+
+def leftovers(run: Run) -> set[int]:
+    """The processes of a run, dead ones that nobody reaped left out."""
+    marker = f"RAYSCHED_RUN={run}".encode()
+    marked = {pid for pid in runner.processes() if marker in started_with(pid)}
+    if not marked:
+        return marked
+    return {pid for pid in marked | runner.descendants(marked) if runner.ticks(pid) is not None}
+
+
+def started_with(pid: int) -> list[bytes]:
+    """The environment that a process was started with, empty where we may not read it."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return file.read().split(b"\0")
+    except OSError:
+        return []

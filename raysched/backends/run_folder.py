@@ -1,0 +1,211 @@
+"""One run on this machine, as the files of its folder tell it (`runner.py` lists them).
+
+Nothing about a run lives in memory alone: whoever opens the folder, at any time and any number at a time,
+sees the same run, so that a backend which was killed adopts its runs by looking at them.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from signal import SIGTERM
+from typing import Any
+
+from raysched.backends import runner
+from raysched.backends.base import EngineRefused
+from raysched.backends.environment import environment
+from raysched.backends.leftovers import end_leftovers
+from raysched.backends.working_dir import delete_tree, make_working_dir
+from raysched.core.work import Launch, Run, Seen
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerMark:
+    """A runner as `run.json` names it: process id, start time in clock ticks since `boot`, and when the
+    run started in ms since 1970."""
+
+    pid: int
+    ticks: int
+    boot: str
+    started: int
+
+    @property
+    def alive(self) -> bool:
+        """Whether this very runner runs, not a later process with its id."""
+        return runner.ticks(self.pid) == self.ticks and runner.boot() == self.boot
+
+
+class RunFolder:
+    """The folder `path` of one run, which need not exist yet."""
+
+    def __init__(self, path: Path, run: Run) -> None:
+        self.path = path
+        self.run = run
+        self._runner: RunnerMark | None = None
+
+    def start(self, launch: Launch, base_env: Mapping[str, str], package: Path | None) -> None:
+        """Prepare the run and start its runner; return once it has registered. Silent where the run was
+        started or stopped before, and where somebody else is just starting it.
+
+        `package` is the packed working directory. Raises EngineRefused where it can't be used (final) or
+        the run can't be started now.
+        """
+        try:
+            self.path.mkdir(mode=0o700, exist_ok=True)
+            with self._locked() as mine:
+                if not mine or self.begun:
+                    return
+                self._prepare(launch, base_env, package)
+        except OSError as error:
+            raise EngineRefused(f"the run can't be prepared in {self.path}: {runner.words(error)}") from error
+        self._start_runner()
+
+    @property
+    def begun(self) -> bool:
+        """Whether the run was ever started, or ended without having been."""
+        return runner.begun(str(self.path))
+
+    @property
+    def runner(self) -> RunnerMark | None:
+        """Who looks after the run; None before it was started."""
+        if self._runner is None and (content := self._read("run.json")):
+            self._runner = RunnerMark(**content)
+        return self._runner
+
+    def seen(self) -> Seen | None:
+        """What became of the run; None if it was not started. What a killed runner left behind is ended
+        here, and the run is lost once that is gone."""
+        # The exit is read again after the runner is found dead: it may have written it in between.
+        return self._exit() or self._running() or self._exit() or self._bury()
+
+    def stop(self, grace: float) -> bool:
+        """Begin to end the run, with `grace` seconds between SIGTERM and SIGKILL; silent where it has ended.
+
+        A run that was not started never will be: it counts as ended by SIGTERM, and true is returned.
+        """
+        if runner.exists(str(self.path), "exit.json"):
+            return False
+        self.path.mkdir(mode=0o700, exist_ok=True)
+        with suppress(OSError):  # a full disk: the runner then takes its own grace
+            runner.write_json(str(self.path), "stop.json", {"grace": grace})
+        # Whatever happens at the same time: a starting runner looks for stop.json after it registered.
+        if (mark := self.runner) is not None:
+            if mark.alive:
+                runner.kill(mark.pid, SIGTERM)
+            return False
+        with self._locked() as mine:
+            if not mine or self.begun:
+                return False
+            code, reason = runner.STOPPED_EARLY
+            self._write_exit(code, None, reason)
+            return True
+
+    def logs(self, offset: int, limit: int) -> bytes:
+        """At most `limit` bytes of the output from `offset`."""
+        try:
+            with open(self.path / "output.log", "rb") as file:
+                file.seek(offset)
+                return file.read(limit)
+        except FileNotFoundError:
+            return b""
+
+    def delete(self) -> None:
+        """Delete the folder, unless the run goes on or is just being started."""
+        try:
+            with self._locked() as mine:
+                if not mine:
+                    return
+                hidden = self.path.with_name(f".{self.path.name}.deleted")
+                self.path.rename(hidden)
+        except FileNotFoundError:
+            return
+        delete_tree(hidden)
+
+    # ------------------------------------------------------------ start
+
+    def _prepare(self, launch: Launch, base_env: Mapping[str, str], package: Path | None) -> None:
+        if (self.path / "launch.json").exists():
+            return
+        work = self.path / "work"
+        make_working_dir(work, package)
+        entrypoint = launch.entrypoint if isinstance(launch.entrypoint, str) else list(launch.entrypoint)
+        env = environment(launch, base_env)
+        content = {"entrypoint": entrypoint, "env": env, "cwd": str(work)}
+        runner.write_json(str(self.path), "launch.json", content)
+
+    def _start_runner(self) -> None:
+        # Isolated (-I), without site packages (-S), text as UTF-8 whatever the locale; and not with the
+        # marker of a lease, by which the processes of a lease are found and ended.
+        command = [sys.executable, "-I", "-S", "-X", "utf8", runner.__file__, str(self.path)]
+        env = {name: value for name, value in os.environ.items() if not name.startswith("RAYSCHED_")}
+        done = subprocess.run(
+            command,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+        if done.returncode != 0:
+            said = done.stderr.decode("utf-8", "replace").strip().removeprefix("raysched: ")
+            raise EngineRefused(said or f"the runner ended with code {done.returncode}")
+
+    # ------------------------------------------------------------ observe
+
+    def _running(self) -> Seen | None:
+        mark = self.runner
+        return Seen(self.run, "running", mark.started) if mark is not None and mark.alive else None
+
+    def _exit(self) -> Seen | None:
+        content = self._read("exit.json")
+        if content is None:
+            return None
+        code: int | None = content.get("code")
+        state = "lost" if code is None else "exited"
+        reason = content.get("reason", f"{self.path / 'exit.json'} is damaged")
+        return Seen(self.run, state, content.get("started"), content.get("ended"), code, reason)
+
+    def _bury(self) -> Seen | None:
+        """The end of a run whose runner is gone: end what is left, then write down that it is lost."""
+        if not self.begun:
+            return None
+        mark = self.runner
+        started = mark.started if mark else None
+        rebooted = mark is not None and mark.boot != runner.boot()
+        reason = "the machine was restarted" if rebooted else "its runner was killed"
+        if not end_leftovers(self.run):
+            return Seen(self.run, "running", started, reason=f"{reason}; what is left of it is being ended")
+        with self._locked() as mine, suppress(OSError):
+            if mine:
+                self._write_exit(None, started, reason)
+        return Seen(self.run, "lost", started, runner.now(), reason=reason)
+
+    # ------------------------------------------------------------ files
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        """The content of a file, None where there is none, and nothing where it is damaged."""
+        try:
+            return runner.read_json(str(self.path), name)
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            return {}
+
+    def _write_exit(self, code: int | None, started: int | None, reason: str) -> None:
+        exit = {"code": code, "started": started, "ended": runner.now(), "reason": reason}
+        runner.write_exit(str(self.path), exit)
+
+    @contextmanager
+    def _locked(self) -> Generator[bool]:
+        """Whether this process holds the run's lock, for the length of the block."""
+        descriptor = runner.lock(str(self.path))
+        try:
+            yield descriptor is not None
+        finally:
+            if descriptor is not None:
+                runner.unlock(descriptor)

@@ -1,0 +1,394 @@
+"""Runs the command of one run, outside of whatever started it: `python -I -S runner.py RUN_FOLDER`.
+
+It stands alone on the standard library, so that the file can be sent to another machine, and it imports
+little, so that it starts in a few hundredths of a second. Linux only. The files of a run folder:
+
+    lock         locked (flock) by whoever prepares the run, then by its runner for as long as it lives
+    launch.json  {"entrypoint": str | [str], "env": {}, "cwd": str}; there once the run is prepared
+    run.json     {"pid", "ticks", "boot", "started"}: the runner; there before the command starts
+    stop.json    {"grace": seconds}: somebody wants the run to end; the runner gets SIGTERM after it
+    exit.json    {"code", "started", "ended", "reason"}: the run has ended and its processes are gone;
+                 the code is null where nobody knows it, because the runner itself was killed
+    output.log   what the command wrote to stdout and stderr, in order
+    work/        its working directory
+
+`started` and `ended` are milliseconds since 1970, `ticks` and `boot` the runner's start time in clock
+ticks since that boot of the machine: together they tell it from a later process with the same id.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import json
+import os
+import signal
+import sys
+import time
+from contextlib import suppress
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+GRACE = 10.0
+"""Seconds between SIGTERM and SIGKILL where nobody said how many."""
+
+LEFTOVER_GRACE = 2.0
+"""The same for what the command leaves behind when it ends by itself."""
+
+LOOK_AGAIN = 0.1
+"""Seconds between two looks at a tree that is being ended: processes that are no child of the runner end
+without a signal to it."""
+
+RETRY = 1.0
+"""Seconds until the exit is written again, when the disk said no."""
+
+EXIT_ROOM = 1024
+"""Bytes that are set aside for the exit, so that a disk filled by the job doesn't lose its exit code."""
+
+STOPPED_EARLY = (128 + signal.SIGTERM, "stopped before it started")
+"""Exit code and reason of a run that was stopped before its command began."""
+
+PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+AWAITED = {signal.SIGCHLD, signal.SIGTERM}
+
+
+class Command:
+    """What is to be run, as `launch.json` has it."""
+
+    def __init__(self, folder: str) -> None:
+        launch = read_json(folder, "launch.json")
+        self.entrypoint: str | list[str] = launch["entrypoint"]
+        self.env: dict[str, str] = launch["env"]
+        self.cwd: str = launch["cwd"]
+
+    def start(self, output: int) -> int:
+        """Fork the command, writing to the descriptor `output`, as leader of a session; return its pid."""
+        pid = os.fork()
+        if pid == 0:
+            try:
+                self._become(output)
+            finally:
+                os._exit(126)
+        return pid
+
+    def _become(self, output: int) -> None:
+        """Turn this process into the command; where that can't be, say why in its output and end as a
+        shell does, with 127 if there is no such command and 126 otherwise."""
+        os.setsid()
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        forget_signals()
+        # A string is one argument of an explicit shell: no other shell, and no quoting, touches it.
+        line = self.entrypoint
+        arguments = ["/bin/sh", "-c", "--", line] if isinstance(line, str) else line
+        try:
+            os.chdir(self.cwd)
+            os.execvpe(arguments[0], arguments, self.env)
+        except FileNotFoundError:
+            complain(f"can't run {arguments[0]!r}: there is no such command, or its interpreter is missing")
+            os._exit(127)
+        except (OSError, ValueError) as error:
+            complain(f"can't run {arguments[0]!r}: {words(error)}")
+
+
+class Runner:
+    """The process that looks after one run, from the start of its command until the last process of it is
+    gone. Orphans of the run, those that called setsid included, become its children."""
+
+    def __init__(self, folder: str, command: Command, output: int) -> None:
+        self.folder = folder
+        self.command = command
+        self.output = output
+        self.child = 0
+        self.started = now()
+        self.code: int | None = None
+        self.reason = ""
+        self.deadline: float | None = None
+
+    def register(self) -> None:
+        """Write down who this runner is. From here on the run has been started and never is again."""
+        forget_signals()
+        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGPIPE):
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_BLOCK, AWAITED)
+        if ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+            raise OSError("the system doesn't let the runner adopt orphans")
+        me = {"pid": os.getpid(), "ticks": ticks(os.getpid()), "boot": boot(), "started": self.started}
+        write_json(self.folder, "run.json", me)
+
+    def run(self) -> None:
+        """Tell whoever waits that the run has started, run the command to its end, write the exit down."""
+        answer(b"+")
+        for descriptor in (1, 2):
+            os.dup2(self.output, descriptor)
+        if exists(self.folder, "stop.json"):
+            self.code, self.reason = STOPPED_EARLY
+        else:
+            self.child = self.command.start(self.output)
+        while self.code is None and self.deadline is None:
+            self._wait(None)
+        if self.deadline is None:
+            self.deadline = time.monotonic() + LEFTOVER_GRACE
+        self._end_processes()
+        self._write_exit()
+
+    def _wait(self, seconds: float | None) -> None:
+        """Until a child ends or a stop is asked for, at most `seconds`."""
+        event = signal.sigwaitinfo(AWAITED) if seconds is None else signal.sigtimedwait(AWAITED, seconds)
+        if event is not None and event.si_signo == signal.SIGTERM:
+            self._stop()
+        self._reap()
+
+    def _stop(self) -> None:
+        """Somebody wants the run to end. Asking again can shorten the grace and never lengthens it."""
+        try:
+            grace = float(read_json(self.folder, "stop.json")["grace"])
+        except (OSError, ValueError):
+            grace = GRACE
+        deadline = time.monotonic() + grace
+        self.deadline = deadline if self.deadline is None else min(self.deadline, deadline)
+        if self.code is None:
+            self.reason = "stopped"
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid == self.child:
+                code = os.waitstatus_to_exitcode(status)
+                self.code = code if code >= 0 else 128 - code
+
+    def _end_processes(self) -> None:
+        """SIGTERM to every process of the run, SIGKILL to what is left at the deadline."""
+        told: set[int] = set()
+        self._reap()
+        while left := descendants({os.getpid()}):
+            late = time.monotonic() >= (self.deadline or 0)
+            for pid in left if late else left - told:
+                kill(pid, signal.SIGKILL if late else signal.SIGTERM)
+            told |= left
+            self._wait(LOOK_AGAIN)
+
+    def _write_exit(self) -> None:
+        exit = {"code": self.code, "started": self.started, "ended": now(), "reason": self.reason}
+        while True:
+            try:
+                return write_exit(self.folder, exit)
+            except FileNotFoundError:
+                return None  # the run folder was deleted: nobody asks any more
+            except OSError:
+                time.sleep(RETRY)
+
+
+# ---------------------------------------------------------------- files of the run folder
+
+
+def read_json(folder: str, name: str) -> Any:
+    """The content of a file of the run folder. Raises OSError, or ValueError if it is no JSON."""
+    with open(os.path.join(folder, name), encoding="utf-8") as file:
+        return json.load(file)
+
+
+def write_json(folder: str, name: str, content: Mapping[str, object]) -> None:
+    """Write a file of the run folder so that it is there whole, even after a power cut, or not at all."""
+    _write(folder, name, json.dumps(content).encode(), os.O_TRUNC)
+
+
+def write_exit(folder: str, exit: Mapping[str, object]) -> None:
+    """Write `exit.json` into the room that `reserve_exit` set aside."""
+    _write(folder, "exit.json", json.dumps(exit).encode().ljust(EXIT_ROOM), 0)
+
+
+def reserve_exit(folder: str) -> None:
+    """Set room aside for `exit.json`. Raises OSError where the disk is full."""
+    with open(os.path.join(folder, "exit.json.new"), "wb", opener=private) as file:
+        file.write(b" " * EXIT_ROOM)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write(folder: str, name: str, data: bytes, flags: int) -> None:
+    path = os.path.join(folder, name)
+    descriptor = os.open(path + ".new", os.O_WRONLY | os.O_CREAT | flags, 0o600)
+    with open(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(descriptor)
+    os.rename(path + ".new", path)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def private(path: str, flags: int) -> int:
+    """An opener for files that only their owner may read."""
+    return os.open(path, flags, 0o600)
+
+
+def exists(folder: str, name: str) -> bool:
+    """Whether the run folder has this file."""
+    return os.path.exists(os.path.join(folder, name))
+
+
+def begun(folder: str) -> bool:
+    """Whether the run was ever started, or has ended without having been."""
+    return exists(folder, "run.json") or exists(folder, "exit.json")
+
+
+def lock(folder: str) -> int | None:
+    """Lock the run folder and return the descriptor that holds the lock; None if somebody else has it."""
+    descriptor = os.open(os.path.join(folder, "lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def unlock(descriptor: int) -> None:
+    """Release the lock, even where a process that is just being forked has the descriptor too."""
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
+
+
+# ---------------------------------------------------------------- processes
+
+
+def process(pid: int) -> tuple[str, int, int] | None:
+    """State, parent and start time in clock ticks of a process, from /proc/PID/stat; None if it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            stat = file.read()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = stat[stat.rindex(b")") + 2 :].split()  # the name before it may hold anything
+    return fields[0].decode(), int(fields[1]), int(fields[19])
+
+
+def ticks(pid: int) -> int | None:
+    """When a process started, in clock ticks since boot; None if it is gone, or dead and not yet reaped."""
+    stat = process(pid)
+    return None if stat is None or stat[0] in "ZX" else stat[2]
+
+
+def descendants(roots: set[int]) -> set[int]:
+    """All processes below `roots`, without these."""
+    children: dict[int, list[int]] = {}
+    for pid in processes():
+        stat = process(pid)
+        if stat is not None:
+            children.setdefault(stat[1], []).append(pid)
+    found: set[int] = set()
+    waiting = list(roots)
+    while waiting:
+        below = children.get(waiting.pop(), ())
+        waiting += [pid for pid in below if pid not in found]
+        found.update(below)
+    return found - roots
+
+
+def processes() -> list[int]:
+    """The ids of all processes of this machine."""
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def kill(pid: int, number: int) -> None:
+    """Send a signal; a process that is gone, or that became another user's, is passed over."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)
+
+
+def boot() -> str:
+    """The id of this boot of the machine."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
+
+
+def forget_signals() -> None:
+    """Give every signal its default meaning again: what is ignored or blocked is inherited by commands."""
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+# ---------------------------------------------------------------- the start
+
+
+def now() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+def words(error: Exception) -> str:
+    """An error without its number."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def complain(text: str) -> None:
+    """One line on stderr."""
+    answer(f"raysched: {text}\n".encode("utf-8", "surrogateescape"))
+
+
+def answer(text: bytes) -> None:
+    """Write to stderr, whether or not anybody still reads it."""
+    with suppress(OSError):
+        os.write(2, text)
+
+
+def detach() -> int | None:
+    """Fork twice into a session of its own. Returns None in the process that was started; and in the one
+    that started it, its exit status: 0 as soon as the other wrote `+` to its stderr."""
+    reader, writer = os.pipe()
+    if os.fork():
+        os.close(writer)
+        os.wait()
+        said = os.read(reader, 1024)
+        if said == b"+":
+            return 0
+        answer(said or b"raysched: the runner ended at once\n")
+        return 1
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    os.chdir("/")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((nothing, 0), (writer, 1), (writer, 2)):
+        os.dup2(source, target)
+    for descriptor in (reader, writer, nothing):
+        os.close(descriptor)
+    return None
+
+
+def main(folder: str) -> int:
+    """Start the run in `folder` and leave it to itself. 0: it runs, or was started before; 1: it can't be
+    started, and stderr says why."""
+    try:
+        if lock(folder) is None or begun(folder):
+            return 0
+        command = Command(folder)
+        reserve_exit(folder)
+        output = os.open(os.path.join(folder, "output.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        status = detach()
+        if status is not None:
+            return status
+        runner = Runner(folder, command, output)
+        runner.register()
+    except (OSError, ValueError, KeyError) as error:
+        complain(f"can't start the run in {folder!r}: {words(error)}")
+        return 1
+    runner.run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(os.path.abspath(sys.argv[1])))

@@ -1,0 +1,84 @@
+"""All runs of one machine, in one folder: what the vm backend and the node agents of the ray backend use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from raysched.backends.run_folder import RunFolder
+from raysched.backends.working_dir import delete_tree
+from raysched.core.work import Launch, Run, Seen
+
+
+class Runs:
+    """The runs whose folders lie in `root`. `base_env` are the variables that jobs inherit.
+
+    All of it is on disk: a new instance after any crash goes on with what is there. Its calls may come from
+    several threads, and several processes may look after one folder at a time.
+    """
+
+    def __init__(self, root: Path, base_env: Mapping[str, str]) -> None:
+        self.root = root.absolute()
+        self._base_env = dict(base_env)
+        self._folders: dict[Run, RunFolder] = {}
+        self._ended: dict[Run, Seen] = {}
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def start(self, launch: Launch, package: Path | None) -> None:
+        """Start a run, its working directory unpacked from the file `package`; silent where it was started
+        before. Raises EngineRefused."""
+        self._folder(launch.run).start(launch, self._base_env, package)
+
+    def observe(self) -> list[Seen]:
+        """Every run here: running, exited, or lost. Cheap for those that have ended."""
+        runs = self._listed()
+        for gone in self._folders.keys() - runs:
+            self._folders.pop(gone, None)
+            self._ended.pop(gone, None)
+        return [seen for run in runs if (seen := self._look(run)) is not None]
+
+    def stop(self, run: Run, grace: float) -> bool:
+        """Begin to end a run: SIGTERM now, SIGKILL after `grace` seconds. One that was not started never
+        will be: it counts as ended, and true is returned."""
+        return self._folder(run).stop(grace)
+
+    def logs(self, run: Run, offset: int, limit: int) -> bytes:
+        """At most `limit` bytes of a run's output from `offset`; empty at the end of what there is."""
+        return self._folder(run).logs(offset, limit)
+
+    def forget(self, known: frozenset[Run]) -> None:
+        """Delete the files of runs that are not in `known` and don't run."""
+        for run in self._listed() - known:
+            self._folder(run).delete()
+        for hidden in self.root.glob(".*.deleted"):  # where a crash came between
+            delete_tree(hidden)
+
+    def runners(self) -> list[int]:
+        """The process ids of the runners of all runs that had not ended when last looked at: the end of one
+        of them is the end of its run."""
+        marks = [folder.runner for run, folder in list(self._folders.items()) if run not in self._ended]
+        return [mark.pid for mark in marks if mark is not None]
+
+    def _look(self, run: Run) -> Seen | None:
+        if run in self._ended:
+            return self._ended[run]
+        seen = self._folder(run).seen()
+        if seen is not None and seen.state != "running":
+            self._ended[run] = seen
+        return seen
+
+    def _folder(self, run: Run) -> RunFolder:
+        return self._folders.setdefault(run, RunFolder(self.root / str(run), run))
+
+    def _listed(self) -> set[Run]:
+        """The runs that have a folder; whatever else lies there is passed over."""
+        found: set[Run] = set()
+        for name in os.listdir(self.root):
+            try:
+                run = Run.parse(name)
+            except ValueError:
+                continue
+            if str(run) == name:
+                found.add(run)
+        return found
