@@ -24,9 +24,11 @@ MAY_IMPORT = {
     "gpu": INNER | {"gpu"},
     "backends": INNER | {"backends", "gpu", "package"},
     "testing": INNER | {"backends", "testing", "gpu", "store", "package"},
-    "client": {"errors", "client", "folders", "transport", "package", "specs"},
-    "transport": {"errors", "transport"},
-    "folders": {"errors", "folders"},
+    "package": {"errors"},
+    "folders": {"errors"},
+    "transport": {"errors"},
+    "discovery": {"errors", "folders"},
+    "client": {"errors", "discovery", "transport", "package", "specs"},
 }
 """The parts of raysched that each part may import, anywhere in its files; a part that is not named: any."""
 
@@ -34,9 +36,11 @@ LIBRARIES = {
     "errors": set[str](),
     "specs": {"pydantic", "pydantic_core", "yaml", "typing_extensions"},
     "core": {"numpy"},
-    "client": {"ray"},
-    "transport": set[str](),
+    "package": {"pathspec"},
     "folders": set[str](),
+    "transport": set[str](),
+    "discovery": {"ray"},
+    "client": set[str](),
 }
 """The libraries that each part may import beside the standard library; a part that is not named: any."""
 
@@ -54,7 +58,13 @@ HEAVY = {
 }
 """What takes long to import: the command line and the client load none of it before they need it."""
 
-LIGHT = [PACKAGE / "__init__.py", PACKAGE / "client.py", *(PACKAGE / "cli").rglob("*.py")]
+LIGHT = [
+    *(
+        PACKAGE / f"{name}.py"
+        for name in ("__init__", "client", "discovery", "transport", "folders", "errors")
+    ),
+    *(PACKAGE / "cli").rglob("*.py"),
+]
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
