@@ -83,8 +83,8 @@ def never(state: State, request: Request) -> str | None:
     """Why a request is refused whatever is free, or None."""
     if request.isolation == "hard" and mechanism(request) == "variables":
         return (
-            "isolation: hard can't be kept for a part of a GPU here: it needs MIG, MPS, HAMi or a kernel memory "
-            "limit, and this version enforces none of them; ask for a whole GPU or isolation: soft"
+            "isolation: hard can't be kept for a part of a GPU here: it needs MIG, MPS, HAMi or a kernel "
+            "memory limit, and this version enforces none of them; ask for a whole GPU or isolation: soft"
         )
     if not any(set(request.backends) & set(node.info.backends) for node in state.nodes.values()):
         reached = sorted({backend for node in state.nodes.values() for backend in node.info.backends})
@@ -140,7 +140,7 @@ def _count_impossible(nodes: list[Node], request: Request) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Why a job waits: one line, what is short, the nearest fit, and the smallest change that would start it."""
+    """Why a job waits: one line, what is short, the nearest fit, the smallest change that would start it."""
 
     why: str
     short_of: str | None = None
@@ -239,12 +239,10 @@ def _memory_shortage(request: Request, gpus: list[GPU]) -> str:
 
 def _blockers(state: State, request: Request, kept: Kept, gpus: list[GPU]) -> str:
     """What stands in the way on the GPU that would be free soonest."""
-    blocked = [gpu for gpu in gpus if lack(gpu, request, kept) is not None]
+    blocked = [(missing, gpu) for gpu in gpus if (missing := lack(gpu, request, kept))]
     if not blocked:
         return "there are no more"
-    gpu = min(
-        blocked, key=lambda gpu: (lack(gpu, request, kept).kind == "kept", len(gpu.tenants), gpu.info.index)
-    )  # type: ignore[union-attr]
+    _, gpu = min(blocked, key=lambda pair: (pair[0].kind == "kept", len(pair[1].tenants), pair[1].info.index))
     return _blocked_by(state, request, kept, gpu)
 
 
@@ -283,7 +281,8 @@ def _host_shortage(nodes: list[Node], request: Request, kept: Kept) -> tuple[str
     if request.cpus > best.cpus_free:
         return (
             "cpus",
-            f"needs {number(request.cpus)} CPUs on one node; {best.info.name} has {number(best.cpus_free)} free",
+            f"needs {number(request.cpus)} CPUs on one node; "
+            f"{best.info.name} has {number(best.cpus_free)} free",
         )
     roomy = max(nodes, key=lambda node: node.memory_free)
     if request.host_memory > roomy.memory_free:

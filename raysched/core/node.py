@@ -91,7 +91,7 @@ class GPU:
 
 @dataclass(slots=True)
 class Node:
-    """A machine with GPUs. `lost` is when whoever reaches it lost it (ms since 1970), None while it is there."""
+    """A machine with GPUs. `lost` is when it was lost (ms since 1970), None while it is there."""
 
     info: NodeInfo
     gpus: dict[str, GPU]

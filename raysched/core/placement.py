@@ -44,7 +44,8 @@ class Placement:
 class Kept:
     """What is kept for jobs that wait longer: later ones may not have it.
 
-    `gpus` maps (node, GPU) to the job that it is kept for, `nodes` a node whose CPUs or memory are waited for.
+    `gpus` maps (node, GPU) to the job that it is kept for, `nodes` a node whose CPUs or memory
+    are waited for.
     """
 
     gpus: dict[tuple[str, str], str] = field(default_factory=dict["tuple[str, str]", str])

@@ -18,16 +18,16 @@ HOLDER = "ray"
 
 def wanted(state: State, backend: str, version: int) -> Wanted:
     """All that must exist at `backend`, and what must end there. `version` is passed on."""
-    leases = [lease for lease in state.leases.values() if lease.state != "releasing"]
-    work = [_work(state, lease) for lease in leases if lease.backend == backend and lease.state == "bound"]
+    bound = [lease for lease in state.leases.values() if lease.state == "bound" and lease.backend == backend]
+    work = [item for lease in bound for item in _work(state, lease)]
     holds: tuple[Hold, ...] = ()
     releases: tuple[Hold, ...] = ()
     if backend == HOLDER:
         kept = [lease for lease in state.leases.values() if managed(state, lease)]
         holds = tuple(_hold(state, lease) for lease in kept if lease.state != "releasing")
         releases = tuple(_hold(state, lease) for lease in kept if lease.state == "releasing")
-    launches = tuple(item for items in work for item in items if isinstance(item, Launch))
-    stops = tuple(item for items in work for item in items if isinstance(item, Stop))
+    launches = tuple(item for item in work if isinstance(item, Launch))
+    stops = tuple(item for item in work if isinstance(item, Stop))
     return Wanted(version, launches, stops, holds, releases)
 
 

@@ -1,4 +1,4 @@
-"""What must exist at a backend now, and what was seen there: the words between the ledger and the backends."""
+"""What must exist at a backend now, and what was seen there: the words between ledger and backends."""
 
 from __future__ import annotations
 

@@ -1,0 +1,459 @@
+"""The ledger actor: the shell around the core.
+
+It takes all waiting commands, decides them in order, writes the facts of the batch in one transaction, and
+only then answers and wakes those who wait. If the write fails, memory is thrown away and folded anew from
+the journal, and every command of the batch gets the error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+import logging
+import time
+import uuid
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+from raysched import __version__
+from raysched.actors import crew
+from raysched.actors.names import NAMESPACE
+from raysched.actors.settings import Settings
+from raysched.core import commands, views
+from raysched.core.commands import Command, JobRequest
+from raysched.core.compile import compile_request, compile_resources
+from raysched.core.events import event_view
+from raysched.core.evolve import evolve
+from raysched.core.facts import Fact
+from raysched.core.jobs import ENDED
+from raysched.core.node import NodeInfo
+from raysched.core.scheduler import Scheduler
+from raysched.core.state import State
+from raysched.core.wanted import known_runs, owned, packages, wanted
+from raysched.core.work import Owned, Run, Wanted
+from raysched.errors import NotFound, RayschedError, SpecError
+from raysched.package import PackageStore
+from raysched.specs.job import JobSpec, Resources, validate_spec
+from raysched.store.journal import Journal
+
+View = dict[str, Any]
+
+SNAPSHOT_EVERY = 5_000
+"""Facts between two snapshots."""
+EVENTS_KEPT = 10_000
+TICK_S = 1.0
+NODES_S = 2.0
+SWEEP_S = 60.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Entry:
+    """A command that waits to be decided, and the future of its answer."""
+
+    command: Command
+    done: asyncio.Future[None]
+
+
+@dataclass(slots=True)
+class Cached:
+    """What a backend was last told, to tell it again only when it changed."""
+
+    version: int = 0
+    wanted: Wanted = field(default_factory=lambda: Wanted(0))
+
+
+class Ledger:
+    """Knows every GPU and who holds it. Detached, on the head node, restarted for ever."""
+
+    async def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.since = _now()
+        self.journal = Journal(settings.journal)
+        self.packages = PackageStore(settings.packages)
+        self.inbox: asyncio.Queue[Entry] = asyncio.Queue()
+        self.events_kept: deque[View] = deque(maxlen=EVENTS_KEPT)
+        self.change = asyncio.Event()
+        self.told: dict[str, Cached] = {}
+        self.owned_told: dict[str, tuple[int, list[Owned]]] = {}
+        self.watched: dict[str, asyncio.Task[None]] = {}
+        self.usage: dict[str, views.Usage] = {}
+        self._fold()
+        self.tasks = [
+            asyncio.create_task(self._decide_for_ever()),
+            asyncio.create_task(self._repeat(self._tick, TICK_S)),
+            asyncio.create_task(self._repeat(self._look_at_nodes, NODES_S)),
+            asyncio.create_task(self._repeat(self._sweep, SWEEP_S)),
+        ]
+        for owner in self._owners():
+            await self.watch(owner, None)
+
+    def __repr__(self) -> str:
+        return "Ledger"
+
+    # ------------------------------------------------------------ decide, record, answer
+
+    async def tell(self, told: Sequence[Command]) -> None:
+        """Decide commands and return once their facts are written. Raises what the first refused one raises;
+        the others are decided all the same."""
+        loop = asyncio.get_running_loop()
+        entries = [Entry(command, loop.create_future()) for command in told]
+        for entry in entries:
+            self.inbox.put_nowait(entry)
+        answers = await asyncio.gather(*(entry.done for entry in entries), return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+
+    async def _decide_for_ever(self) -> None:
+        while True:
+            batch = [await self.inbox.get()]
+            while not self.inbox.empty():
+                batch.append(self.inbox.get_nowait())
+            self._decide_batch(batch)
+
+    def _decide_batch(self, batch: list[Entry]) -> None:
+        refused: dict[int, Exception] = {}
+        facts: list[Fact] = []
+        try:
+            for at, entry in enumerate(batch):
+                try:
+                    facts += self.scheduler.handle(entry.command, _now())
+                except RayschedError as error:
+                    refused[at] = error
+            if facts or _is_tick(batch):
+                facts += self.scheduler.schedule(_now())
+            if facts:
+                self._record(facts)
+        except Exception as error:
+            log.exception("The batch was not written; the state is read again from the journal.")
+            refused = dict.fromkeys(range(len(batch)), error)
+            self._fold()
+        for at, entry in enumerate(batch):
+            if entry.done.cancelled():
+                continue
+            if at in refused:
+                entry.done.set_exception(refused[at])
+            else:
+                entry.done.set_result(None)
+
+    def _record(self, facts: list[Fact]) -> None:
+        last = self.journal.append(facts)
+        for seq, fact in enumerate(facts, last - len(facts) + 1):
+            event = event_view(self.state, seq, fact)
+            if event is not None:
+                self.events_kept.append(event)
+        self.seq = last
+        self._wake()
+        if last - self.snapshot_seq >= SNAPSHOT_EVERY:
+            self.journal.snapshot(self.state, last)
+            self.snapshot_seq = last
+
+    def _fold(self) -> None:
+        state, self.seq, facts = self.journal.load()
+        self.snapshot_seq = self.seq
+        state = state or State()
+        for fact in facts:
+            evolve(state, fact)
+            self.seq += 1
+        self.scheduler = Scheduler(state)
+        self._wake()
+
+    @property
+    def state(self) -> State:
+        """All that the ledger knows."""
+        return self.scheduler.state
+
+    # ------------------------------------------------------------ waiting for changes
+
+    def _wake(self) -> None:
+        self.change.set()
+        self.change = asyncio.Event()
+
+    async def _until(self, ready: Callable[[], Any], timeout: float) -> Any:
+        """What `ready` returns, once that is true, or at the end of the time."""
+        deadline = time.monotonic() + timeout
+        while True:
+            change = self.change
+            found = ready()
+            left = deadline - time.monotonic()
+            if found or left <= 0:
+                return found
+            try:
+                await asyncio.wait_for(change.wait(), left)
+            except asyncio.TimeoutError:
+                return ready()
+
+    async def wanted(self, backend: str, version: int, timeout: float) -> Wanted:
+        """What must exist at a backend: as soon as it is not what `version` said, or at the end of the time."""
+
+        def ready() -> Wanted | None:
+            current = self._current(backend)
+            return current if current.version != version else None
+
+        return await self._until(ready, timeout) or self._current(backend)
+
+    def _current(self, backend: str) -> Wanted:
+        cached = self.told.setdefault(backend, Cached(version=self.since))
+        now = wanted(self.state, backend, cached.version)
+        if now != cached.wanted:
+            cached.version += 1
+            cached.wanted = wanted(self.state, backend, cached.version)
+        return cached.wanted
+
+    async def owned(self, owner: str, version: int, timeout: float) -> tuple[int, list[Owned]]:
+        """The jobs of a client process and their version: as soon as it is not `version`."""
+
+        def ready() -> tuple[int, list[Owned]] | None:
+            current = self._current_owned(owner)
+            return current if current[0] != version else None
+
+        return await self._until(ready, timeout) or self._current_owned(owner)
+
+    def _current_owned(self, owner: str) -> tuple[int, list[Owned]]:
+        version, listed = self.owned_told.get(owner, (self.since, []))
+        now = owned(self.state, owner)
+        if now != listed:
+            version, listed = version + 1, now
+            self.owned_told[owner] = (version, listed)
+        return version, listed
+
+    async def events(self, after: int, job: str | None, timeout: float) -> list[View]:
+        """The events after number `after`, at least one unless the time ends first."""
+
+        def ready() -> list[View]:
+            return [
+                event
+                for event in self._events_after(after)
+                if job is None or job in (event["job"], event["group"])
+            ]
+
+        return await self._until(ready, timeout)
+
+    def _events_after(self, after: int) -> Iterable[View]:
+        if self.events_kept and self.events_kept[0]["seq"] <= after + 1:
+            return [event for event in self.events_kept if event["seq"] > after]
+        if after >= self.seq:
+            return []
+        found = (event_view(self.state, seq, fact) for seq, fact in self.journal.facts(after))
+        return [event for event in found if event is not None][:EVENTS_KEPT]
+
+    # ------------------------------------------------------------ submissions
+
+    async def submit(self, key: str, user: str, jobs: list[View]) -> list[View]:
+        """Accept all these specs or none, and answer with their jobs. A repeated key gets the same jobs."""
+        if key not in self.state.keys:
+            requests = [self._job_request(job) for job in jobs]
+            await self.tell([commands.Submit(key, user, tuple(requests))])
+        return [views.job_view(self.state, self.state.jobs[id], _now()) for id in self._answer(key)]
+
+    def _answer(self, key: str) -> list[str]:
+        return [id for id in self.state.keys[key] if id in self.state.jobs]
+
+    def _job_request(self, job: View) -> JobRequest:
+        spec: JobSpec = validate_spec(job["spec"])
+        self._check_backends(spec)
+        package = job.get("package")
+        if package is not None and not self.packages.has(package):
+            raise NotFound(f"package {package[:12]} was not uploaded: submit the file again")
+        return _job_request(spec, package)
+
+    def _check_backends(self, spec: JobSpec) -> None:
+        if spec.backend != "auto" and spec.backend not in self.settings.backends:
+            have = ", ".join(self.settings.backends)
+            raise SpecError(
+                f"backend: {spec.backend} is not configured here (there is {have}); choose one of these, or add "
+                f"it to `backends` in raysched.yaml and run `raysched up` again"
+            )
+
+    async def plan(self, user: str, jobs: list[View]) -> View:
+        """Where jobs would run if they were submitted now; nothing changes."""
+        requests = [_job_request(validate_spec(job["spec"]), None) for job in jobs]
+        return views.plan_view(copy.deepcopy(self.state), user, requests, _now())
+
+    async def cancel(self, job: str, by: str) -> View:
+        """End a job, or all elements of an array; those that have ended stay as they are."""
+        found = views.find_jobs(self.state, job)
+        await self.tell([commands.Cancel(one.id, by) for one in found])
+        return views.jobs_view(self.state, found, _now())
+
+    # ------------------------------------------------------------ views
+
+    async def view(self, what: str, **args: Any) -> View:
+        """One of the views of docs/api.md: status, jobs, job, queue, gpus, explain."""
+        now = _now()
+        match what:
+            case "status":
+                return {
+                    "version": __version__,
+                    "since": views.stamp(self.since),
+                    **views.status_view(self.state),
+                }
+            case "jobs":
+                return views.jobs_view(self.state, self._selected(**args), now)
+            case "job":
+                return views.jobs_view(self.state, views.find_jobs(self.state, args["job"]), now)
+            case "queue":
+                return views.queue_view(self.state, now)
+            case "gpus":
+                return views.gpus_view(self.state, self._usage(), now)
+            case "explain":
+                return self._explained(args["job"], now)
+            case _:
+                raise NotFound(f"no view {what}")
+
+    def _selected(self, state: str | None = None, group: str | None = None) -> list[Any]:
+        return [
+            job
+            for job in self.state.jobs.values()
+            if state in (None, job.state) and group in (None, job.group)
+        ]
+
+    def _explained(self, text: str, now: int) -> View:
+        found = views.find_jobs(self.state, text)
+        waiting = [job for job in found if job.state == "waiting"]
+        return views.explain_view(self.state, (waiting or found)[0], now)
+
+    def _usage(self) -> views.Usage:
+        gpus: dict[str, int] = {}
+        tenants: dict[tuple[str, str], int] = {}
+        for usage in self.usage.values():
+            gpus.update(usage.gpus)
+            tenants.update(usage.tenants)
+        return views.Usage(gpus, tenants)
+
+    async def locate(self, job: str, attempt: int | None, rank: int) -> View:
+        """Which run's output is meant, the backend that has it, and whether it will still grow."""
+        found = views.find_jobs(self.state, job)
+        if len(found) > 1:
+            names = ", ".join(one.display for one in found[:3])
+            raise NotFound(f"{job} is an array: name one element of it, such as {names}")
+        one = found[0]
+        number = one.attempt if attempt is None else attempt
+        ended = one.state in ENDED or number < one.attempt
+        run = Run(one.id, number, rank)
+        started = number > 0 and one.kind == "command"
+        return {"run": str(run), "backend": one.backend if started else None, "ended": ended, "job": one.id}
+
+    # ------------------------------------------------------------ backends, nodes
+
+    async def nodes(self) -> dict[str, NodeInfo]:
+        """The nodes that are there, as their agents described them."""
+        return {name: node.info for name, node in self.state.nodes.items() if node.lost is None}
+
+    async def known(self, backend: str) -> frozenset[Run]:
+        """The runs that are remembered; a backend may delete the files of others."""
+        return known_runs(self.state, backend)
+
+    async def sample(self, node: str, usage: views.Usage) -> None:
+        """What an agent measured on its node just now; kept for the views, not written down."""
+        self.usage[node] = usage
+
+    async def endpoint(self) -> View:
+        """Where the gateway is and with which token, for programs inside this Ray cluster."""
+        return json.loads(self.settings.endpoint.read_text())
+
+    async def ping(self) -> View:
+        """Whether the ledger answers."""
+        return {"since": self.since, "seq": self.seq, "nodes": len(await self.nodes())}
+
+    async def _look_at_nodes(self) -> None:
+        """See that each node of the cluster has its agent, and notice those that are gone."""
+        alive = await asyncio.to_thread(crew.alive_nodes)
+        await asyncio.to_thread(crew.ensure_agents, self.settings, alive)
+        ids = {node["NodeID"] for node in alive}
+        gone = [
+            name
+            for name, node in self.state.nodes.items()
+            if node.lost is None and node.info.ray_id is not None and node.info.ray_id not in ids
+        ]
+        if gone:
+            await self.tell([commands.NodeGone(name) for name in gone])
+
+    # ------------------------------------------------------------ leases of programs
+
+    async def request_leases(
+        self, key: str, user: str, name: str, resources: View, queue: str, count: int, owner: str
+    ) -> list[str]:
+        """Ask for `count` leases for the client process `owner`; answers with the ids of their jobs."""
+        if key not in self.state.keys:
+            request = compile_resources(Resources.model_validate(resources), "ray")
+            jobs = tuple(
+                JobRequest(_new_id(), name, "lease", request, owner=owner, queue=queue) for _ in range(count)
+            )
+            await self.tell([commands.Submit(key, user, jobs)])
+        return list(self.state.keys[key])
+
+    async def release(self, job: str) -> None:
+        """Give a lease back, or a request for one."""
+        await self.tell([commands.Release(job)])
+
+    async def watch(self, owner: str, relay: list[Any] | None) -> None:
+        """Release everything of `owner` when its relay dies. Without a handle it is looked up by its name."""
+        if owner not in self.watched:
+            self.watched[owner] = asyncio.create_task(self._watch(owner, relay))
+
+    async def _watch(self, owner: str, relay: list[Any] | None) -> None:
+        try:
+            handle = relay[0] if relay else ray.get_actor(owner, namespace=NAMESPACE)
+            await handle.forever.remote()
+        except (ray.exceptions.RayError, ValueError):
+            pass
+        finally:
+            self.watched.pop(owner, None)
+            self.owned_told.pop(owner, None)
+        await self.tell([commands.OwnerLost(owner)])
+
+    def _owners(self) -> list[str]:
+        return list(self.state.owned)
+
+    # ------------------------------------------------------------ time
+
+    async def _tick(self) -> None:
+        await self.tell([commands.Tick()])
+
+    async def _sweep(self) -> None:
+        await asyncio.to_thread(self.packages.sweep, packages(self.state))
+
+    async def _repeat(self, step: Callable[[], Awaitable[None]], every: float) -> None:
+        while True:
+            try:
+                await step()
+            except Exception:
+                log.exception("A periodic step failed and is tried again.")
+            await asyncio.sleep(every)
+
+
+def _job_request(spec: JobSpec, package: str | None) -> JobRequest:
+    return JobRequest(
+        id=_new_id(),
+        name=spec.name,
+        kind="command",
+        request=compile_request(spec),
+        spec=spec.as_json(),
+        array=spec.array if spec.array > 1 else None,
+        package=package,
+        queue=spec.queue,
+        priority=spec.priority,
+        retries=spec.retries,
+        max_runtime=spec.max_runtime_ms,
+        grace=spec.grace_ms,
+    )
+
+
+def _is_tick(batch: list[Entry]) -> bool:
+    return any(isinstance(entry.command, commands.Tick) for entry in batch)
+
+
+def _new_id() -> str:
+    return uuid.uuid4().hex[:10]
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000

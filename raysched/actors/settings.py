@@ -1,0 +1,36 @@
+"""What every actor of a running system needs to know; made by `up` and passed to each at its creation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """`folder` is the state folder; `environment` the variables of the shell that ran `up`, from which jobs
+    get theirs; `simulate` describes the made-up GPUs of the head node, None for real ones. The token is not
+    here: it stays in `gateway.json`.
+    """
+
+    folder: str
+    host: str = "127.0.0.1"
+    port: int = 8274
+    simulate: str | None = None
+    backends: tuple[str, ...] = ("ray", "vm")
+    environment: dict[str, str] = field(default_factory=dict[str, str])
+
+    @property
+    def journal(self) -> str:
+        """The URL of the journal."""
+        return f"sqlite:///{Path(self.folder) / 'journal.sqlite'}"
+
+    @property
+    def packages(self) -> Path:
+        """The folder of packed working directories."""
+        return Path(self.folder) / "packages"
+
+    @property
+    def endpoint(self) -> Path:
+        """The file with the gateway's address and token."""
+        return Path(self.folder) / "gateway.json"

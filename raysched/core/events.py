@@ -1,0 +1,59 @@
+"""Facts as people follow them: one short JSON object each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from raysched.core import facts
+from raysched.core.explain import short
+from raysched.core.facts import Fact
+from raysched.core.state import State
+from raysched.core.views import stamp
+
+
+def event_view(state: State, seq: int, fact: Fact) -> dict[str, Any] | None:
+    """The event of a fact that was just folded into `state`, or None where nobody needs to follow it."""
+    job = _job_of(state, fact)
+    if job is None:
+        return None
+    known = state.jobs.get(job)
+    return {
+        "seq": seq,
+        "at": stamp(fact.at),
+        "event": type(fact).__name__.lower(),
+        "job": job,
+        "group": known.group if known else job.partition(".")[0],
+        "display": known.display if known else job,
+        "state": known.state if known else None,
+        "message": _message(fact),
+    }
+
+
+def _job_of(state: State, fact: Fact) -> str | None:
+    if isinstance(fact, facts.Submitted):
+        return fact.id
+    if isinstance(fact, facts.Granted):
+        return fact.lease.job
+    if isinstance(fact, facts.Bound | facts.Releasing | facts.Released):
+        return fact.lease.rpartition(".")[0]
+    if isinstance(fact, facts.NodeJoined | facts.NodeLost | facts.GPUObserved | facts.Forgotten):
+        return None
+    return fact.job
+
+
+def _message(fact: Fact) -> str:
+    match fact:
+        case facts.Submitted():
+            many = f"{fact.array} jobs" if fact.array else "1 job"
+            return f"submitted by {fact.user}: {many}"
+        case facts.Granted():
+            gpus = [f"{short(s.gpu)} on {place.node}" for place in fact.lease.places for s in place.slices]
+            return f"granted {', '.join(gpus) or fact.lease.places[0].node}"
+        case facts.Returned() | facts.Retried() | facts.Stopping():
+            return fact.reason
+        case facts.Ended():
+            return fact.reason or fact.outcome
+        case facts.Exited():
+            return "lost" if fact.code is None else f"exit code {fact.code}"
+        case _:
+            return type(fact).__name__.lower()

@@ -1,0 +1,282 @@
+"""The life of a job: reports, retries, cancels, time-outs, lost nodes, owners."""
+
+from __future__ import annotations
+
+import pytest
+
+from raysched.core import decide
+from raysched.core.commands import (
+    Cancel,
+    Denied,
+    Gone,
+    Held,
+    NodeGone,
+    NodeSeen,
+    OwnerLost,
+    Release,
+    Submit,
+    Tick,
+)
+from raysched.core.jobs import NEXT
+from raysched.core.wanted import known_runs, owned, wanted
+from raysched.core.work import Run
+from raysched.errors import NotFound
+from tests.core.world import World, node, share, whole
+
+
+@pytest.fixture
+def world() -> World:
+    return World(node("a", 1))
+
+
+def launches(world: World, backend: str = "vm") -> list[Run]:
+    return [launch.run for launch in wanted(world.state, backend, 0).launches]
+
+
+def stops(world: World, backend: str = "vm") -> list[Run]:
+    return [stop.run for stop in wanted(world.state, backend, 0).stops]
+
+
+def test_a_job_is_launched_only_once_its_lease_is_held(world):
+    world.submit("j", whole())
+    assert not launches(world)
+    assert [hold.lease for hold in wanted(world.state, "ray", 0).holds] == ["j.1"]
+    world.hold("j")
+    assert launches(world) == [Run("j", 1, 0)]
+    assert not launches(world, "ray")
+
+
+def test_a_node_that_ray_does_not_manage_needs_no_hold():
+    world = World(node("a", 1, ray_id=None, backends=("vm",)))
+    world.submit("j", whole())
+    assert launches(world) == [Run("j", 1, 0)]
+    world.report("j", "running")
+    world.exit("j")
+    assert not world.state.leases
+
+
+def test_a_job_succeeds_and_its_lease_is_released_when_ray_says_so(world):
+    world.submit("j", whole())
+    world.run("j")
+    assert world.job("j").state == "running"
+    world.exit("j")
+    assert world.job("j").state == "succeeded"
+    assert [hold.lease for hold in wanted(world.state, "ray", 0).releases] == ["j.1"]
+    world.do(Gone("j.1"))
+    assert not world.state.leases
+
+
+def test_a_failed_job_tells_its_exit_code(world):
+    world.submit("j", whole())
+    world.run("j")
+    world.exit("j", 3)
+    job = world.job("j")
+    assert (job.state, job.code, job.reason) == ("failed", 3, "exit code 3")
+
+
+def test_a_retry_is_a_new_attempt_and_the_old_one_is_fenced(world):
+    world.submit("j", whole(), retries=1)
+    world.finish("j", 1)
+    assert (world.job("j").state, world.job("j").attempt) == ("starting", 2)
+    assert not world.report("j", "exited", code=0, attempt=1)
+    world.run("j")
+    world.exit("j", 1)
+    assert world.job("j").state == "failed"
+
+
+def test_a_repeated_report_changes_nothing(world):
+    world.submit("j", whole())
+    world.run("j")
+    assert not world.report("j", "running")
+    world.exit("j")
+    assert not world.exit("j")
+
+
+def test_a_job_that_is_lost_without_an_exit_code_says_so(world):
+    world.submit("j", whole())
+    world.run("j")
+    world.report("j", "lost")
+    assert world.job("j").state == "failed"
+    assert "lost" in world.job("j").reason
+
+
+def test_an_engine_that_says_no_for_now_costs_no_retry(world):
+    world.submit("j", whole())
+    world.do(Denied("j.1", "GPU 0 is held by other work"))
+    job = world.job("j")
+    assert (job.state, job.failures) == ("waiting", 0)
+    assert "held by other work" in world.why("j").why
+    world.do(Gone("j.1"))
+    world.do(Tick())
+    assert job.state == "waiting", "it rests before it is tried again"
+    world.now += decide.REST
+    world.do(Tick())
+    assert (job.state, job.attempt) == ("starting", 2)
+
+
+def test_an_engine_that_says_no_for_good_fails_the_job(world):
+    world.submit("j", whole())
+    world.do(Denied("j.1", "no such package", final=True))
+    assert (world.job("j").state, world.job("j").reason) == ("failed", "no such package")
+
+
+def test_cancel_of_a_waiting_job_ends_it_at_once(world):
+    world.submit("one", whole())
+    world.submit("two", whole())
+    world.do(Cancel("two", "ana"))
+    assert world.job("two").state == "cancelled"
+    assert not world.do(Cancel("two", "ana"))
+
+
+def test_cancel_before_the_hold_starts_nothing(world):
+    world.submit("j", whole())
+    world.do(Cancel("j", "ana"))
+    assert world.job("j").state == "cancelled"
+    assert not world.do(Held("j.1", ()))
+    assert not launches(world)
+
+
+def test_cancel_of_a_running_job_stops_it_first(world):
+    world.submit("j", whole(), grace=2000)
+    world.run("j")
+    world.do(Cancel("j", "ana"))
+    assert world.job("j").state == "stopping"
+    assert stops(world) == [Run("j", 1, 0)]
+    assert wanted(world.state, "vm", 0).stops[0].grace == 2
+    world.exit("j", 143)
+    assert (world.job("j").state, world.job("j").code) == ("cancelled", 143)
+
+
+def test_a_job_over_its_max_runtime_fails_and_is_not_retried(world):
+    world.submit("j", whole(), max_runtime=60_000, retries=3)
+    world.run("j")
+    world.now += 60_000
+    world.do(Tick())
+    assert world.job("j").state == "stopping"
+    world.exit("j", 143)
+    assert world.job("j").state == "failed"
+    assert "max_runtime" in world.job("j").reason
+
+
+def test_one_rank_that_fails_ends_the_others():
+    world = World(node("a", 1), node("b", 1))
+    world.submit("gang", whole(2))
+    world.run("gang")
+    world.exit("gang", 7, rank=1)
+    assert stops(world) == [Run("gang", 1, 0)]
+    world.exit("gang", 143, rank=0)
+    assert world.job("gang").state == "failed"
+
+
+def test_a_node_that_comes_back_in_time_loses_nothing(world):
+    world.submit("j", whole())
+    world.run("j")
+    world.do(NodeGone("a"))
+    world.now += decide.NODE_PATIENCE - 1
+    world.do(Tick())
+    assert world.job("j").state == "running"
+    world.do(NodeSeen(node("a", 1, ray_id="ray-new")))
+    world.now += decide.NODE_PATIENCE
+    world.do(Tick())
+    assert world.job("j").state == "running"
+
+
+def test_a_node_that_stays_away_loses_its_jobs(world):
+    world.submit("j", whole(), retries=1)
+    world.run("j")
+    world.do(NodeGone("a"))
+    world.now += decide.NODE_PATIENCE
+    world.do(Tick())
+    assert world.job("j").state == "waiting"
+    assert "gone" in world.job("j").reason
+    world.do(Tick())
+    assert not world.state.leases
+    world.do(NodeSeen(node("a", 1)))
+    assert (world.job("j").state, world.job("j").attempt) == ("starting", 2)
+
+
+def test_a_lease_job_runs_from_hold_to_release(world):
+    world.submit("pool", share(0.5), kind="lease", owner="calls of ana")
+    assert [each.state for each in owned(world.state, "calls of ana")] == ["waiting"]
+    world.hold("pool")
+    [bound] = owned(world.state, "calls of ana")
+    assert (bound.state, dict(bound.env)["RAYSCHED_GPU_FRACTION"]) == ("bound", "0.5")
+    assert world.job("pool").state == "running"
+    assert not launches(world, "ray")
+    world.do(Release("pool"))
+    assert [each.state for each in owned(world.state, "calls of ana")] == ["ended"]
+    assert world.job("pool").state == "succeeded"
+
+
+def test_an_owner_that_dies_gives_everything_back(world):
+    for id in "ab":
+        world.submit(id, share(0.6), kind="lease", owner="driver")
+    world.hold("a")
+    world.do(OwnerLost("driver"))
+    assert world.states() == {"a": "cancelled", "b": "cancelled"}
+    world.do(Gone("a.1"))
+    assert not world.state.leases
+    assert not world.do(OwnerLost("driver"))
+
+
+def test_the_same_submission_twice_is_one_job(world):
+    """Case ray-02."""
+    job = world.submit("j", whole())
+    again = Submit("key-j", "ana", ())
+    assert not world.do(again)
+    assert world.state.keys["key-j"] == (job.id,)
+
+
+def test_an_array_tells_its_elements_apart(world):
+    world.submit("hpo", share(0.25), array=5)
+    assert list(world.states()) == [f"hpo[{index}]" for index in range(5)]
+    world.hold("hpo.3")
+    [launch] = wanted(world.state, "vm", 0).launches
+    assert dict(launch.env)["RAYSCHED_ARRAY_INDEX"] == "3"
+
+
+def test_priority_goes_first(world):
+    world.submit("running", whole())
+    world.submit("low", whole())
+    world.submit("high", whole(), priority=10)
+    world.finish("running")
+    assert world.states()["high"] == "starting"
+
+
+def test_a_job_that_waits_for_whole_gpus_is_not_starved_by_small_ones():
+    world = World(node("a", 2))
+    world.submit("s0", share(0.5))
+    world.submit("pair", whole(2))
+    world.submit("s1", share(0.5))
+    assert world.states() == {"s0": "starting", "pair": "waiting", "s1": "waiting"}
+    assert "kept for pair" in world.why("s1").why
+    assert "1 of 2 whole GPUs free" in world.why("pair").why
+    world.finish("s0")
+    assert world.states() == {"s0": "succeeded", "pair": "starting", "s1": "waiting"}
+
+
+def test_small_jobs_pass_where_they_are_in_nobodys_way():
+    world = World(node("a", 1), node("b", 1, model="A30", memory=24576))
+    world.submit("s0", share(0.5, gpu_types=("A100",)))
+    world.submit("big", whole(1, gpu_types=("A100",)))
+    world.submit("s1", share(0.5))
+    assert world.gpus("s1") == ["GPU-b-0"]
+
+
+def test_jobs_that_are_over_are_forgotten_in_the_end(world, monkeypatch):
+    monkeypatch.setattr(decide, "JOBS_KEPT", 2)
+    for id in "abcd":
+        world.submit(id, whole())
+        world.finish(id)
+    world.do(Tick())
+    assert set(world.state.jobs) == {"c", "d"}
+    assert known_runs(world.state, "vm") == {Run("c", 1, 0), Run("d", 1, 0)}
+
+
+def test_a_job_that_is_not_known_is_said_to_be_not_known(world):
+    with pytest.raises(NotFound, match="nothing"):
+        world.do(Cancel("nothing", "ana"))
+
+
+def test_the_table_of_states_has_no_way_out_of_an_end():
+    assert all(not NEXT[state] for state in ("succeeded", "failed", "cancelled"))

@@ -1,0 +1,238 @@
+"""Random lives of a ledger. Each step checks every invariant; each test is named after what it promises."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from raysched.core.codec import decode_fact, decode_state, encode_fact, encode_state
+from raysched.core.commands import (
+    Cancel,
+    Denied,
+    Gone,
+    Held,
+    JobRequest,
+    NodeGone,
+    NodeSeen,
+    Outside,
+    OwnerLost,
+    Release,
+    Report,
+    Submit,
+    Tick,
+    Usage,
+)
+from raysched.core.decide import NODE_PATIENCE
+from raysched.core.evolve import evolve
+from raysched.core.facts import Fact
+from raysched.core.jobs import ENDED, NEXT
+from raysched.core.request import Request
+from raysched.core.scheduler import Scheduler
+from raysched.core.state import State
+from raysched.core.validate import validate
+from raysched.core.views import Usage as Measured
+from raysched.core.views import gpus_view, jobs_view, queue_view
+from raysched.core.wanted import wanted
+from raysched.core.work import Run, Seen
+from raysched.errors import NotFound, Refused
+from tests.core.world import node
+
+NODES = {
+    "a": node("a", 2),
+    "b": node("b", 3, model="A30", memory=24576, cpus=4),
+    "c": node("c", 1, ray_id=None, backends=("vm",)),
+}
+
+shares = st.builds(
+    Request,
+    gpus=st.integers(1, 3),
+    share=st.integers(1, 9999),
+    memory=st.none() | st.integers(1, 30_000),
+    sharing=st.just("fraction"),
+    cpus=st.sampled_from([0, 0, 5000, 40_000]),
+    backends=st.sampled_from([("vm",), ("ray",), ("vm", "ray")]),
+)
+memories = st.builds(Request, memory=st.integers(1, 60_000), sharing=st.just("fraction"))
+wholes = st.builds(
+    Request,
+    gpus=st.integers(0, 5),
+    gpu_types=st.sampled_from([(), ("A30",), ("A100", "H100")]),
+    cpus=st.sampled_from([0, 10_000]),
+    host_memory=st.sampled_from([0, 30_000]),
+    backends=st.sampled_from([("vm",), ("ray",)]),
+)
+requests = shares | memories | wholes
+
+
+class Ledger(RuleBasedStateMachine):
+    """Everything that can happen to a ledger, in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.core = Scheduler()
+        self.facts: list[Fact] = []
+        self.now = 1
+        self.count = 0
+        self.before: dict[str, str] = {}
+
+    def do(self, *commands) -> None:
+        for command in commands:
+            with suppress(Refused, NotFound):
+                self.facts += self.core.handle(command, self.now)
+        self.facts += self.core.schedule(self.now)
+
+    def pick(self, data, things):
+        return data.draw(st.sampled_from(sorted(things)))
+
+    @rule(name=st.sampled_from(sorted(NODES)), gpus=st.integers(0, 3))
+    def node_joins_or_changes(self, name, gpus):
+        full = NODES[name]
+        changed = {field: getattr(full, field) for field in full.__slots__} | {"gpus": full.gpus[:gpus]}
+        self.do(NodeSeen(full if gpus == 3 else type(full)(**changed)))
+
+    @rule(name=st.sampled_from(sorted(NODES)))
+    def node_is_lost(self, name):
+        self.do(NodeGone(name))
+
+    @rule(
+        request=requests,
+        array=st.none() | st.integers(2, 5),
+        kind=st.sampled_from(["command", "command", "lease"]),
+        retries=st.integers(0, 2),
+        priority=st.integers(-1, 1),
+    )
+    def submit(self, request, array, kind, retries, priority):
+        self.count += 1
+        id = f"j{self.count}"
+        owner = f"owner{self.count % 3}" if kind == "lease" else None
+        spec = {"entrypoint": "true"}
+        asked = JobRequest(
+            id, id, kind, request, spec, array, owner=owner, retries=retries, priority=priority
+        )
+        self.do(Submit(f"k{self.count}", "ana", (asked,)))
+
+    @precondition(lambda self: self.core.state.leases)
+    @rule(data=st.data())
+    def ray_holds_a_lease(self, data):
+        self.do(Held(self.pick(data, self.core.state.leases), ()))
+
+    @precondition(lambda self: self.core.state.leases)
+    @rule(data=st.data(), final=st.booleans())
+    def an_engine_says_no(self, data, final):
+        self.do(Denied(self.pick(data, self.core.state.leases), "no", final))
+
+    @precondition(lambda self: self.core.state.leases)
+    @rule(data=st.data())
+    def a_lease_is_gone(self, data):
+        self.do(Gone(self.pick(data, self.core.state.leases)))
+
+    @precondition(lambda self: self.core.state.jobs)
+    @rule(
+        data=st.data(),
+        state=st.sampled_from(["running", "exited", "lost"]),
+        code=st.sampled_from([0, 0, 1, 137]),
+        rank=st.integers(0, 2),
+        old=st.integers(0, 1),
+    )
+    def a_run_is_reported(self, data, state, code, rank, old):
+        job = self.core.state.jobs[self.pick(data, self.core.state.jobs)]
+        run = Run(job.id, job.attempt - old, rank)
+        self.do(Report(Seen(run, state, code=code if state == "exited" else None)))
+
+    @precondition(lambda self: self.core.state.jobs)
+    @rule(data=st.data(), release=st.booleans())
+    def a_job_is_cancelled_or_released(self, data, release):
+        job = self.core.state.jobs[self.pick(data, self.core.state.jobs)]
+        self.do(Release(job.id) if release and job.kind == "lease" else Cancel(job.id, "ana"))
+
+    @rule(number=st.integers(0, 2))
+    def an_owner_dies(self, number):
+        self.do(OwnerLost(f"owner{number}"))
+
+    @rule(gpu=st.integers(0, 1), foreign=st.sampled_from([0, 0, 500, 80_000]), outside=st.booleans())
+    def a_stranger_uses_a_gpu(self, gpu, foreign, outside):
+        uuid = f"GPU-a-{gpu}"
+        self.do(Usage("a", uuid, foreign), Outside("a", (uuid,) if outside else ()))
+
+    @rule(step=st.sampled_from([1, 5_000, NODE_PATIENCE]))
+    def time_goes_by(self, step):
+        self.now += step
+        self.do(Tick())
+
+    @invariant()
+    def no_gpu_is_granted_beyond_its_share_or_memory(self):
+        validate(self.core.state)
+
+    @invariant()
+    def a_job_only_goes_where_the_table_lets_it(self):
+        for id, job in self.core.state.jobs.items():
+            was = self.before.get(id, "waiting")
+            # one step may go through several states, such as granted and bound at once
+            assert job.state == was or was not in ENDED, f"{id} left its end {was}"
+            assert job.state == was or _reachable(was, job.state), f"{id}: {was} -> {job.state}"
+        self.before = {id: job.state for id, job in self.core.state.jobs.items()}
+
+    @invariant()
+    def nothing_is_launched_without_a_bound_lease(self):
+        for backend in ("vm", "ray"):
+            for launch in wanted(self.core.state, backend, 0).launches:
+                assert self.core.state.leases[launch.lease].state == "bound"
+                assert self.core.state.jobs[launch.run.job].lease == launch.lease
+
+    @invariant()
+    def every_view_can_be_shown(self):
+        state = self.core.state
+        views = [queue_view(state, self.now), gpus_view(state, Measured(), self.now)]
+        json.dumps([*views, jobs_view(state, state.jobs.values(), self.now)])
+
+    def teardown(self):
+        self.the_journal_folds_to_the_same_state()
+        self.everything_comes_to_an_end()
+
+    def the_journal_folds_to_the_same_state(self):
+        folded = State()
+        for fact in self.facts:
+            evolve(folded, decode_fact(*json.loads(json.dumps(encode_fact(fact)))))
+        assert folded == self.core.state
+        assert decode_state(json.loads(json.dumps(encode_state(folded)))) == folded
+
+    def everything_comes_to_an_end(self):
+        """Liveness: with all nodes back and every report coming in, all jobs end and nothing is held."""
+        self.do(*(NodeSeen(info) for info in NODES.values()), Outside("a", ()))
+        self.do(*(Usage("a", f"GPU-a-{index}", 0) for index in range(2)))
+        self.do(*(OwnerLost(f"owner{number}") for number in range(3)))
+        for _ in range(200):
+            state = self.core.state
+            if not state.leases and not state.waiting:
+                break
+            self.now += 10_000
+            self.do(Tick(), *(Held(lease, ()) for lease in state.leases))
+            self.do(
+                *(_exit(launch.run) for name in ("vm", "ray") for launch in wanted(state, name, 0).launches)
+            )
+            self.do(*(_exit(stop.run) for name in ("vm", "ray") for stop in wanted(state, name, 0).stops))
+            self.do(*(Gone(lease) for lease in list(state.leases)))
+            validate(state)
+        assert not self.core.state.leases
+        assert all(job.state in ENDED for job in self.core.state.jobs.values())
+
+
+def _exit(run: Run) -> Report:
+    return Report(Seen(run, "exited", code=0))
+
+
+def _reachable(start: str, end: str) -> bool:
+    seen, todo = set(), [start]
+    while todo:
+        for state in NEXT[todo.pop()] - seen:  # type: ignore[index]
+            seen.add(state)
+            todo.append(state)
+    return end in seen
+
+
+TestLedger = Ledger.TestCase
+TestLedger.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
