@@ -1,0 +1,151 @@
+"""Following jobs to their end: their output to stdout, what happens to them to stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+from raysched.cli.job_list import ENDED, by_state, where
+from raysched.cli.output import note
+from raysched.cli.progress import Notes, progress
+from raysched.cli.words import clean, count, duration
+from raysched.client import Client, Json
+
+TICK = 2.0
+"""Seconds after which the jobs are looked at even if no event came."""
+BETWEEN_LOOKS = 0.25
+"""Seconds between two looks at several jobs while events come thick and fast."""
+AGE = {"waiting": 0, "starting": 1, "running": 2, "stopping": 3, "succeeded": 4, "failed": 4, "cancelled": 4}
+CANCELLED = 143
+
+
+def exit_code(job: Json) -> int:
+    """What a command that followed the job exits with: the job's own code, 143 (as after SIGTERM) for one
+    that was cancelled, and 1 for one that failed without a code."""
+    if job["state"] == "succeeded":
+        return 0
+    if job["state"] == "cancelled":
+        return CANCELLED
+    return job["exit_code"] or 1
+
+
+def follow(client: Client, jobs: Sequence[Json], output: bool = True) -> list[Json]:
+    """Wait for the end of all jobs and return them as they ended. One job's output goes to stdout byte for
+    byte, as it comes; with several, each one's is printed when it ends, its lines marked with the job's
+    name. `output` false prints none. Ctrl-C ends the watching only, and says how to come back."""
+    try:
+        if len(jobs) == 1:
+            return [_follow_one(client, jobs[0], output)]
+        return _follow_many(client, jobs, output)
+    except KeyboardInterrupt:
+        note(_how_to_come_back(jobs))
+        raise
+
+
+def write_output(pieces: Iterator[bytes], marked_as: Json | None) -> None:
+    """Print a job's output as it comes; with a job its name begins each line."""
+    if marked_as is not None:
+        pieces = _marked(pieces, f"{clean(marked_as['display'])} | ".encode())
+    for piece in pieces:
+        sys.stdout.buffer.write(piece)
+        sys.stdout.buffer.flush()
+
+
+def _marked(pieces: Iterator[bytes], start: bytes) -> Iterator[bytes]:
+    within = False
+    for piece in pieces:
+        for line in piece.splitlines(keepends=True):
+            yield line if within else start + line
+            within = not line.endswith((b"\n", b"\r"))
+    if within:
+        yield b"\n"
+
+
+def _follow_one(client: Client, job: Json, output: bool) -> Json:
+    shown = 0
+    while True:
+        now = _next_attempt(client, job, shown)
+        if now["attempt"] == shown:
+            note(_ending(now))
+            return now
+        shown = now["attempt"]
+        if output:
+            write_output(client.logs(job["id"], follow=True, attempt=shown), None)
+
+
+def _next_attempt(client: Client, job: Json, shown: int) -> Json:
+    """Wait, telling what happens, until an attempt after the one shown has begun, or the job has ended."""
+    notes = Notes()
+    for (now,) in _looks(client, [job]):
+        new = now["attempt"] > shown
+        if now["state"] in ENDED:
+            return now
+        if now["state"] == "waiting":
+            notes.progress(f"{clean(now['display'])} waits: {clean(client.explain(job['id'])['why'])}")
+        elif new and now["lease"]:
+            notes.tell(f"{clean(now['display'])} {now['state']} on {where(now['lease']['places'])}")
+        if new and now["state"] in ("running", "stopping"):
+            return now
+    raise AssertionError("looks do not end")
+
+
+def _follow_many(client: Client, jobs: Sequence[Json], output: bool) -> list[Json]:
+    shown = progress()
+    now = jobs
+    printed: set[str] = set()
+    try:
+        for now in _looks(client, jobs):
+            ended = [job for job in now if job["state"] in ENDED]
+            fresh = [job for job in ended if output and job["id"] not in printed]
+            for job in fresh:
+                shown.clear()
+                write_output(client.logs(job["id"]), job)
+            printed |= {job["id"] for job in fresh}
+            if len(ended) == len(now):
+                break
+            shown.show(now)
+    finally:
+        shown.clear()
+    note(f"{count(len(now), 'job')}: {by_state(now)}")
+    return list(now)
+
+
+def _looks(client: Client, jobs: Sequence[Json]) -> Iterator[list[Json]]:
+    """The jobs as they are now, and again whenever something happened to them."""
+    alone = jobs[0]["id"] if len(jobs) == 1 else None
+    yield (now := _look(client, jobs))
+    looked = time.monotonic()
+    # The past events of one job are few and asked for too: none is missed between the look and the stream.
+    for event in client.events(job=alone, after=0 if alone else None, tick=TICK):
+        if event is None or _is_news(event, now):
+            time.sleep(0 if alone else max(0, looked + BETWEEN_LOOKS - time.monotonic()))
+            yield (now := _look(client, jobs))
+            looked = time.monotonic()
+
+
+def _look(client: Client, jobs: Sequence[Json]) -> list[Json]:
+    if len(jobs) == 1:
+        return client.job(jobs[0]["id"])
+    wanted = {job["id"] for job in jobs}
+    groups = dict.fromkeys(job["group"] for job in jobs)
+    return [job for group in groups for job in client.jobs(group=group) if job["id"] in wanted]
+
+
+def _is_news(event: Json, known: Sequence[Json]) -> bool:
+    """Whether the event is about one of the jobs and further on in its life than what is known."""
+    age = AGE.get(event["state"], 0)
+    return any(job["id"] == event["job"] and age > AGE[job["state"]] for job in known)
+
+
+def _how_to_come_back(jobs: Sequence[Json]) -> str:
+    goes_on = "the job goes on" if len(jobs) == 1 else "the jobs go on"
+    name = jobs[0]["id"] if len(jobs) == 1 else jobs[0]["group"]
+    return f"{goes_on}; come back with `raysched logs -f {name}`, end with `raysched cancel {name}`"
+
+
+def _ending(job: Json) -> str:
+    after = f" after {duration(job['run_s'], parts=2)}" if job["started"] else ""
+    code = f" with exit code {job['exit_code']}" if job["state"] == "failed" and job["exit_code"] else ""
+    reason = f": {clean(job['reason'])}" if job["reason"] and job["state"] != "succeeded" else ""
+    return f"{clean(job['display'])} {job['state']}{after}{code}{reason}"

@@ -1,0 +1,162 @@
+"""The commands about jobs: submit, plan, status, logs, cancel, queue, explain."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from raysched.cli.options import AsJson, JobFile, JobName
+from raysched.cli.output import Output, note
+from raysched.client import Client, Json
+
+
+def submit(
+    file: JobFile,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Show the output and wait for the end.")
+    ] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Submit the jobs of a file, all or none.
+
+    With --follow the exit code is the job's: its own, 143 if it was cancelled, 1 if it failed without one; of
+    several jobs, that of the first one that did not succeed. Ctrl-C ends the watching, never the job.
+    """
+    from raysched.cli.job_detail import submitted
+    from raysched.client import submit_file
+
+    client, output = Client.from_environment(), Output(as_json)
+    jobs = submit_file(client, *_source(file))
+    if follow:
+        return _follow(client, output, jobs)
+    output.answer({"jobs": jobs}, map(Text, submitted(jobs)), client)
+    return 0
+
+
+def plan(
+    file: JobFile,
+    env: Annotated[bool, typer.Option("--env", help="Show the variables that each job would get.")] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Show where the jobs of a file would run, changing nothing.
+
+    The exit code is 80 if one of them would be refused.
+    """
+    from raysched.cli.job_detail import plan_lines
+    from raysched.errors import Refused
+    from raysched.specs.job import load_jobs
+
+    client, output = Client.from_environment(), Output(as_json)
+    plans = client.plan([spec.as_json() for spec in load_jobs(*_source(file))])
+    output.answer({"jobs": plans}, plan_lines(plans, output.width, with_env=env), client)
+    return Refused.exit_code if any(plan["outcome"] == "refused" for plan in plans) else 0
+
+
+def status(
+    job: JobName | None = None,
+    everything: Annotated[
+        bool, typer.Option("--all", "-a", help="Show all ended jobs, and each element of arrays.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what runs and what waits, or one job in full."""
+    from raysched.cli.job_detail import jobs_detail
+    from raysched.cli.job_list import job_table, overview, system_summary
+
+    client, output = Client.from_environment(), Output(as_json)
+    if job is not None:
+        found = client.job(job)
+        output.answer({"jobs": found}, jobs_detail(found, output.width), client)
+        return
+    system, jobs = client.status(), client.jobs()
+    lines = system_summary(system, client.address, jobs, output.width)
+    lines += (job_table if everything else overview)(jobs, output.width)
+    output.answer({"system": system, "jobs": jobs}, lines, client)
+
+
+def logs(
+    job: JobName,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+    attempt: Annotated[
+        int | None, typer.Option(min=1, help="The output of that attempt, not of the last.")
+    ] = None,
+    rank: Annotated[
+        int | None, typer.Option(min=0, help="The output of that node of a job with several.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print a job's output, byte for byte.
+
+    Of an array each element's output is printed, its lines marked with its name.
+    """
+    from raysched.cli.follow import follow as follow_jobs
+    from raysched.cli.follow import write_output
+
+    client, output = Client.from_environment(), Output(as_json)
+    jobs = client.job(job)
+    whole = attempt is None and rank is None
+    if follow and (as_json or whole):
+        follow_jobs(client, jobs, output=not as_json)
+    if as_json:
+        output.answer({"jobs": [_output_of(client, one, attempt, rank) for one in jobs]}, [], client)
+    elif not (follow and whole):
+        for one in jobs:
+            pieces = client.logs(one["id"], follow=follow, attempt=attempt, rank=rank)
+            write_output(pieces, one if len(jobs) > 1 else None)
+
+
+def cancel(job: JobName, as_json: AsJson = False) -> None:
+    """End a job, or all elements of an array.
+
+    Its processes get SIGTERM, and SIGKILL after the job's grace.
+    """
+    from raysched.cli.job_list import job_table
+
+    client, output = Client.from_environment(), Output(as_json)
+    jobs = client.cancel(job)
+    output.answer({"jobs": jobs}, job_table(jobs, output.width), client)
+
+
+def queue(as_json: AsJson = False) -> None:
+    """Show what waits, in the order in which it is looked at, and why."""
+    from raysched.cli.job_list import queue_table
+
+    client, output = Client.from_environment(), Output(as_json)
+    waiting = client.queue()
+    output.answer({"waiting": waiting}, queue_table(waiting, output.width), client)
+
+
+def explain(job: JobName, as_json: AsJson = False) -> None:
+    """Say why a job waits, and what would let it start."""
+    from raysched.cli.job_detail import explanation
+
+    client, output = Client.from_environment(), Output(as_json)
+    answer = client.explain(job)
+    output.answer(answer, explanation(answer, output.width), client)
+
+
+def _follow(client: Client, output: Output, jobs: list[Json]) -> int:
+    from raysched.cli.follow import exit_code, follow
+    from raysched.cli.job_detail import submitted
+
+    output.say_if_simulated(client)
+    for line in submitted(jobs):
+        note(line)
+    ended = follow(client, jobs, output=not output.as_json)
+    if output.as_json:
+        output.answer({"jobs": ended}, [], client)
+    return next((code for job in ended if (code := exit_code(job))), 0)
+
+
+def _source(file: Path) -> tuple[Path, bytes | None]:
+    """The file, or what stdin holds as if it were a file of the current folder."""
+    return (Path("stdin"), sys.stdin.buffer.read()) if str(file) == "-" else (file, None)
+
+
+def _output_of(client: Client, job: Json, attempt: int | None, rank: int | None) -> dict[str, Any]:
+    output = b"".join(client.logs(job["id"], attempt=attempt, rank=rank))
+    return {"id": job["id"], "display": job["display"], "output": output.decode(errors="replace")}

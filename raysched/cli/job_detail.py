@@ -1,0 +1,147 @@
+"""One job in full: its state, its lease, its times; and why it waits."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.text import Text
+
+from raysched.cli.job_list import by_state, job_table, state_text
+from raysched.cli.tables import Cell, Column, fields, table
+from raysched.cli.words import clean, duration, instant, memory, percent
+from raysched.client import Json
+
+PLAN = [
+    Column("job"),
+    Column("asks for"),
+    Column("backend"),
+    Column("outcome"),
+    Column("isolation"),
+    Column("where"),
+    Column("why", wraps=True),
+]
+
+
+def jobs_detail(jobs: Sequence[Json], width: int | None) -> list[Text]:
+    """The lines of `raysched status JOB`: one job in full, or all elements of an array."""
+    return _job_detail(jobs[0], width) if len(jobs) == 1 else _array_detail(jobs, width)
+
+
+def submitted(jobs: Sequence[Json]) -> list[str]:
+    """What `submit` answers: a line a job or array, with the id to come back to it."""
+    groups: dict[str, list[Json]] = {}
+    for job in jobs:
+        groups.setdefault(job["group"], []).append(job)
+    return [
+        f"submitted {clean(members[0]['name'])} as {group}"
+        + (f" ({len(members)} jobs)" if len(members) > 1 else "")
+        for group, members in groups.items()
+    ]
+
+
+def _job_detail(job: Json, width: int | None) -> list[Text]:
+    heading = Text.assemble((clean(job["display"]), "bold"), "  ", job["id"], "  ", state_text(job["state"]))
+    return [heading, *fields([*_about(job), *_times(job), *_lease(job["lease"])], width)]
+
+
+def _array_detail(jobs: Sequence[Json], width: int | None) -> list[Text]:
+    first = jobs[0]
+    heading = Text.assemble((clean(first["name"]), "bold"), "  ", first["group"], "  ", by_state(jobs))
+    return [heading, *job_table(jobs, width)]
+
+
+def explanation(answer: Json, width: int | None) -> list[Text]:
+    """The lines of `raysched explain`."""
+    heading = Text.assemble(
+        (clean(answer["display"]), "bold"), "  ", answer["id"], "  ", state_text(answer["state"])
+    )
+    pairs = [
+        ("why", sentence(answer["why"])),
+        ("short of", sentence(answer["short_of"])),
+        ("nearest fit", sentence(answer["nearest"])),
+        ("smallest change", sentence(answer["change"])),
+    ]
+    return [heading, *fields(pairs, width)]
+
+
+def plan_lines(plans: Sequence[Json], width: int | None, with_env: bool) -> list[Text]:
+    """The lines of `raysched plan`."""
+    lines = table(PLAN, [_plan_row(plan) for plan in plans], width)
+    if with_env:
+        for plan in plans:
+            lines += [Text(), Text(f"environment of {clean(plan['display'])}", "bold")]
+            lines += [Text(f"  {name}={clean(value)}") for name, value in (plan["env"] or {}).items()]
+    return lines
+
+
+def place(answer: Json) -> str:
+    """What one node gives: `node-a: GPU 0 GPU-3f2a A100-80GB, 25 %, 19.9 GiB; 4 CPUs`."""
+    gpus = [
+        f"GPU {gpu['index']} {gpu['uuid']} {gpu['model']}, "
+        f"{percent(gpu['share'])}, {memory(gpu['memory_mib'])}"
+        for gpu in answer["gpus"]
+    ]
+    host = [f"{answer['cpus']:g} CPUs"] if answer["cpus"] else []
+    host += [f"{memory(answer['memory_mib'])} host memory"] if answer["memory_mib"] else []
+    return f"{clean(answer['node'])}: {'; '.join([*gpus, *host]) or 'no GPU'}"
+
+
+def sentence(value: Any) -> str:
+    """An answer's text, or its parts side by side."""
+    if value is None:
+        return ""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {sentence(part)}" for name, part in value.items())
+    if isinstance(value, list):
+        return "; ".join(map(sentence, value))
+    return clean(value)
+
+
+def _about(job: Json) -> Iterable[tuple[str, Cell]]:
+    yield "reason", clean(job["reason"])
+    yield "exit code", "" if job["exit_code"] is None else str(job["exit_code"])
+    yield "asks for", clean(job["asks"])
+    yield "command", _command(job["spec"].get("entrypoint"))
+    yield "backend", job["backend"] or ""
+    yield "queue", f"{job['queue']}, priority {job['priority']}"
+    yield "user", clean(job["user"])
+    yield "attempt", str(job["attempt"] or "")
+
+
+def _times(job: Json) -> Iterable[tuple[str, Cell]]:
+    yield "submitted", instant(job["submitted"])
+    yield "started", instant(job["started"])
+    yield "ended", instant(job["ended"])
+    yield ("waits" if job["state"] == "waiting" else "waited"), duration(job["wait_s"], parts=2)
+    yield ("ran" if job["ended"] else "runs for"), duration(job["run_s"], parts=2) if job["started"] else ""
+
+
+def _lease(lease: Json | None) -> Iterable[tuple[str, Cell]]:
+    if lease is None:
+        return
+    yield "lease", f"{lease['id']}, {lease['state']}"
+    yield "sharing", lease["sharing"]
+    yield "isolation", f"{lease['isolation']}, by {lease['mechanism']}"
+    for given in lease["places"]:
+        yield "on", place(given)
+
+
+def _command(entrypoint: Any) -> str:
+    if entrypoint is None:
+        return ""
+    return clean(entrypoint if isinstance(entrypoint, str) else shlex.join(entrypoint))
+
+
+def _plan_row(plan: Json) -> list[Cell]:
+    isolation = f"{plan['isolation']}, by {plan['mechanism']}" if plan["mechanism"] else plan["isolation"]
+    return [
+        Text(clean(plan["display"]), "bold"),
+        clean(plan["asks"]),
+        plan["backend"] or "",
+        plan["outcome"],
+        isolation or "",
+        "; ".join(map(place, plan["places"])),
+        clean(plan["why"]),
+    ]
