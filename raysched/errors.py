@@ -20,6 +20,30 @@ and what to do; it never needs the traceback.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong in what somebody wrote. Lines and columns count from 1, None without a file.
+
+    `field` is empty where the text itself is wrong, and is then told by line and column.
+    """
+
+    message: str
+    field: str = ""
+    file: str | None = None
+    line: int | None = None
+    column: int | None = None
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (self._where(), self.field, self.message) if part)
+
+    def _where(self) -> str:
+        column = None if self.field else self.column
+        return ":".join(str(part) for part in (self.file, self.line, column) if part is not None)
+
 
 class RayschedError(Exception):
     """The base of all. `exit_code` is what the command line exits with, `code` its name in JSON."""
@@ -34,15 +58,26 @@ class RayschedError(Exception):
 
 
 class SpecError(RayschedError):
-    """A job file is wrong. The message holds one line a problem, each with file, line and field."""
+    """A job file is wrong. The message holds one line a problem, each with file, line and field.
+
+    `problems` are the same, one by one; empty where the error came over HTTP.
+    """
 
     exit_code = 65
 
+    def __init__(self, message: str, problems: Sequence[Problem] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems)
+
 
 class ConfigError(RayschedError):
-    """The configuration is wrong, in the same words as a job file."""
+    """The configuration is wrong, in the same words and with the same `problems` as a job file."""
 
     exit_code = 78
+
+    def __init__(self, message: str, problems: Sequence[Problem] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems)
 
 
 class FileMissing(RayschedError):

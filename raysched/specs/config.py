@@ -1,0 +1,144 @@
+"""The configuration file, `raysched.yaml`. With no file at all everything has a default."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, ClassVar, TypeVar
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+
+from raysched.errors import ConfigError, FileMissing, Problem
+from raysched.specs.document import Document, read_file, read_yaml
+from raysched.specs.fields import Fields, problems_of
+from raysched.specs.problems import listing, quoted
+from raysched.specs.values import Duration, Text, WholeNumber, filled
+
+_GPUS = re.compile(r"([1-9][0-9]*x)?[A-Za-z][\w.+-]*", re.IGNORECASE)
+_RAY_ADDRESS = re.compile(r"auto|[^\s/:]+:[0-9]{1,5}|\[[0-9A-Fa-f:]+\]:[0-9]{1,5}")
+_NOT_YET = {name: f"the {name} backend is not in this version: remove it" for name in ("k8s", "slurm")}
+
+Part = TypeVar("Part", bound=Fields)
+Section = Annotated[Part, BeforeValidator(filled)]
+"""A part of the file; one with nothing in it has its defaults."""
+
+
+def parse_folder(value: str) -> str:
+    """A folder, with `~` for the user's home. Raises ValueError for one that depends on where one stands."""
+    if not Path(value).expanduser().is_absolute():
+        raise ValueError(f"{quoted(value)} must start with / or ~/")
+    return value
+
+
+def parse_ray_address(value: str) -> str:
+    """`auto` or HOST:PORT. Raises ValueError."""
+    if not _RAY_ADDRESS.fullmatch(value):
+        raise ValueError(f"must be auto (a Ray that runs on this machine) or HOST:PORT, not {quoted(value)}")
+    return value
+
+
+def parse_simulation(value: str) -> str:
+    """A list of GPUs to simulate; which models there are, `raysched.gpu` knows. Raises ValueError."""
+    if not all(_GPUS.fullmatch(part.strip()) for part in value.split(",")):
+        raise ValueError(f"{quoted(value)} is no list of counts and models, such as 2xA100-80GB,1xA30")
+    return value
+
+
+class Store(Fields):
+    """Where the journal, packages and runs are kept."""
+
+    folder: Annotated[Text, AfterValidator(parse_folder)] | None = Field(
+        default=None, description="The folder; RAYSCHED_HOME goes before it. null: the user's state folder."
+    )
+
+
+class Gateway(Fields):
+    """Where the HTTP API listens."""
+
+    host: Text = Field(
+        default="127.0.0.1", description="The address to listen at; by default this machine only."
+    )
+    port: WholeNumber = Field(default=8274, ge=0, le=65535, description="The port; 0: any free one.")
+
+
+class RayBackend(Fields):
+    """The Ray cluster."""
+
+    address: Annotated[Text, AfterValidator(parse_ray_address)] | None = Field(
+        default=None, description="auto or HOST:PORT of a running Ray; null: one is started."
+    )
+
+
+class VMBackend(Fields):
+    """Plain machines: in this version, this one."""
+
+
+class Backends(Fields):
+    """What launches work."""
+
+    misplaced: ClassVar[Mapping[str, str]] = _NOT_YET
+
+    ray: Section[RayBackend] = Field(default=RayBackend(), description="The Ray cluster.")
+    vm: Section[VMBackend] = Field(default=VMBackend(), description="This machine.")
+
+
+class Policy(Fields):
+    """How the scheduler behaves."""
+
+    idle_group: Duration = Field(
+        default=5000,
+        description="How long a placement group that nobody uses is kept for the next who wants it.",
+    )
+
+
+class Config(Fields):
+    """All settings. Durations in ms."""
+
+    store: Section[Store] = Field(default=Store(), description="Where files are kept.")
+    gateway: Section[Gateway] = Field(default=Gateway(), description="The HTTP API.")
+    backends: Section[Backends] = Field(default=Backends(), description="What launches work.")
+    policy: Section[Policy] = Field(default=Policy(), description="How it is scheduled.")
+    simulate: Annotated[Text, AfterValidator(parse_simulation)] | None = Field(
+        default=None, description="GPUs to make up on this machine, such as 2xA100-80GB; null: the real ones."
+    )
+
+
+def load_config(path: Path | None = None, environment: Mapping[str, str] = os.environ) -> Config:
+    """The configuration in `path`, else in the file that RAYSCHED_CONFIG names, else in raysched.yaml of the
+    user's configuration folder, else the defaults.
+
+    Raises ConfigError with every problem of the file, and FileMissing where one that was named is not there.
+    """
+    if path is not None:
+        return _checked(path, read_file(path))
+    if named := environment.get("RAYSCHED_CONFIG"):
+        try:
+            return load_config(Path(named).expanduser())
+        except FileMissing as error:
+            raise FileMissing(f"RAYSCHED_CONFIG: {error}") from None
+    usual = _usual_file(environment)
+    return _checked(usual, read_file(usual)) if usual.exists() else Config()
+
+
+def _usual_file(environment: Mapping[str, str]) -> Path:
+    folder = environment.get("XDG_CONFIG_HOME")
+    return (Path(folder) if folder else Path.home() / ".config") / "raysched" / "raysched.yaml"
+
+
+def _checked(file: Path, text: bytes) -> Config:
+    reading = read_yaml(text, str(file))
+    problems = list(reading.problems)
+    if len(reading.documents) > 1:
+        line = reading.documents[1].place(()).line
+        problems.append(Problem("a second document starts here: keep one", file=str(file), line=line))
+    document = reading.documents[0] if reading.documents else Document({}, {})
+    config = Config()
+    try:
+        config = Config.model_validate(document.value)
+    except ValidationError as error:
+        problems += problems_of(error, str(file), document)
+    if problems:
+        raise ConfigError(listing(problems), problems)
+    return config

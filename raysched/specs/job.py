@@ -1,0 +1,152 @@
+"""The job file: one YAML document a job."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, StrictBool, ValidationError
+
+from raysched.errors import Problem, SpecError
+from raysched.specs.document import Document, read_file, read_yaml
+from raysched.specs.fields import Contradiction, Fields, problems_of
+from raysched.specs.problems import listing
+from raysched.specs.resources import Resources
+from raysched.specs.values import (
+    AnyMapping,
+    Duration,
+    Entrypoint,
+    Env,
+    Limit,
+    Name,
+    QueueName,
+    Text,
+    WholeNumber,
+    filled,
+)
+
+Backend = Literal["ray", "k8s", "slurm", "vm", "auto"]
+
+
+class RunnerOptions(Fields):
+    """What the ray and vm backends understand."""
+
+    grace: Duration = Field(
+        default=10_000,
+        description="The time between SIGTERM and SIGKILL when a job is stopped.",
+        json_schema_extra={"default": "10s"},
+    )
+
+
+Runner = Annotated[RunnerOptions, BeforeValidator(filled)]
+
+
+class JobSpec(Fields):
+    """One job of a job file. Times in a spec are milliseconds once it was read."""
+
+    misplaced: ClassVar[Mapping[str, str]] = {
+        name: f"belongs under resources: `resources: {{{name}: ...}}`" for name in Resources.model_fields
+    }
+
+    name: Name = Field(
+        default="job", description="What people call it; by default the file's name without its end."
+    )
+    entrypoint: Entrypoint = Field(
+        description="A command line for sh; a list is run without a shell.",
+        examples=["python train.py", ["python", "train.py"]],
+    )
+    working_dir: Text | None = Field(
+        default=".",
+        description="The folder to bring along, relative to the job file; null: none.",
+    )
+    image: Text | None = Field(
+        default=None, description="A container image, where the backend runs containers."
+    )
+    env: Env = Field(default_factory=dict, description="Environment variables.")
+    array: WholeNumber = Field(
+        default=1, ge=1, le=100_000, description="How many like this; RAYSCHED_ARRAY_INDEX tells them apart."
+    )
+    resources: Annotated[Resources, BeforeValidator(filled)] = Field(
+        default=Resources(), description="What each of them asks for; by default one whole GPU."
+    )
+    backend: Backend = Field(default="vm", description="What launches it; auto: whichever can.")
+    queue: QueueName = Field(
+        default="default", description="The queue in which it waits, such as research/nlp."
+    )
+    priority: WholeNumber = Field(
+        default=0, ge=-1000, le=1000, description="Order in the queue; higher goes first."
+    )
+    preemptible: StrictBool = Field(
+        default=True, description="Whether it may be stopped for others and started again."
+    )
+    max_runtime: Limit | None = Field(
+        default=None, description="The longest an attempt may run; null: no limit.", examples=["2h", "1h30m"]
+    )
+    retries: WholeNumber = Field(
+        default=0, ge=0, description="How often it is started again after a failure."
+    )
+    ray: Runner = Field(default=RunnerOptions(), description="For the ray backend only.")
+    k8s: AnyMapping = Field(default_factory=dict, description="For the k8s backend only.")
+    slurm: AnyMapping = Field(default_factory=dict, description="For the slurm backend only.")
+    vm: Runner = Field(default=RunnerOptions(), description="For the vm backend only.")
+
+    @property
+    def grace(self) -> int:
+        """Milliseconds between SIGTERM and SIGKILL."""
+        return self.ray.grace if self.backend == "ray" else self.vm.grace
+
+    def as_json(self) -> dict[str, Any]:
+        """The job with all its fields as JSON values, from which `check_job` makes an equal one."""
+        return self.model_dump(mode="json")
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        """Fields that can't stand together."""
+        if self.image is not None and self.backend in ("ray", "vm", "auto"):
+            backends = "ray and vm" if self.backend == "auto" else self.backend
+            yield Contradiction(
+                ("image", "backend"), f"can't be had: no containers are run by {backends} yet"
+            )
+
+
+def load_jobs(path: Path, text: bytes | None = None) -> list[JobSpec]:
+    """The jobs of a file, or of `text` in its place.
+
+    Raises SpecError with every problem of the file, and FileMissing where it can't be read.
+    """
+    if text is None:
+        text = read_file(path)
+    reading = read_yaml(text, str(path))
+    problems = list(reading.problems)
+    jobs: list[JobSpec] = []
+    for document in reading.documents:
+        try:
+            jobs.append(JobSpec.model_validate(_named(document, path)))
+        except ValidationError as error:
+            problems += problems_of(error, str(path), document)
+    if not jobs and not problems:
+        problems.append(Problem("holds no job: write at least `entrypoint: COMMAND`", file=str(path)))
+    if problems:
+        problems.sort(key=lambda problem: (problem.line or 0, problem.column or 0))
+        raise SpecError(listing(problems), problems)
+    return jobs
+
+
+def _named(document: Document, path: Path) -> Any:
+    """The document's value, with the file's name where it gives none."""
+    value = document.value
+    if isinstance(value, dict) and value.get("name") is None:
+        return {**value, "name": path.stem}
+    return value
+
+
+def check_job(value: Any, field: str = "") -> JobSpec:
+    """The job that a JSON object or a mapping describes; `field` is where it stands, such as `jobs[0]`.
+
+    Raises SpecError with all that is wrong.
+    """
+    try:
+        return JobSpec.model_validate(value)
+    except ValidationError as error:
+        problems = problems_of(error, within=field)
+        raise SpecError(listing(problems), problems) from None
