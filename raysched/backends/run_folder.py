@@ -91,8 +91,10 @@ class RunFolder:
         if runner.exists(str(self.path), "exit.json"):
             return False
         self.path.mkdir(mode=0o700, exist_ok=True)
+        # The shortest grace counts: the runner may read the file once for several signals.
+        shortest = min(grace, (self._read("stop.json") or {}).get("grace", grace))
         with suppress(OSError):  # a full disk: the runner then takes its own grace
-            runner.write_json(str(self.path), "stop.json", {"grace": grace})
+            runner.write_json(str(self.path), "stop.json", {"grace": shortest})
         # Whatever happens at the same time: a starting runner looks for stop.json after it registered.
         if (mark := self.runner) is not None:
             if mark.alive:
@@ -183,7 +185,7 @@ class RunFolder:
         with self._locked() as mine, suppress(OSError):
             if mine:
                 self._write_exit(None, started, reason)
-        return Seen(self.run, "lost", started, runner.now(), reason=reason)
+        return self._exit() or Seen(self.run, "lost", started, runner.now(), reason=reason)
 
     # ------------------------------------------------------------ files
 

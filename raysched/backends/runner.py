@@ -166,15 +166,21 @@ class Runner:
                 self.code = code if code >= 0 else 128 - code
 
     def _end_processes(self) -> None:
-        """SIGTERM to every process of the run, SIGKILL to what is left at the deadline."""
-        told: set[int] = set()
+        """SIGTERM to every process of the run, SIGKILL to what is left at the deadline.
+
+        What starts after the SIGTERM is left alone until then: it may be saving the job's work.
+        """
         self._reap()
-        while left := descendants({os.getpid()}):
-            late = time.monotonic() >= (self.deadline or 0)
-            for pid in left if late else left - told:
-                kill(pid, signal.SIGKILL if late else signal.SIGTERM)
-            told |= left
+        for pid in self._processes():
+            kill(pid, signal.SIGTERM)
+        while left := self._processes():
+            if time.monotonic() >= (self.deadline or 0):
+                for pid in left:
+                    kill(pid, signal.SIGKILL)
             self._wait(LOOK_AGAIN)
+
+    def _processes(self) -> set[int]:
+        return descendants({os.getpid()})
 
     def _write_exit(self) -> None:
         exit = {"code": self.code, "started": self.started, "ended": now(), "reason": self.reason}
