@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -55,23 +56,18 @@ def alive_nodes() -> list[dict[str, Any]]:
 
 
 def node_name(node: dict[str, Any], alive: list[dict[str, Any]]) -> str:
-    """A node's name in the ledger: its label, or its host's name; a further Ray node of the same host gets
-    its own address's port behind it, so that names stay unique."""
+    """A node's name in the ledger: its label, else its host's name. A further Ray node on the head's host gets
+    the start of Ray's id behind it; several on another host need labels."""
     label = node.get("Labels", {}).get(NODE_LABEL)
     if label:
         return label
     host = node["NodeManagerHostname"]
-    same = [other for other in alive if other["NodeManagerHostname"] == host and not _is_head(other)]
-    first = _is_head(node) or (not _head_on(host, alive) and same[0]["NodeID"] == node["NodeID"])
-    return host if first else f"{host}-{node['NodeID'][:6]}"
+    beside_head = any(_is_head(other) and other["NodeManagerHostname"] == host for other in alive)
+    return f"{host}-{node['NodeID'][:6]}" if beside_head and not _is_head(node) else host
 
 
 def _is_head(node: dict[str, Any]) -> bool:
     return "node:__internal_head__" in node["Resources"]
-
-
-def _head_on(host: str, alive: list[dict[str, Any]]) -> bool:
-    return any(_is_head(node) and node["NodeManagerHostname"] == host for node in alive)
 
 
 def ensure_agents(settings: Settings, alive: list[dict[str, Any]]) -> None:
@@ -86,3 +82,10 @@ def ensure_agents(settings: Settings, alive: list[dict[str, Any]]) -> None:
         )
         options = _options(names.node_agent(name)) | {"scheduling_strategy": pin}
         ray.remote(NodeAgent).options(**options).remote(settings, name, node["NodeID"], simulate)
+
+
+def dismiss_agents(nodes: list[str]) -> None:
+    """End the agents of nodes that are gone, so that one of the same name can have its own again."""
+    for node in nodes:
+        with suppress(ValueError):  # it is not there
+            ray.kill(ray.get_actor(names.node_agent(node), namespace=names.NAMESPACE), no_restart=True)

@@ -15,7 +15,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
@@ -26,7 +26,7 @@ from raysched.actors.names import NAMESPACE
 from raysched.actors.settings import Settings
 from raysched.core import commands, views
 from raysched.core.commands import Command, JobRequest
-from raysched.core.compile import compile_request, compile_resources
+from raysched.core.compile import compile_job, compile_resources
 from raysched.core.events import event_view
 from raysched.core.evolve import evolve
 from raysched.core.facts import Fact
@@ -38,7 +38,8 @@ from raysched.core.wanted import known_runs, owned, packages, wanted
 from raysched.core.work import Owned, Run, Wanted
 from raysched.errors import NotFound, RayschedError, SpecError
 from raysched.package import PackageStore
-from raysched.specs.job import JobSpec, Resources, validate_spec
+from raysched.specs.job import JobSpec, check_job
+from raysched.specs.resources import check_options
 from raysched.store.journal import Journal
 
 View = dict[str, Any]
@@ -191,7 +192,7 @@ class Ledger:
                 return ready()
 
     async def wanted(self, backend: str, version: int, timeout: float) -> Wanted:
-        """What must exist at a backend: as soon as it is not what `version` said, or at the end of the time."""
+        """What must exist at a backend: as soon as that is not `version`, or at the end of the time."""
 
         def ready() -> Wanted | None:
             current = self._current(backend)
@@ -249,32 +250,32 @@ class Ledger:
     async def submit(self, key: str, user: str, jobs: list[View]) -> list[View]:
         """Accept all these specs or none, and answer with their jobs. A repeated key gets the same jobs."""
         if key not in self.state.keys:
-            requests = [self._job_request(job) for job in jobs]
+            requests = [self._job_request(job, f"jobs[{at}].spec") for at, job in enumerate(jobs)]
             await self.tell([commands.Submit(key, user, tuple(requests))])
         return [views.job_view(self.state, self.state.jobs[id], _now()) for id in self._answer(key)]
 
     def _answer(self, key: str) -> list[str]:
         return [id for id in self.state.keys[key] if id in self.state.jobs]
 
-    def _job_request(self, job: View) -> JobRequest:
-        spec: JobSpec = validate_spec(job["spec"])
-        self._check_backends(spec)
+    def _job_request(self, job: View, field: str) -> JobRequest:
+        spec = check_job(job["spec"], field)
+        self._check_backend(spec)
         package = job.get("package")
         if package is not None and not self.packages.has(package):
             raise NotFound(f"package {package[:12]} was not uploaded: submit the file again")
-        return _job_request(spec, package)
+        return compile_job(spec, _new_id(), package)
 
-    def _check_backends(self, spec: JobSpec) -> None:
+    def _check_backend(self, spec: JobSpec) -> None:
         if spec.backend != "auto" and spec.backend not in self.settings.backends:
-            have = ", ".join(self.settings.backends)
             raise SpecError(
-                f"backend: {spec.backend} is not configured here (there is {have}); choose one of these, or add "
-                f"it to `backends` in raysched.yaml and run `raysched up` again"
+                f"{spec.name}: backend: {spec.backend} is not configured here; "
+                f"choose one of {', '.join(self.settings.backends)}, or auto"
             )
 
     async def plan(self, user: str, jobs: list[View]) -> View:
         """Where jobs would run if they were submitted now; nothing changes."""
-        requests = [_job_request(validate_spec(job["spec"]), None) for job in jobs]
+        plain = [{**job, "package": None} for job in jobs]
+        requests = [self._job_request(job, f"jobs[{at}].spec") for at, job in enumerate(plain)]
         return views.plan_view(copy.deepcopy(self.state), user, requests, _now())
 
     async def cancel(self, job: str, by: str) -> View:
@@ -375,6 +376,7 @@ class Ledger:
         ]
         if gone:
             await self.tell([commands.NodeGone(name) for name in gone])
+            await asyncio.to_thread(crew.dismiss_agents, gone)
 
     # ------------------------------------------------------------ leases of programs
 
@@ -383,10 +385,10 @@ class Ledger:
     ) -> list[str]:
         """Ask for `count` leases for the client process `owner`; answers with the ids of their jobs."""
         if key not in self.state.keys:
-            request = compile_resources(Resources.model_validate(resources), "ray")
-            jobs = tuple(
-                JobRequest(_new_id(), name, "lease", request, owner=owner, queue=queue) for _ in range(count)
-            )
+            spec = check_options({**resources, "queue": queue})
+            request = compile_resources(spec, "ray")
+            asked = JobRequest("", name, "lease", request, owner=owner, queue=queue, priority=spec.priority)
+            jobs = tuple(replace(asked, id=_new_id()) for _ in range(count))
             await self.tell([commands.Submit(key, user, jobs)])
         return list(self.state.keys[key])
 
@@ -428,23 +430,6 @@ class Ledger:
             except Exception:
                 log.exception("A periodic step failed and is tried again.")
             await asyncio.sleep(every)
-
-
-def _job_request(spec: JobSpec, package: str | None) -> JobRequest:
-    return JobRequest(
-        id=_new_id(),
-        name=spec.name,
-        kind="command",
-        request=compile_request(spec),
-        spec=spec.as_json(),
-        array=spec.array if spec.array > 1 else None,
-        package=package,
-        queue=spec.queue,
-        priority=spec.priority,
-        retries=spec.retries,
-        max_runtime=spec.max_runtime_ms,
-        grace=spec.grace_ms,
-    )
 
 
 def _is_tick(batch: list[Entry]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import ray
@@ -30,7 +31,7 @@ class NodeAgent(NodeRuns):
     """One a node, named after it, restarted for ever."""
 
     async def __init__(self, settings: Settings, node: str, ray_id: str, simulate: str | None) -> None:
-        super().__init__(Path(settings.folder) / "runs-ray", settings.environment)
+        super().__init__(Path(settings.folder) / "runs-ray", settings.environment, settings.packages)
         self.settings = settings
         self.node = node
         self.ray_id = ray_id
@@ -47,7 +48,7 @@ class NodeAgent(NodeRuns):
         """Whether the agent answers."""
         return self.node
 
-    async def _repeat(self, step, every: float) -> None:  # pyright: ignore[reportMissingParameterType]
+    async def _repeat(self, step: Callable[[], Awaitable[None]], every: float) -> None:
         while True:
             try:
                 await step()
