@@ -28,6 +28,12 @@ from raysched.specs.values import (
 
 Backend = Literal["ray", "k8s", "slurm", "vm", "auto"]
 
+_NO_CONTAINERS = {
+    "ray": "the ray backend runs",
+    "vm": "the vm backend runs",
+    "auto": "the ray and vm backends run",
+}
+
 
 class RunnerOptions(Fields):
     """What the ray and vm backends understand."""
@@ -102,11 +108,8 @@ class JobSpec(Fields):
 
     def contradictions(self) -> Iterator[Contradiction]:
         """Fields that can't stand together."""
-        if self.image is not None and self.backend in ("ray", "vm", "auto"):
-            backends = "ray and vm" if self.backend == "auto" else self.backend
-            yield Contradiction(
-                ("image", "backend"), f"can't be had: no containers are run by {backends} yet"
-            )
+        if self.image is not None and self.backend in _NO_CONTAINERS:
+            yield Contradiction(("image", "backend"), f"{_NO_CONTAINERS[self.backend]} no containers yet")
 
 
 def load_jobs(path: Path, text: bytes | None = None) -> list[JobSpec]:

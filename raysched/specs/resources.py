@@ -14,6 +14,7 @@ from raysched.specs.problems import listing
 from raysched.specs.units import WHOLE
 from raysched.specs.values import (
     Cores,
+    Count,
     Fraction,
     GPUCount,
     GPUTypes,
