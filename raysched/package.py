@@ -232,8 +232,8 @@ def unpack(archive: Path, into: Path, limit: int = LIMIT) -> None:
     """Unpack an archive to the folder `into`, which is not there yet or empty, and appears complete or not.
 
     Nothing is written outside it, and no link leads out of it. Raises SpecError for an archive that would,
-    that holds more than `limit` bytes or anything but files, folders and links, FileMissing where there is no
-    archive, and StorageError where it is damaged or `into` can't be written.
+    that is damaged, or that holds more than `limit` bytes or anything but files, folders and links;
+    FileMissing where there is no archive, and StorageError where `into` can't be written.
     """
     aside = into.with_name(f".{into.name}.part")
     with _storing(into):
@@ -269,7 +269,7 @@ def _unpack_files(archive: Path, folder: Path, limit: int) -> dict[Path, str]:
     except FileNotFoundError:
         raise FileMissing(f"the package {archive} is not there: submit again") from None
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise StorageError(f"the package {archive} is damaged ({error}): submit again") from None
+        raise SpecError(f"the package {archive} is damaged ({error}): submit again") from None
     return links
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 from raysched.backends.base import EngineRefused
@@ -12,33 +11,21 @@ from raysched.errors import RayschedError, StorageError
 
 
 def make_working_dir(work: Path, package: Path | None) -> None:
-    """Make the folder `work` with the content of the package, or empty; silent where it is there.
-
-    Raises OSError, and EngineRefused where the package can't be used.
-    """
+    """Make the folder `work` with the content of the package, or empty, whole or not at all; silent where
+    it is there. Raises OSError, and EngineRefused where the package can't be used or unpacked."""
+    if package is None:
+        work.mkdir(mode=0o700, exist_ok=True)
+        return
     if work.exists():
         return
-    aside = Path(tempfile.mkdtemp(prefix="work.", dir=work.parent))
-    try:
-        if package is not None:
-            _unpack(package, aside)
-        aside.rename(work)
-    except BaseException:
-        delete_tree(aside)
-        raise
-
-
-def _unpack(package: Path, into: Path) -> None:
-    from raysched.package import unpack  # not needed by runs without one
+    from raysched.package import unpack  # not needed by runs without a package
 
     try:
-        unpack(package, into)
-    except FileNotFoundError as error:
-        raise EngineRefused(f"the packed working directory {package} is not there", final=True) from error
+        unpack(package, work)
     except StorageError as error:
         raise EngineRefused(str(error)) from error
     except RayschedError as error:
-        raise EngineRefused(f"the working directory can't be unpacked: {error}", final=True) from error
+        raise EngineRefused(str(error), final=True) from error
 
 
 def delete_tree(folder: Path) -> None:

@@ -1,0 +1,87 @@
+"""What a backend does about the difference between wanted and seen."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raysched.backends.difference import STRAY_GRACE, Actions, difference
+from raysched.core.lease import Place
+from raysched.core.work import Launch, Run, Seen, Stop, Wanted
+
+RUNS = [Run(f"job-{i}", attempt, 0) for i in range(3) for attempt in (1, 2)]
+
+
+def launch(run: Run) -> Launch:
+    return Launch(run, f"lease-{run}", Place("node-a", (), 0, 0), "name", "true", (), None)
+
+
+@st.composite
+def situations(draw: st.DrawFn) -> tuple[Wanted, list[Seen], set[Seen]]:
+    """What is wanted, what is seen, and what of it was reported."""
+    subsets = st.sets(st.sampled_from(RUNS))
+    wanted = Wanted(
+        1,
+        tuple(launch(run) for run in sorted(draw(subsets))),
+        tuple(Stop(run, 5.0) for run in sorted(draw(subsets))),
+    )
+    states: st.SearchStrategy[Literal["running", "exited", "lost"]]
+    states = st.sampled_from(["running", "exited", "lost"])
+    seen = [Seen(run, draw(states)) for run in sorted(draw(subsets))]
+    return wanted, seen, draw(st.sets(st.sampled_from(seen))) if seen else set()
+
+
+@given(situations())
+def test_no_run_that_left_a_trace_is_started(situation: tuple[Wanted, list[Seen], set[Seen]]) -> None:
+    actions = difference(*situation)
+    assert not {each.run for each in actions.start} & {each.run for each in situation[1]}
+
+
+@given(situations())
+def test_nothing_is_started_and_stopped_at_once(situation: tuple[Wanted, list[Seen], set[Seen]]) -> None:
+    actions = difference(*situation)
+    assert not {each.run for each in actions.start} & {each.run for each in actions.stop}
+
+
+@given(situations())
+def test_nothing_runs_on_that_is_not_launched(situation: tuple[Wanted, list[Seen], set[Seen]]) -> None:
+    wanted, seen, reported = situation
+    stopped = {each.run for each in difference(wanted, seen, reported).stop}
+    launched = {each.run for each in wanted.launches}
+    for each in seen:
+        assert each.state != "running" or each.run in launched | stopped
+
+
+@given(situations())
+def test_each_sight_is_reported_until_it_is_noted(
+    situation: tuple[Wanted, list[Seen], set[Seen]],
+) -> None:
+    wanted, seen, reported = situation
+    assert set(difference(wanted, seen, reported).report) == set(seen) - reported
+    assert difference(wanted, seen, seen).report == ()
+
+
+@given(situations())
+def test_actions_that_had_their_effect_leave_nothing_to_do(
+    situation: tuple[Wanted, list[Seen], set[Seen]],
+) -> None:
+    wanted, seen, reported = situation
+    actions = difference(wanted, seen, reported)
+    after = {each.run: each for each in seen}
+    after.update({each.run: Seen(each.run, "running") for each in actions.start})
+    after.update({each.run: Seen(each.run, "exited", code=143) for each in actions.stop})
+    assert difference(wanted, list(after.values()), list(after.values())) == Actions()
+
+
+def test_a_stop_keeps_its_grace_and_a_stray_gets_a_default_one() -> None:
+    wanted = Wanted(1, stops=(Stop(RUNS[0], 60.0),))
+    seen = [Seen(RUNS[0], "running"), Seen(RUNS[1], "running")]
+    assert difference(wanted, seen).stop == (Stop(RUNS[0], 60.0), Stop(RUNS[1], STRAY_GRACE))
+
+
+def test_a_run_to_be_stopped_that_nobody_saw_is_stopped_all_the_same() -> None:
+    """It may be just about to start."""
+    stop = Stop(RUNS[0], 1.0)
+    assert difference(Wanted(1, (launch(RUNS[0]),), (stop,)), []) == Actions(stop=(stop,))

@@ -1,0 +1,276 @@
+"""The runner and the run folder, on real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raysched.backends import runner
+from raysched.backends.base import EngineRefused
+from raysched.backends.runs import Runs
+from raysched.core.work import Launch, Seen
+from raysched.testing.conformance import LIMIT, new_launch
+
+TEXT = st.one_of(
+    st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])),
+    st.binary().map(lambda data: os.fsdecode(data.replace(b"\0", b""))),
+)
+NAME = st.text(st.characters(exclude_characters="\0=", exclude_categories=["Cs"]), min_size=1)
+
+SHOW = """
+import json, os, sys
+env = {name.hex(): value.hex() for name, value in os.environb.items()}
+print(json.dumps({"args": [os.fsencode(arg).hex() for arg in sys.argv[1:]], "env": env}))
+"""
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Iterator[Runs]:
+    """The runs of a folder; what goes on at the end is ended."""
+    runs = Runs(tmp_path / "runs", os.environ)
+    yield runs
+    end_all(runs)
+
+
+def end_all(runs: Runs) -> None:
+    for seen in runs.observe():
+        runs.stop(seen.run, 0)
+    wait_for(lambda: all(seen.state != "running" for seen in runs.observe()))
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    limit = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < limit, "it does not happen"
+        time.sleep(0.02)
+
+
+def look(runs: Runs, launch: Launch) -> Seen | None:
+    return next((seen for seen in runs.observe() if seen.run == launch.run), None)
+
+
+def ended(runs: Runs, launch: Launch) -> Seen:
+    """The run once it has ended."""
+    wait_for(lambda: (seen := look(runs, launch)) is not None and seen.state != "running")
+    seen = look(runs, launch)
+    assert seen is not None
+    return seen
+
+
+def folder(runs: Runs, launch: Launch) -> Path:
+    return runs.root / str(launch.run)
+
+
+def change(path: Path, **values: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+# ---------------------------------------------------------------- texts
+
+
+@settings(max_examples=25, deadline=None)
+@given(args=st.lists(TEXT, max_size=5), env=st.dictionaries(NAME, TEXT, max_size=5))
+def test_no_argument_and_no_variable_is_changed_on_its_way(args: list[str], env: dict[str, str]) -> None:
+    with tempfile.TemporaryDirectory() as root:
+        runs = Runs(Path(root), os.environ)
+        launch = new_launch([sys.executable, "-I", "-S", "-X", "utf8", "-c", SHOW, *args], env=env)
+        runs.start(launch, None)
+        assert ended(runs, launch).code == 0
+        got = json.loads(runs.logs(launch.run, 0, 1 << 24))
+    assert got["args"] == [os.fsencode(arg).hex() for arg in args]
+    assert {os.fsencode(k).hex(): os.fsencode(v).hex() for k, v in env.items()}.items() <= got["env"].items()
+
+
+@settings(max_examples=25, deadline=None)
+@given(text=TEXT)
+def test_no_command_line_is_changed_on_its_way(text: str) -> None:
+    with tempfile.TemporaryDirectory() as root:
+        runs = Runs(Path(root), os.environ)
+        launch = new_launch(f"printf %s {shlex.quote(text)}")
+        runs.start(launch, None)
+        assert ended(runs, launch).code == 0
+        assert runs.logs(launch.run, 0, 1 << 24) == os.fsencode(text)
+
+
+# ---------------------------------------------------------------- who may read it
+
+
+def test_nobody_else_can_read_a_run(runs: Runs) -> None:
+    launch = new_launch("true", env={"PASSWORD": "secret"})
+    runs.start(launch, None)
+    ended(runs, launch)
+    assert runs.root.stat().st_mode & 0o077 == 0
+    for path in [folder(runs, launch), *folder(runs, launch).iterdir()]:
+        assert path.stat().st_mode & 0o077 == 0, path
+
+
+# ---------------------------------------------------------------- faults
+
+
+STARTER = """
+import os, sys
+from pathlib import Path
+from raysched.backends.runs import Runs
+from raysched.core.lease import Place
+from raysched.core.work import Launch, Run
+launch = Launch(Run.parse(sys.argv[2]), "lease", Place("node-a", (), 0, 0), "", sys.argv[3], (), None)
+runs = Runs(Path(sys.argv[1]), os.environ)
+print("now", flush=True)
+runs.start(launch, None)
+"""
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.003, 0.006, 0.01, 0.02, 0.03, 0.04, 0.06])
+def test_a_run_runs_once_whenever_its_starter_is_killed(tmp_path: Path, runs: Runs, delay: float) -> None:
+    mark = tmp_path / "starts"
+    launch = new_launch(f"echo started >> {shlex.quote(str(mark))}")
+    command = [sys.executable, "-c", STARTER, str(runs.root), str(launch.run), str(launch.entrypoint)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as starter:
+        assert starter.stdout is not None
+        assert starter.stdout.readline() == b"now\n"
+        time.sleep(delay)
+        os.killpg(starter.pid, signal.SIGKILL)
+    wait_for(lambda: runs.start(launch, None) or look(runs, launch) is not None)
+    ended(runs, launch)
+    assert mark.read_text() == "started\n"
+
+
+def test_a_later_process_with_the_runners_id_is_not_taken_for_it(runs: Runs) -> None:
+    launch = new_launch("exec sleep 600")
+    runs.start(launch, None)
+    mark = folder(runs, launch) / "run.json"
+    os.kill(json.loads(mark.read_text())["pid"], signal.SIGKILL)
+    with subprocess.Popen(["sleep", "600"]) as bystander:
+        change(mark, pid=bystander.pid)
+        again = Runs(runs.root, os.environ)
+        again.stop(launch.run, 0)
+        assert ended(again, launch).state == "lost"
+        assert bystander.poll() is None
+        bystander.kill()
+
+
+def test_a_run_from_before_a_restart_of_the_machine_is_lost(runs: Runs) -> None:
+    launch = new_launch("true")
+    runs.start(launch, None)
+    ended(runs, launch)
+    (folder(runs, launch) / "exit.json").unlink()
+    change(folder(runs, launch) / "run.json", boot="another")
+    seen = ended(Runs(runs.root, os.environ), launch)
+    assert (seen.state, seen.reason) == ("lost", "the machine was restarted")
+
+
+@pytest.mark.parametrize("name", ["run.json", "exit.json"])
+def test_a_damaged_file_is_a_lost_run_and_never_a_second_start(runs: Runs, name: str) -> None:
+    launch = new_launch("echo started")
+    runs.start(launch, None)
+    ended(runs, launch)
+    if name == "run.json":
+        (folder(runs, launch) / "exit.json").unlink()
+    (folder(runs, launch) / name).write_bytes(b"\0\0\0")
+    again = Runs(runs.root, os.environ)
+    again.start(launch, None)
+    assert ended(again, launch).state == "lost"
+    assert again.logs(launch.run, 0, 100) == b"started\n"
+
+
+def test_a_stop_that_comes_while_the_run_is_being_started_is_not_lost(runs: Runs) -> None:
+    """The starter was killed after it prepared the run; the stop comes before the runner registers."""
+    launch = new_launch("echo started; exec sleep 600")
+    runs.start(launch, None)
+    runs.stop(launch.run, 0)
+    ended(runs, launch)
+    for name in ("run.json", "exit.json", "output.log"):
+        (folder(runs, launch) / name).unlink()
+    again = Runs(runs.root, os.environ)
+    again.start(launch, None)
+    seen = ended(again, launch)
+    assert (seen.code, seen.reason) == (143, "stopped before it started")
+    assert again.logs(launch.run, 0, 100) == b""
+
+
+def test_what_else_lies_in_the_folder_is_passed_over(runs: Runs) -> None:
+    for name in ("notes", "a.b.c", ".x.1.0", "job.01.0"):
+        (runs.root / name).mkdir()
+    assert runs.observe() == []
+    runs.forget(frozenset())
+    assert (runs.root / "notes").is_dir()
+
+
+def test_folders_that_a_job_made_read_only_are_forgotten_too(runs: Runs) -> None:
+    launch = new_launch("mkdir -p a/b; touch a/b/c; chmod 555 a/b a; echo done")
+    runs.start(launch, None)
+    ended(runs, launch)
+    runs.forget(frozenset())
+    assert os.listdir(runs.root) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "raysched-test", str(disk)]
+    if (
+        shutil.which("mount") is None
+        or subprocess.run(mount, capture_output=True, check=False).returncode != 0
+    ):
+        pytest.skip("a small file system can only be mounted by root")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_an_exit_code_survives_a_full_disk(small_disk: Path) -> None:
+    runs = Runs(small_disk / "runs", os.environ)
+    launch = new_launch("cat /dev/zero > fill; echo full; exit 5")
+    runs.start(launch, None)
+    assert ended(runs, launch).code == 5
+
+
+def test_a_start_on_a_full_disk_is_refused_for_now(small_disk: Path) -> None:
+    runs = Runs(small_disk / "runs", os.environ)
+    with suppress(OSError), open(small_disk / "fill", "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    launch = new_launch("echo started")
+    with pytest.raises(EngineRefused, match="No space") as refused:
+        runs.start(launch, None)
+    assert not refused.value.final
+    (small_disk / "fill").unlink()
+    runs.start(launch, None)
+    assert ended(runs, launch).code == 0
+
+
+def test_the_runner_needs_no_more_than_the_standard_library(tmp_path: Path) -> None:
+    """The file alone, copied elsewhere, runs a run."""
+    alone = shutil.copy(runner.__file__, tmp_path / "runner.py")
+    home = tmp_path / "run"
+    home.mkdir()
+    (home / "launch.json").write_text(
+        json.dumps({"entrypoint": "echo hello; exit 6", "env": {}, "cwd": str(tmp_path)})
+    )
+    subprocess.run([sys.executable, "-I", "-S", alone, str(home)], check=True)
+    wait_for((home / "exit.json").exists)
+    assert json.loads((home / "exit.json").read_text())["code"] == 6
+    assert (home / "output.log").read_text() == "hello\n"
+
+
+def test_a_folder_without_a_launch_is_said_in_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-I", "-S", runner.__file__, str(tmp_path / "nothing")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("raysched: can't start the run in ")
+    assert done.stderr.count("\n") == 1
