@@ -58,7 +58,6 @@ def _launch(job: Job, lease: Lease, run: Run) -> Launch:
         entrypoint=entrypoint if isinstance(entrypoint, str) else tuple(entrypoint),
         env=tuple(sorted(job_variables(job, run, lease.id, place).items())),
         package=job.package,
-        group=lease.groups[run.rank] if lease.groups else None,
     )
 
 

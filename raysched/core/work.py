@@ -46,7 +46,6 @@ class Launch:
     entrypoint: str | tuple[str, ...]
     env: tuple[tuple[str, str], ...]
     package: str | None
-    group: Group | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,131 @@
+"""What the API shows: the shapes of docs/api.md, and that all views tell the same story."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+from raysched.core import views
+from raysched.core.commands import JobRequest
+from raysched.errors import Conflict, NotFound
+from tests.core.world import World, memory, node, share, whole
+
+
+@pytest.fixture
+def world() -> World:
+    return World(node("a", 2))
+
+
+def plan(world: World, *jobs: JobRequest) -> list[dict]:
+    return views.plan_view(copy.deepcopy(world.state), "ana", jobs, world.now)["jobs"]
+
+
+def asked(id: str, request, **fields) -> JobRequest:
+    return JobRequest(id, id, "command", request, {"entrypoint": "true", "env": {"MINE": "1"}}, **fields)
+
+
+def test_gpus_tell_who_holds_what(world):
+    world.submit("hpo", share(0.25), array=2)
+    world.now += 60_000
+    [shown] = views.gpus_view(world.state, views.Usage(), world.now)["nodes"]
+    first, second = shown["gpus"]
+    assert (first["mode"], first["share_used"], first["memory_held_mib"]) == ("shared", 5000, 40960)
+    assert second["mode"] == "free"
+    assert [tenant["display"] for tenant in first["tenants"]] == ["hpo[0]", "hpo[1]"]
+    assert first["tenants"][0]["for_s"] == 60
+    assert first["memory_used_mib"] is None, "nothing was measured, so nothing is shown"
+
+
+def test_what_was_measured_is_shown_beside_what_is_held(world):
+    world.submit("j", share(0.25))
+    usage = views.Usage({"GPU-a-0": 18_000}, {("GPU-a-0", "j.1"): 17_500})
+    gpu = views.gpus_view(world.state, usage, world.now)["nodes"][0]["gpus"][0]
+    assert gpu["memory_used_mib"] == 18_000
+    assert gpu["tenants"][0]["memory_used_mib"] == 17_500
+
+
+def test_the_queue_says_why_in_one_line(world):
+    world.submit("one", share(0.5))
+    world.submit("pair", whole(2))
+    [waiting] = views.queue_view(world.state, world.now)["waiting"]
+    assert (waiting["position"], waiting["display"], waiting["asks"]) == (1, "pair", "2 GPUs")
+    assert waiting["why"] == "1 of 2 whole GPUs free; GPU-a-0 is shared until one ends"
+
+
+def test_explain_and_queue_say_the_same(world):
+    world.submit("one", share(0.5))
+    job = world.submit("pair", whole(2))
+    explained = views.explain_view(world.state, job, world.now)
+    assert explained["why"] == views.queue_view(world.state, world.now)["waiting"][0]["why"]
+    assert explained["change"] == "gpus: 1 would start now"
+    assert "GPU-a-1" in explained["nearest"]
+
+
+def test_plan_is_what_submit_then_does_and_changes_nothing(world):
+    before = copy.deepcopy(world.state)
+    jobs = [asked("a", share(0.5, gpus=2)), asked("b", memory(50_000)), asked("c", whole())]
+    planned = plan(world, *jobs)
+    assert world.state == before
+    assert [each["outcome"] for each in planned] == ["starts", "waits", "waits"]
+    for job in jobs:
+        world.submit(job.id, job.request)
+    assert [world.job(job.id).state for job in jobs] == ["starting", "waiting", "waiting"]
+    assert [gpu["uuid"] for gpu in planned[0]["places"][0]["gpus"]] == world.gpus("a")
+    assert planned[1]["why"] == world.why("b").why
+
+
+def test_plan_shows_the_variables_of_the_lease_and_not_the_specs(world):
+    [planned] = plan(world, asked("a", share(0.25)))
+    assert planned["env"]["RAYSCHED_GPU_FRACTION"] == "0.25"
+    assert planned["env"]["RAYSCHED_GPU_MEMORY_MIB"] == "20480"
+    assert "MINE" not in planned["env"]
+
+
+def test_plan_tells_what_would_be_refused(world):
+    [planned] = plan(world, asked("a", whole(3)))
+    assert planned["outcome"] == "refused"
+    assert "2" in planned["why"]
+
+
+def test_plan_says_that_a_share_is_soft(world):
+    """Case sharing-02."""
+    [planned] = plan(world, asked("fenced", memory(3815)))
+    assert (planned["isolation"], planned["mechanism"]) == ("soft", "variables")
+
+
+def test_a_job_is_found_by_id_by_array_by_name_and_by_element(world):
+    world.submit("j1", share(0.25), array=3, name="hpo")
+    state = world.state
+    assert [job.id for job in views.find_jobs(state, "j1")] == ["j1.0", "j1.1", "j1.2"]
+    assert [job.id for job in views.find_jobs(state, "hpo")] == ["j1.0", "j1.1", "j1.2"]
+    assert [job.id for job in views.find_jobs(state, "hpo[1]")] == ["j1.1"]
+    assert [job.id for job in views.find_jobs(state, "j1.2")] == ["j1.2"]
+    with pytest.raises(NotFound):
+        views.find_jobs(state, "other")
+
+
+def test_a_name_that_two_running_jobs_have_must_be_told_apart(world):
+    world.submit("j1", share(0.25), name="train")
+    world.submit("j2", share(0.25), name="train")
+    with pytest.raises(Conflict, match="j1, j2"):
+        views.find_jobs(world.state, "train")
+    world.finish("j2")
+    assert [job.id for job in views.find_jobs(world.state, "train")] == ["j1"]
+
+
+def test_times_are_iso_in_utc_and_durations_are_never_negative(world):
+    """Case ui-03."""
+    job = world.submit("j", share(0.25))
+    world.run("j")
+    shown = views.job_view(world.state, job, world.now - 600_000)
+    assert shown["submitted"] == "1970-01-01T00:16:40.000Z"
+    assert (shown["wait_s"], shown["run_s"]) == (0, 0)
+
+
+def test_a_job_that_ended_still_shows_what_it_had(world):
+    job = world.submit("j", share(0.25))
+    world.finish("j")
+    shown = views.job_view(world.state, job, world.now)
+    assert shown["lease"]["state"] == "released"
+    assert shown["lease"]["places"][0]["gpus"][0]["share"] == 2500
