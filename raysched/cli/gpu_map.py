@@ -101,7 +101,7 @@ def _tenants(tenants: Sequence[Json], width: int | None) -> list[Text]:
     ]
     if width is None or max(line.cell_len for line in aligned) <= width:
         return aligned
-    return [line for row in rows for line in flow(["   " + row[0].strip(), *row[1:]], width, indent=" " * 11)]
+    return [line for row in rows for line in flow(["    " + row[0].strip(), *row[1:]], width, indent=" " * 8)]
 
 
 def _tenant(tenant: Json) -> list[str]:

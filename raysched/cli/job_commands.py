@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from raysched.cli.options import AsJson, JobFile, JobName
+from raysched.cli.options import AnyJobName, AsJson, JobFile, JobName
 from raysched.cli.output import Output, note
 from raysched.client import Client, Json
 
@@ -57,7 +57,7 @@ def plan(
 
 
 def status(
-    job: JobName | None = None,
+    job: AnyJobName = None,
     everything: Annotated[
         bool, typer.Option("--all", "-a", help="Show all ended jobs, and each element of arrays.")
     ] = False,

@@ -8,8 +8,9 @@ from typing import Any
 
 from rich.text import Text
 
+from raysched.cli.gpu_map import SHORTEST
 from raysched.cli.job_list import by_state, job_table, state_text
-from raysched.cli.tables import Cell, Column, fields, table
+from raysched.cli.tables import Cell, Column, fields, table, wrap
 from raysched.cli.words import clean, duration, instant, memory, percent
 from raysched.client import Json
 
@@ -43,13 +44,16 @@ def submitted(jobs: Sequence[Json]) -> list[str]:
 
 def _job_detail(job: Json, width: int | None) -> list[Text]:
     heading = Text.assemble((clean(job["display"]), "bold"), "  ", job["id"], "  ", state_text(job["state"]))
-    return [heading, *fields([*_about(job), *_times(job), *_lease(job["lease"])], width)]
+    return [
+        *wrap(heading, width, "    "),
+        *fields([*_about(job), *_times(job), *_lease(job["lease"], width)], width),
+    ]
 
 
 def _array_detail(jobs: Sequence[Json], width: int | None) -> list[Text]:
     first = jobs[0]
     heading = Text.assemble((clean(first["name"]), "bold"), "  ", first["group"], "  ", by_state(jobs))
-    return [heading, *job_table(jobs, width)]
+    return [*wrap(heading, width, "    "), *job_table(jobs, width)]
 
 
 def explanation(answer: Json, width: int | None) -> list[Text]:
@@ -63,23 +67,26 @@ def explanation(answer: Json, width: int | None) -> list[Text]:
         ("nearest fit", sentence(answer["nearest"])),
         ("smallest change", sentence(answer["change"])),
     ]
-    return [heading, *fields(pairs, width)]
+    return [*wrap(heading, width, "    "), *fields(pairs, width)]
 
 
 def plan_lines(plans: Sequence[Json], width: int | None, with_env: bool) -> list[Text]:
     """The lines of `raysched plan`."""
-    lines = table(PLAN, [_plan_row(plan) for plan in plans], width)
+    lines = table(PLAN, [_plan_row(plan, width) for plan in plans], width)
     if with_env:
-        for plan in plans:
+        for plan in filter(lambda plan: plan["env"], plans):
             lines += [Text(), Text(f"environment of {clean(plan['display'])}", "bold")]
-            lines += [Text(f"  {name}={clean(value)}") for name, value in (plan["env"] or {}).items()]
+            for name, value in plan["env"].items():
+                lines += wrap(Text(f"  {name}={clean(value)}"), width, "    ")
     return lines
 
 
-def place(answer: Json) -> str:
-    """What one node gives: `node-a: GPU 0 GPU-3f2a A100-80GB, 25 %, 19.9 GiB; 4 CPUs`."""
+def place(answer: Json, width: int | None) -> str:
+    """What one node gives: `node-a: GPU 0 GPU-3f2a8c1d A100-80GB, 25 %, 19.9 GiB; 4 CPUs`. On a terminal a
+    GPU's UUID is short, as everywhere."""
+    length = None if width is None else SHORTEST
     gpus = [
-        f"GPU {gpu['index']} {gpu['uuid']} {gpu['model']}, "
+        f"GPU {gpu['index']} {gpu['uuid'][:length]} {gpu['model']}, "
         f"{percent(gpu['share'])}, {memory(gpu['memory_mib'])}"
         for gpu in answer["gpus"]
     ]
@@ -104,7 +111,7 @@ def _about(job: Json) -> Iterable[tuple[str, Cell]]:
     yield "exit code", "" if job["exit_code"] is None else str(job["exit_code"])
     yield "asks for", clean(job["asks"])
     yield "command", _command(job["spec"].get("entrypoint"))
-    yield "backend", job["backend"] or ""
+    yield "backend", job["backend"]
     yield "queue", f"{job['queue']}, priority {job['priority']}"
     yield "user", clean(job["user"])
     yield "attempt", str(job["attempt"] or "")
@@ -118,14 +125,14 @@ def _times(job: Json) -> Iterable[tuple[str, Cell]]:
     yield ("ran" if job["ended"] else "runs for"), duration(job["run_s"], parts=2) if job["started"] else ""
 
 
-def _lease(lease: Json | None) -> Iterable[tuple[str, Cell]]:
+def _lease(lease: Json | None, width: int | None) -> Iterable[tuple[str, Cell]]:
     if lease is None:
         return
     yield "lease", f"{lease['id']}, {lease['state']}"
     yield "sharing", lease["sharing"]
     yield "isolation", f"{lease['isolation']}, by {lease['mechanism']}"
     for given in lease["places"]:
-        yield "on", place(given)
+        yield "on", place(given, width)
 
 
 def _command(entrypoint: Any) -> str:
@@ -134,14 +141,14 @@ def _command(entrypoint: Any) -> str:
     return clean(entrypoint if isinstance(entrypoint, str) else shlex.join(entrypoint))
 
 
-def _plan_row(plan: Json) -> list[Cell]:
+def _plan_row(plan: Json, width: int | None) -> list[Cell]:
     isolation = f"{plan['isolation']}, by {plan['mechanism']}" if plan["mechanism"] else plan["isolation"]
     return [
         Text(clean(plan["display"]), "bold"),
         clean(plan["asks"]),
-        plan["backend"] or "",
+        plan["backend"],
         plan["outcome"],
         isolation or "",
-        "; ".join(map(place, plan["places"])),
+        "; ".join(place(given, width) for given in plan["places"]),
         clean(plan["why"]),
     ]

@@ -31,8 +31,8 @@ JOBS = [
     Column("state"),
     Column("for", right=True),
     Column("asks for"),
-    Column("user"),
-    Column("backend"),
+    Column("backend", extra=True),
+    Column("user", extra=True),
     Column("where, or why", wraps=True),
 ]
 WAITING = [
@@ -132,8 +132,8 @@ def _row(job: Json) -> list[Cell]:
         state_text(job["state"]),
         how_long(job),
         clean(job["asks"]),
+        job["backend"],
         clean(job["user"]),
-        job["backend"] or "",
         _remark(job),
     ]
 
@@ -158,7 +158,7 @@ def _array_row(group: Sequence[Json]) -> list[Cell]:
         state,
         how_long(longest),
         clean(first["asks"]),
+        first["backend"],
         clean(first["user"]),
-        first["backend"] or "",
         by_state(group),
     ]

@@ -22,12 +22,11 @@ def complete_job(incomplete: str) -> list[str]:
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, errors too.")]
-JobName = Annotated[
-    str,
-    typer.Argument(
-        metavar="JOB",
-        help="A job's id or name; name[3] is an element of an array.",
-        autocompletion=complete_job,
-    ),
-]
+_JOB = typer.Argument(
+    metavar="JOB",
+    help="A job's id or name; name[3] is an element of an array.",
+    autocompletion=complete_job,
+)
+JobName = Annotated[str, _JOB]
+AnyJobName = Annotated[str | None, _JOB]
 JobFile = Annotated[Path, typer.Argument(metavar="FILE", help="A job file (YAML); - reads it from stdin.")]

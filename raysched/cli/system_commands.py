@@ -82,7 +82,7 @@ def gpus(as_json: AsJson = False) -> None:
     output.answer(answer, gpu_map(answer, output.width), client)
 
 
-def schema(as_json: AsJson = True) -> None:
+def schema(as_json: AsJson = False) -> None:
     """Print the JSON schema of the job file, for editors."""
     from raysched.specs.schema import job_schema
 

@@ -17,12 +17,13 @@ _wrapping = Console(width=80, color_system=None)
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """`named` puts the title before the value where a row becomes a block; the last column of a table may
-    be one that `wraps`."""
+    """`named` puts the title before the value where a row becomes a block. A table without the room for all
+    its columns does without `extra` ones; its last column may be one that `wraps`."""
 
     title: str
     right: bool = False
     named: bool = False
+    extra: bool = False
     wraps: bool = False
 
 
@@ -33,13 +34,25 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], width: int 
     """The lines of a table with a heading, at most `width` cells wide; None means any width."""
     cells = [[_text(cell) for cell in row] for row in rows]
     heading = [Text(column.title, "dim") for column in columns]
-    sizes = [max(row[i].cell_len for row in [heading, *cells]) for i in range(len(columns))]
-    left = sum(sizes[:-1]) + len(GAP) * (len(sizes) - 1)
-    room = sizes[-1] if width is None else min(sizes[-1], width - left)
-    if room < sizes[-1] and not (columns[-1].wraps and room >= WRAPS_FROM):
-        return [line for row in cells for line in _block(columns, row, width or 0)]
-    sizes[-1] = room
-    return [line for row in [heading, *cells] for line in _row(columns, row, sizes)]
+    widths = [max(row[i].cell_len for row in [heading, *cells]) for i in range(len(columns))]
+    shown = list(range(len(columns)))
+    dropped = [i for i in shown if columns[i].extra]
+    while (room := _room(columns[-1], [widths[i] for i in shown], width)) is None:
+        if not dropped:
+            return [line for row in cells for line in _block(columns, row, width)]
+        shown.remove(dropped.pop())
+    sizes = [widths[i] for i in shown[:-1]] + [room]
+    kept = [columns[i] for i in shown]
+    return [line for row in [heading, *cells] for line in _row(kept, [row[i] for i in shown], sizes)]
+
+
+def _room(last: Column, widths: Sequence[int], width: int | None) -> int | None:
+    """The cells for the last column, or None where they do not suffice."""
+    if width is None:
+        return widths[-1]
+    room = width - sum(widths[:-1]) - len(GAP) * (len(widths) - 1)
+    least = min(widths[-1], WRAPS_FROM) if last.wraps else widths[-1]
+    return min(room, widths[-1]) if room >= least else None
 
 
 def flow(parts: Iterable[Cell], width: int | None, indent: str = "    ", gap: str = GAP) -> list[Text]:
@@ -71,12 +84,17 @@ def wrap(line: Text, width: int | None, indent: str) -> list[Text]:
     """The line, broken at spaces so that it fits, what follows the first break being indented."""
     if width is None or line.cell_len <= width:
         return [line]
-    first, *_ = line.wrap(_wrapping, max(width, 1), overflow="fold")
+    first, *_ = _folded(line, width)
     rest = line[len(first.plain) :]
     rest = rest[len(rest.plain) - len(rest.plain.lstrip()) :]
-    first.rstrip()
-    room = max(width - len(indent), WRAPS_FROM // 2)
-    return [first, *(Text(indent).append(piece) for piece in rest.wrap(_wrapping, room, overflow="fold"))]
+    return [first, *(Text(indent).append(piece) for piece in _folded(rest, width - len(indent)))]
+
+
+def _folded(text: Text, width: int) -> list[Text]:
+    lines = list(text.wrap(_wrapping, max(width, 1), overflow="fold")) or [Text()]
+    for line in lines:
+        line.rstrip()
+    return lines
 
 
 def _row(columns: Sequence[Column], row: Sequence[Text], sizes: Sequence[int]) -> list[Text]:
@@ -85,14 +103,12 @@ def _row(columns: Sequence[Column], row: Sequence[Text], sizes: Sequence[int]) -
         padding = " " * (size - cell.cell_len)
         line.append(Text.assemble(padding, cell, GAP) if column.right else Text.assemble(cell, padding, GAP))
     indent = " " * line.cell_len
-    last = row[-1].wrap(_wrapping, max(sizes[-1], 1), overflow="fold") if row[-1].plain else [Text()]
-    lines = [line.append(last[0]), *(Text(indent).append(piece) for piece in last[1:])]
-    for finished in lines:
-        finished.rstrip()
-    return lines
+    first, *more = _folded(row[-1], sizes[-1])
+    line.append(first).rstrip()
+    return [line, *(Text(indent).append(piece) for piece in more)]
 
 
-def _block(columns: Sequence[Column], row: Sequence[Text], width: int) -> list[Text]:
+def _block(columns: Sequence[Column], row: Sequence[Text], width: int | None) -> list[Text]:
     parts = [
         Text.assemble((f"{column.title} ", "dim"), cell) if column.named else cell
         for column, cell in zip(columns, row, strict=True)

@@ -1,0 +1,194 @@
+"""Answers of the API, as docs/api.md describes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+UUIDS = [
+    "GPU-3f2a8c1d-0d47-4a52-9a61-5a2a0c6b7a10",
+    "GPU-9b1c77e0-51ac-4a0f-8f0b-7d1c2b3a4f21",
+]
+
+
+def place(share: int = 2500, memory: int = 20_377, index: int = 0) -> dict[str, Any]:
+    """A part of one GPU of node-a."""
+    gpu = {"uuid": UUIDS[index], "index": index, "model": "A100-80GB", "share": share, "memory_mib": memory}
+    return {"node": "node-a", "cpus": 4.0, "memory_mib": 15_259, "gpus": [gpu]}
+
+
+def job(**changes: Any) -> dict[str, Any]:
+    """A running job; `changes` replace fields."""
+    sample: dict[str, Any] = {
+        "id": "5d0c4be1f2",
+        "group": "5d0c4be1f2",
+        "index": None,
+        "name": "embed",
+        "display": "embed",
+        "kind": "command",
+        "user": "ana",
+        "queue": "default",
+        "priority": 0,
+        "backend": "vm",
+        "state": "running",
+        "reason": "",
+        "attempt": 1,
+        "submitted": "2025-03-30T00:29:57.500Z",
+        "granted": "2025-03-30T00:29:59.000Z",
+        "started": "2025-03-30T00:30:00.000Z",
+        "ended": None,
+        "wait_s": 1.5,
+        "run_s": 7200.0,
+        "exit_code": None,
+        "asks": "0.25 GPU, 4 CPUs",
+        "spec": {"entrypoint": "python embed.py"},
+        "lease": {
+            "id": "5d0c4be1f2.1",
+            "state": "bound",
+            "sharing": "fraction",
+            "isolation": "soft",
+            "mechanism": "variables",
+            "places": [place()],
+        },
+    }
+    return sample | changes
+
+
+def waiting_job(**changes: Any) -> dict[str, Any]:
+    """A job that waits."""
+    nothing = {"attempt": 0, "granted": None, "started": None, "run_s": None, "lease": None}
+    return job(state="waiting", wait_s=840.0, **nothing) | changes
+
+
+def array(states: list[str], name: str = "hpo", group: str = "77aa01b2c3") -> list[dict[str, Any]]:
+    """The elements of an array, one a state."""
+    return [
+        job(
+            id=f"{group}.{index}",
+            group=group,
+            index=index,
+            name=name,
+            display=f"{name}[{index}]",
+            state=state,
+            exit_code=3 if state == "failed" else 0 if state == "succeeded" else None,
+        )
+        for index, state in enumerate(states)
+    ]
+
+
+def waiting(**changes: Any) -> dict[str, Any]:
+    """An entry of the queue."""
+    sample: dict[str, Any] = {
+        "position": 1,
+        "id": "0b1c2d3e4f",
+        "group": "0b1c2d3e4f",
+        "display": "train-xl",
+        "kind": "command",
+        "user": "bo",
+        "queue": "default",
+        "asks": "2 GPUs",
+        "submitted": "2025-03-30T00:30:00.000Z",
+        "waits_s": 840.0,
+        "why": "1 of 2 whole GPUs free; GPU-3f2a8c1d is shared until hpo[0] and embed end",
+    }
+    return sample | changes
+
+
+def tenant(**changes: Any) -> dict[str, Any]:
+    """Who holds a part of a GPU."""
+    sample: dict[str, Any] = {
+        "job": "77aa01b2c3.0",
+        "display": "hpo[0]",
+        "kind": "command",
+        "user": "ana",
+        "backend": "ray",
+        "state": "running",
+        "since": "2025-03-30T00:30:00.000Z",
+        "for_s": 720.0,
+        "share": 2500,
+        "memory_mib": 20_377,
+        "memory_used_mib": 18_637,
+        "isolation": "soft",
+        "mechanism": "variables",
+    }
+    return sample | changes
+
+
+def gpus() -> dict[str, Any]:
+    """A node with a shared and a free GPU."""
+    bo = tenant(job="1a2b3c4d5e", display="embed", user="bo", backend="vm", for_s=11_000.0, share=5000)
+    shared: dict[str, Any] = {
+        "uuid": UUIDS[0],
+        "index": 0,
+        "model": "A100-80GB",
+        "mode": "shared",
+        "outside": False,
+        "share_used": 7500,
+        "memory_mib": 81_510,
+        "memory_held_mib": 61_132,
+        "memory_used_mib": 31_000,
+        "foreign_mib": 0,
+        "tenants": [tenant(), bo | {"memory_mib": 40_755, "memory_used_mib": 12_698}],
+    }
+    free = shared | {
+        "uuid": UUIDS[1],
+        "index": 1,
+        "mode": "free",
+        "share_used": 0,
+        "memory_held_mib": 0,
+        "memory_used_mib": 0,
+        "tenants": [],
+    }
+    node = {
+        "name": "node-a",
+        "alive": True,
+        "simulated": False,
+        "driver": "570.86",
+        "backends": ["ray", "vm"],
+        "cpus": {"total": 32.0, "used": 8.0},
+        "memory_mib": {"total": 257_000, "used": 12_288},
+        "gpus": [shared, free],
+    }
+    return {"simulated": False, "nodes": [node]}
+
+
+def plan(**changes: Any) -> dict[str, Any]:
+    """Where a job would run."""
+    sample: dict[str, Any] = {
+        "name": "embed",
+        "display": "embed",
+        "asks": "0.25 GPU, 4 CPUs",
+        "backend": "vm",
+        "outcome": "starts",
+        "why": "node-a: GPU-3f2a8c1d (best fit beside other tenants)",
+        "isolation": "soft",
+        "mechanism": "variables",
+        "env": {"CUDA_VISIBLE_DEVICES": UUIDS[0], "RAYSCHED_GPU_FRACTION": "0.25"},
+        "places": [place()],
+    }
+    return sample | changes
+
+
+def explanation(**changes: Any) -> dict[str, Any]:
+    """Why a job waits."""
+    sample: dict[str, Any] = {
+        "id": "0b1c2d3e4f",
+        "display": "train-xl",
+        "state": "waiting",
+        "why": waiting()["why"],
+        "short_of": "gpus",
+        "nearest": "GPU-9b1c77e0 (A100-80GB) on node-a: free, 1 of its share and 81510 MiB free",
+        "change": "gpus: 1 would start now",
+    }
+    return sample | changes
+
+
+def status() -> dict[str, Any]:
+    """What runs."""
+    return {
+        "version": "0.1.0",
+        "since": "2025-03-30T00:00:00.000Z",
+        "simulated": False,
+        "nodes": 1,
+        "gpus": {"total": 2, "free": 1, "shared": 1, "exclusive": 0, "mig": 0, "share_used": 7500},
+        "jobs": {"running": 3, "waiting": 1},
+    }

@@ -1,0 +1,191 @@
+"""What the commands show, from answers of the API."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import samples
+from rich.text import Text
+
+from raysched.cli import checks, gpu_map, job_detail, job_list
+
+LONG = "a-name-of-sixty-characters-that-goes-on-and-on-until-it-ends"
+MIXED = [
+    samples.job(),
+    *samples.array(["succeeded", "failed", "running", "stopping"]),
+    samples.waiting_job(
+        id="aa11bb22cc", group="aa11bb22cc", display=LONG, name=LONG, reason="image not found"
+    ),
+]
+VIEWS: list[Callable[[int | None], list[Text]]] = [
+    lambda width: gpu_map.gpu_map(samples.gpus(), width),
+    lambda width: job_list.queue_table([samples.waiting(), samples.waiting(display=LONG)], width),
+    lambda width: job_list.system_summary(samples.status(), "http://127.0.0.1:8274", MIXED, width),
+    lambda width: job_list.overview(MIXED, width),
+    lambda width: job_list.job_table(MIXED, width),
+    lambda width: job_detail.jobs_detail(MIXED[:1], width),
+    lambda width: job_detail.jobs_detail(MIXED[1:5], width),
+    lambda width: job_detail.explanation(samples.explanation(), width),
+    lambda width: job_detail.plan_lines([samples.plan()], width, with_env=True),
+]
+
+
+def _plain(lines: Sequence[Text]) -> list[str]:
+    return [line.plain for line in lines]
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_every_view_stands_at_any_width(view: Callable[[int | None], list[Text]], width: int) -> None:
+    """Case ui-01: no line is longer than the terminal, and nothing ends in an ellipsis."""
+    lines = view(width)
+    assert all(line.cell_len <= width for line in lines)
+    assert not any("…" in line.plain or "..." in line.plain for line in lines)
+
+
+def test_the_map_of_gpus() -> None:
+    assert _plain(gpu_map.gpu_map(samples.gpus(), 80)) == [
+        "node-a   2 x A100-80GB   driver 570.86   ray, vm   8 of 32 CPUs",
+        "    12.0 of 251.0 GiB",
+        " 0  GPU-3f2a8c1d  shared     ███████████████░░░░░    75 %    59.7 of 79.6 GiB",
+        "        25 %  hpo[0]  ana  ray  12m  18.2 of 19.9 GiB used",
+        "        50 %  embed   bo   vm   3h   12.4 of 39.8 GiB used",
+        " 1  GPU-9b1c77e0  free       ░░░░░░░░░░░░░░░░░░░░     0 %     0.0 of 79.6 GiB",
+    ]
+
+
+def test_in_a_pipe_the_map_has_whole_uuids() -> None:
+    """Case ui-01."""
+    text = "\n".join(_plain(gpu_map.gpu_map(samples.gpus(), None)))
+    assert all(uuid in text for uuid in samples.UUIDS)
+
+
+def test_uuids_that_begin_alike_are_told_apart() -> None:
+    assert gpu_map.shortened(["GPU-12345678-a", "GPU-12345678-b"]) == {
+        "GPU-12345678-a": "GPU-12345678-a",
+        "GPU-12345678-b": "GPU-12345678-b",
+    }
+
+
+def test_what_others_use_of_a_gpu_is_shown() -> None:
+    answer = samples.gpus()
+    answer["nodes"][0]["gpus"][1] |= {"outside": True, "foreign_mib": 2_048}
+    text = "\n".join(_plain(gpu_map.gpu_map(answer, 80)))
+    assert "outside" in text
+    assert "held in Ray by somebody who did not ask raysched" in text
+    assert "2.0 GiB used by processes without a lease" in text
+
+
+def test_memory_that_nobody_measured_is_not_made_up() -> None:
+    answer = samples.gpus()
+    answer["nodes"][0]["gpus"][0]["tenants"] = [samples.tenant(memory_used_mib=None)]
+    assert "19.9 GiB used" not in "\n".join(_plain(gpu_map.gpu_map(answer, 80)))
+
+
+def test_simulated_and_lost_nodes_say_so() -> None:
+    answer = samples.gpus()
+    answer["nodes"][0] |= {"simulated": True, "alive": False}
+    assert _plain(gpu_map.gpu_map(answer, None))[0].startswith("node-a   lost   2 x A100-80GB   simulated")
+
+
+def test_an_empty_share_has_an_empty_bar_and_the_smallest_one_shows() -> None:
+    assert [gpu_map.bar(share).plain.count("█") for share in (0, 1, 500, 9_999, 10_000)] == [0, 1, 1, 20, 20]
+
+
+def test_the_queue() -> None:
+    assert _plain(job_list.queue_table([samples.waiting()], 80)) == [
+        "#  job       id          asks for  waits  why",
+        "1  train-xl  0b1c2d3e4f  2 GPUs      14m  1 of 2 whole GPUs free; GPU-3f2a8c1d",
+        "                                          is shared until hpo[0] and embed end",
+    ]
+    assert _plain(job_list.queue_table([], 80)) == ["nothing waits"]
+
+
+def test_in_a_pipe_each_job_is_one_line_with_its_id() -> None:
+    """Case ui-01."""
+    lines = _plain(job_list.overview(MIXED, None))
+    assert [line.split()[0] for line in lines[1:]] == [job["id"] for job in MIXED]
+    assert LONG in lines[-1]
+
+
+def test_on_a_terminal_an_array_is_one_line() -> None:
+    lines = _plain(job_list.overview(samples.array(["running"] * 3 + ["waiting"]), 80))
+    assert lines[1].split()[:3] == ["77aa01b2c3", "hpo[4]", "mixed"]
+    assert lines[1].endswith("1 waiting, 3 running")
+
+
+def test_a_terminal_shows_the_last_ended_jobs_and_says_what_it_leaves_out() -> None:
+    ended = [samples.job(id=f"{n:010}", group=f"{n:010}", state="succeeded") for n in range(15)]
+    lines = _plain(job_list.overview(ended, 80))
+    assert [line.split()[0] for line in lines[1:-1]] == [job["id"] for job in ended[5:]]
+    assert lines[-1] == "5 more that ended earlier: raysched status --all"
+
+
+def test_a_job_in_full() -> None:
+    lines = _plain(
+        job_detail.jobs_detail([samples.job(state="failed", exit_code=3, reason="exit code 3")], 80)
+    )
+    assert lines[0] == "embed  5d0c4be1f2  failed"
+    text = "\n".join(lines)
+    assert "exit code  3" in text
+    assert "isolation  soft, by variables" in text
+    assert "node-a: GPU 0 GPU-3f2a8c1d A100-80GB, 25 %, 19.9 GiB; 4 CPUs" in text
+
+
+def test_an_explanation_has_the_smallest_change() -> None:
+    lines = _plain(job_detail.explanation(samples.explanation(), 120))
+    assert lines[-1] == "  smallest change  gpus: 1 would start now"
+
+
+def test_an_explanation_of_a_job_that_runs_is_short() -> None:
+    answer = samples.explanation(
+        state="running", why="runs on node-a", short_of=None, nearest=None, change=None
+    )
+    assert _plain(job_detail.explanation(answer, 80)) == [
+        "train-xl  0b1c2d3e4f  running",
+        "  why  runs on node-a",
+    ]
+
+
+def test_a_plan_says_that_soft_is_soft() -> None:
+    """Case sharing-02: a soft lease is never shown as enforced."""
+    assert "soft, by variables" in "\n".join(
+        _plain(job_detail.plan_lines([samples.plan()], 80, with_env=False))
+    )
+
+
+def test_a_plan_shows_the_environment_on_demand() -> None:
+    assert "  RAYSCHED_GPU_FRACTION=0.25" in _plain(
+        job_detail.plan_lines([samples.plan()], None, with_env=True)
+    )
+
+
+def test_an_array_is_submitted_as_one() -> None:
+    jobs = [samples.job(), *samples.array(["waiting"] * 8)]
+    assert job_detail.submitted(jobs) == [
+        "submitted embed as 5d0c4be1f2",
+        "submitted hpo as 77aa01b2c3 (8 jobs)",
+    ]
+
+
+def test_a_name_can_not_colour_the_terminal() -> None:
+    hostile: dict[str, Any] = samples.waiting(display="a\x1b[31mred", why="two\nlines\r")
+    assert not any("\x1b" in line or "\r" in line for line in _plain(job_list.queue_table([hostile], None)))
+
+
+class Bad:
+    """A check that failed."""
+
+    name = "port"
+    ok = False
+    detail = "8274 is taken"
+    hint = "set gateway.port in raysched.yaml"
+
+
+def test_a_bad_check_says_what_to_do() -> None:
+    assert _plain(checks.check_lines([Bad()], 80)) == [
+        "bad port  8274 is taken",
+        "    -> set gateway.port in raysched.yaml",
+    ]
