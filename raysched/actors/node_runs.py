@@ -1,0 +1,72 @@
+"""The runs of one node, as the node agent offers them to the ray backend."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from raysched.backends.exits import Exits
+from raysched.backends.runs import Runs
+from raysched.core.work import Launch, Run, Seen
+from raysched.gpu.processes import end_processes
+
+
+class NodeRuns:
+    """Remote methods of a node agent. `folder` gets a folder a run, `base_env` are the variables that jobs
+    inherit, `packages` holds packed working directories as `DIGEST.tar.gz` where this node has them.
+
+    All of it is on disk, and the commands run under runners outside Ray: an agent that is made anew goes on.
+    """
+
+    def __init__(self, folder: Path, base_env: Mapping[str, str], packages: Path) -> None:
+        self._runs = Runs(folder, base_env)
+        self._packages = packages
+        self._exits = Exits()
+
+    async def runs_observe(self) -> list[Seen]:
+        """All runs of this node: running, exited, or lost."""
+        return await asyncio.to_thread(self._runs.observe)
+
+    async def run_start(self, launch: Launch, package: bytes | None) -> bool:
+        """Start a run; silent where it was started before. `package` is its packed working directory; False
+        says that nothing was started as it is needed and was not given. Raises EngineRefused."""
+        path = self._packages / f"{launch.package}.tar.gz" if launch.package else None
+        if path is None or path.exists():
+            await asyncio.to_thread(self._runs.start, launch, path)
+        elif package is None:
+            return False
+        else:
+            await asyncio.to_thread(self._start_from, launch, package)
+        self._exits.wake()
+        return True
+
+    def _start_from(self, launch: Launch, package: bytes) -> None:
+        with tempfile.NamedTemporaryFile(suffix=".tar.gz") as file:
+            file.write(package)
+            file.flush()
+            self._runs.start(launch, Path(file.name))
+
+    async def run_stop(self, run: Run, grace: float) -> None:
+        """Begin to end a run: SIGTERM now, SIGKILL after `grace` seconds. One that was not started never
+        will be, and is then seen as ended."""
+        await asyncio.to_thread(self._runs.stop, run, grace)
+        self._exits.wake()
+
+    async def run_logs(self, run: Run, offset: int, limit: int) -> bytes:
+        """At most `limit` bytes of a run's output from `offset`."""
+        return await asyncio.to_thread(self._runs.logs, run, offset, limit)
+
+    async def runs_forget(self, known: frozenset[Run]) -> None:
+        """Delete the files of ended runs that are not in `known`."""
+        await asyncio.to_thread(self._runs.forget, known)
+
+    async def runs_changed(self, timeout: float) -> None:
+        """Return when a run has started, was stopped or ended, at the latest after `timeout` seconds."""
+        await self._exits.wait(self._runs.runners(), timeout)
+
+    async def end_processes(self, lease_id: str, grace_s: float) -> None:
+        """End every process that carries the lease's marker, and return when none is left. Raises
+        RayschedError where one does not end."""
+        await asyncio.to_thread(end_processes, lease_id, grace_s)

