@@ -51,8 +51,8 @@ class NodeRuns:
     async def run_stop(self, run: Run, grace: float) -> None:
         """Begin to end a run: SIGTERM now, SIGKILL after `grace` seconds. One that was not started never
         will be, and is then seen as ended."""
-        await asyncio.to_thread(self._runs.stop, run, grace)
-        self._exits.wake()
+        if await asyncio.to_thread(self._runs.stop, run, grace):
+            self._exits.wake()
 
     async def run_logs(self, run: Run, offset: int, limit: int) -> bytes:
         """At most `limit` bytes of a run's output from `offset`."""

@@ -19,7 +19,7 @@ from typing import Any
 from raysched.backends import runner
 from raysched.backends.base import EngineRefused
 from raysched.backends.environment import environment
-from raysched.backends.leftovers import end_leftovers
+from raysched.backends.leftovers import end_leftovers, leftovers
 from raysched.backends.working_dir import delete_tree, make_working_dir
 from raysched.core.work import Launch, Run, Seen
 
@@ -56,9 +56,9 @@ class RunFolder:
         the run can't be started now.
         """
         try:
-            self.path.mkdir(mode=0o700, exist_ok=True)
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             with self._locked() as mine:
-                if not mine or self.begun:
+                if not mine or self.begun or self._was_deleted():
                     return
                 self._prepare(launch, base_env, package)
         except OSError as error:
@@ -90,7 +90,7 @@ class RunFolder:
         """
         if runner.exists(str(self.path), "exit.json"):
             return False
-        self.path.mkdir(mode=0o700, exist_ok=True)
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         # The shortest grace counts: the runner may read the file once for several signals.
         shortest = min(grace, (self._read("stop.json") or {}).get("grace", grace))
         with suppress(OSError):  # a full disk: the runner then takes its own grace
@@ -101,7 +101,7 @@ class RunFolder:
                 runner.kill(mark.pid, SIGTERM)
             return False
         with self._locked() as mine:
-            if not mine or self.begun:
+            if not mine or self.begun or self._was_deleted():
                 return False
             code, reason = runner.STOPPED_EARLY
             self._write_exit(code, None, reason)
@@ -130,8 +130,20 @@ class RunFolder:
 
     # ------------------------------------------------------------ start
 
+    def _was_deleted(self) -> bool:
+        """Whether the run goes on although somebody deleted its folder: it is ended then, and lost."""
+        if self._prepared or not leftovers(self.run):
+            return False
+        end_leftovers(self.run)
+        self._write_exit(None, None, "its folder was deleted")
+        return True
+
+    @property
+    def _prepared(self) -> bool:
+        return runner.exists(str(self.path), "launch.json")
+
     def _prepare(self, launch: Launch, base_env: Mapping[str, str], package: Path | None) -> None:
-        if (self.path / "launch.json").exists():
+        if self._prepared:
             return
         work = self.path / "work"
         make_working_dir(work, package)

@@ -144,14 +144,13 @@ class Runner:
 
     def _stop(self) -> None:
         """Somebody wants the run to end. Asking again can shorten the grace and never lengthens it."""
-        try:
-            grace = float(read_json(self.folder, "stop.json")["grace"])
-        except (OSError, ValueError):
-            grace = GRACE
+        grace, reason = GRACE, "its runner was told to end"
+        with suppress(OSError, ValueError):
+            grace, reason = float(read_json(self.folder, "stop.json")["grace"]), "stopped"
         deadline = time.monotonic() + grace
         self.deadline = deadline if self.deadline is None else min(self.deadline, deadline)
         if self.code is None:
-            self.reason = "stopped"
+            self.reason = reason
 
     def _reap(self) -> None:
         while True:
@@ -271,11 +270,12 @@ def unlock(descriptor: int) -> None:
 
 
 def process(pid: int) -> tuple[str, int, int] | None:
-    """State, parent and start time in clock ticks of a process, from /proc/PID/stat; None if it is gone."""
+    """State, parent and start time in clock ticks of a process, from /proc/PID/stat; None if it is gone,
+    or not ours to see."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             stat = file.read()
-    except (FileNotFoundError, ProcessLookupError):
+    except OSError:
         return None
     fields = stat[stat.rindex(b")") + 2 :].split()  # the name before it may hold anything
     return fields[0].decode(), int(fields[1]), int(fields[19])

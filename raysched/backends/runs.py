@@ -33,7 +33,7 @@ class Runs:
     def observe(self) -> list[Seen]:
         """Every run here: running, exited, or lost. Cheap for those that have ended."""
         runs = self._listed()
-        for gone in self._folders.keys() - runs:
+        for gone in [run for run in list(self._folders) if run not in runs]:
             self._folders.pop(gone, None)
             self._ended.pop(gone, None)
         return [seen for run in runs if (seen := self._look(run)) is not None]
@@ -73,12 +73,17 @@ class Runs:
 
     def _listed(self) -> set[Run]:
         """The runs that have a folder; whatever else lies there is passed over."""
-        found: set[Run] = set()
-        for name in os.listdir(self.root):
-            try:
-                run = Run.parse(name)
-            except ValueError:
-                continue
-            if str(run) == name:
-                found.add(run)
-        return found
+        try:
+            names = os.listdir(self.root)
+        except FileNotFoundError:
+            return set()
+        return {run for name in names if (run := _parse(name)) is not None}
+
+
+def _parse(name: str) -> Run | None:
+    """The run that a folder of this name belongs to."""
+    try:
+        run = Run.parse(name)
+    except ValueError:
+        return None
+    return run if str(run) == name else None

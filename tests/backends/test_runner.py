@@ -23,7 +23,7 @@ from raysched.backends import runner
 from raysched.backends.base import EngineRefused
 from raysched.backends.runs import Runs
 from raysched.core.work import Launch, Seen
-from raysched.testing.conformance import LIMIT, new_launch
+from raysched.testing.conformance import LIMIT, alive, new_launch
 
 TEXT = st.one_of(
     st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])),
@@ -200,6 +200,20 @@ def test_a_stop_that_comes_while_the_run_is_being_started_is_not_lost(runs: Runs
     seen = ended(again, launch)
     assert (seen.code, seen.reason) == (143, "stopped before it started")
     assert again.logs(launch.run, 0, 100) == b""
+
+
+@pytest.mark.parametrize("then", ["start", "stop"])
+def test_a_run_whose_folder_was_deleted_is_ended_and_not_started_again(runs: Runs, then: str) -> None:
+    launch = new_launch("echo $$; exec sleep 600")
+    runs.start(launch, None)
+    wait_for(lambda: runs.logs(launch.run, 0, 100).endswith(b"\n"))
+    pid = int(runs.logs(launch.run, 0, 100))
+    shutil.rmtree(runs.root)
+    assert runs.observe() == []
+    runs.start(launch, None) if then == "start" else runs.stop(launch.run, 0)
+    assert ended(runs, launch).state != "running"
+    assert not alive([pid])
+    assert runs.logs(launch.run, 0, 100) == b""
 
 
 def test_what_else_lies_in_the_folder_is_passed_over(runs: Runs) -> None:
