@@ -171,9 +171,8 @@ def _fact_rows(facts: Iterable[Fact], first: int) -> Iterator[dict[str, Any]]:
 
 
 def _dumps(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(value, separators=(",", ":"))
 
 
 def _checksum(*parts: object) -> int:
-    # surrogatepass: names of files that are not UTF-8 may stand in a spec as lone surrogates
-    return zlib.crc32("\0".join(map(str, parts)).encode("utf-8", "surrogatepass"))
+    return zlib.crc32("\0".join(map(str, parts)).encode())
