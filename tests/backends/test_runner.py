@@ -155,7 +155,7 @@ def test_a_later_process_with_the_runners_id_is_not_taken_for_it(runs: Runs) -> 
     mark = folder(runs, launch) / "run.json"
     os.kill(json.loads(mark.read_text())["pid"], signal.SIGKILL)
     with subprocess.Popen(["sleep", "600"]) as bystander:
-        change(mark, pid=bystander.pid)
+        change(mark, pid=bystander.pid, ticks=1)  # a tick is long enough to be the same by chance
         again = Runs(runs.root, os.environ)
         again.stop(launch.run, 0)
         assert ended(again, launch).state == "lost"
