@@ -74,7 +74,8 @@ def status(
         return
     system, jobs = client.status(), client.jobs()
     lines = system_summary(system, client.address, jobs, output.width)
-    lines += (job_table if everything else overview)(jobs, output.width)
+    lines += [Text()] if jobs else []
+    lines += (job_table if everything and jobs else overview)(jobs, output.width)
     output.answer({"system": system, "jobs": jobs}, lines, client)
 
 

@@ -114,7 +114,8 @@ def _usage(error: Exception) -> str:
     message: str = getattr(error, "format_message", error.__str__)()
     context = getattr(error, "ctx", None)
     path = context.command_path if context else "raysched"
-    return f"{message.rstrip('.')}: see `{path} --help`"
+    stop = "" if message.endswith((".", "?")) else "."
+    return f"{message}{stop} See `{path} --help`."
 
 
 def _fault(error: Exception) -> str:

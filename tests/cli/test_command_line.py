@@ -53,7 +53,7 @@ def test_without_a_command_the_help_is_shown() -> None:
 def test_an_unknown_command_is_a_usage_error_with_a_suggestion() -> None:
     done = _run("stats")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: No such command 'stats'. Did you mean 'status'?: see `raysched --help`\n"
+    assert done.stderr == "error: No such command 'stats'. Did you mean 'status'? See `raysched --help`.\n"
 
 
 def test_an_unknown_option_is_a_usage_error_in_json_too() -> None:
