@@ -24,7 +24,7 @@ import tarfile
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NoReturn, cast
@@ -350,7 +350,7 @@ class PackageStore:
         finally:
             Path(file.name).unlink(missing_ok=True)
 
-    def sweep(self, keep: set[str], age: float = KEPT) -> None:
+    def sweep(self, keep: Set[str], age: float = KEPT) -> None:
         """Delete the packages that are not in `keep` and that nobody put or asked for in `age` seconds."""
         kept = {self.path(digest).name for digest in keep}
         for path in self.folder.glob("*"):

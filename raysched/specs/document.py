@@ -242,8 +242,9 @@ def _place_of(error: YAMLError, text: str) -> Place:
         before = text[: error.position]
         return Place(before.count("\n") + 1, error.position - (before.rfind("\n") + 1) + 1)
     assert isinstance(error, MarkedYAMLError)
-    unclosed = (error.context or "").startswith("while scanning a quoted")
-    mark = error.context_mark if unclosed else error.problem_mark
+    # PyYAML notices these two only further on, and names where they began as the context.
+    late = (error.context or "").startswith(("while scanning a quoted", "while scanning a simple key"))
+    mark = error.context_mark if late else error.problem_mark
     assert mark is not None
     return Place.of(mark)
 

@@ -15,7 +15,8 @@ def field_name(path: Location) -> str:
     """The path as people write it: `resources.gpu_type[0]`."""
     name = ""
     for part in path:
-        name += f"[{part}]" if isinstance(part, int) else f".{part}"
+        text = str(part) if str(part).isprintable() else quoted(part)
+        name += f"[{part}]" if isinstance(part, int) else f".{text}"
     return name.removeprefix(".")
 
 

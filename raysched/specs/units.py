@@ -25,6 +25,9 @@ WHOLE = 10_000
 
 MIB = 2**20
 
+_MOST = 10**15
+"""What no unit here passes: JSON and every database hold such a number exactly."""
+
 _NUMBER = r"(?:[0-9]{1,18}(?:\.[0-9]{1,18})?|\.[0-9]{1,18})"
 _SIZE = re.compile(rf"({_NUMBER})\s*([a-z]*)", re.IGNORECASE)
 _BYTES = {
@@ -48,7 +51,7 @@ def parse_size(value: object) -> int:
     number, unit = match.groups()
     if unit.lower() not in _BYTES:
         raise ValueError(_wrong_size_unit(number, unit))
-    mebibytes = math.ceil(Fraction(number) * _BYTES[unit.lower()] / MIB)
+    mebibytes = _bounded(math.ceil(Fraction(number) * _BYTES[unit.lower()] / MIB))
     if mebibytes == 0:
         raise ValueError("must be more than 0")
     return mebibytes
@@ -87,7 +90,7 @@ def parse_duration(value: object) -> int:
             f"{quoted(text)} is not a duration: write numbers with d, h, m, s or ms, such as 90s or 1h30m"
         )
     parts = zip(match.groups(), _MILLISECONDS.values(), strict=True)
-    return math.ceil(sum(Fraction(number) * unit for number, unit in parts if number))
+    return _bounded(math.ceil(sum(Fraction(number) * unit for number, unit in parts if number)))
 
 
 def format_duration(milliseconds: int) -> str:
@@ -134,7 +137,7 @@ def parse_cpus(value: object) -> int:
     number = _number(value, "a number of cores such as 4 or 0.5")
     if number < 0:
         raise ValueError(f"must be 0 or more, not {_shown(value)}")
-    ten_thousandths = _nearest(number * WHOLE)
+    ten_thousandths = _bounded(_nearest(number * WHOLE))
     if number and not ten_thousandths:
         raise ValueError(f"{_shown(value)} is less than the least part of a core, 0.0001")
     return ten_thousandths
@@ -173,10 +176,10 @@ def _wrong_count(number: Fraction, shown: str) -> str:
 def parse_whole_number(value: object) -> int:
     """An integer, in decimal digits without leading zeros."""
     if isinstance(value, str) and _WHOLE_NUMBER.fullmatch(value.strip()):
-        return int(value)
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"must be a whole number, not {_shown(value)}")
-    return value
+    return _bounded(value)
 
 
 def _number(value: object, wanted: str) -> Fraction:
@@ -187,6 +190,12 @@ def _number(value: object, wanted: str) -> Fraction:
     if isinstance(value, float) and math.isfinite(value):
         return Fraction(repr(float(value)))
     raise ValueError(f"must be {wanted}, not {_shown(value)}")
+
+
+def _bounded(number: int) -> int:
+    if abs(number) > _MOST:
+        raise ValueError("is far too large")
+    return number
 
 
 def _nearest(number: Fraction) -> int:

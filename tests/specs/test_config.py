@@ -1,0 +1,116 @@
+"""The configuration file: which one is read, its defaults, and what is wrong with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from raysched.errors import ConfigError, FileMissing
+from raysched.folders import state_folder
+from raysched.specs.config import Config, load_config
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "raysched.yaml"
+
+
+def complaints(file: Path, text: str) -> list[str]:
+    file.write_text(text)
+    with pytest.raises(ConfigError) as refused:
+        load_config(file, {})
+    assert len(refused.value.problems) == len(str(refused.value).splitlines())
+    return str(refused.value).splitlines()
+
+
+def test_without_a_file_everything_has_a_default(tmp_path: Path) -> None:
+    """This machine, an own Ray, loopback."""
+    config = load_config(None, {"XDG_CONFIG_HOME": str(tmp_path)})
+    assert config == Config()
+    assert (config.gateway.host, config.gateway.port) == ("127.0.0.1", 8274)
+    assert (config.backends.ray.address, config.simulate, config.store.folder) == (None, None, None)
+    assert config.policy.idle_group == 5000
+
+
+@pytest.mark.parametrize(
+    "text", ["", "# nothing\n", "gateway:\nbackends:\n", "backends: {vm: , ray: null}\n"]
+)
+def test_what_is_left_empty_has_its_defaults(file: Path, text: str) -> None:
+    """A file, a section."""
+    file.write_text(text)
+    assert load_config(file, {}) == Config()
+
+
+def test_a_file_with_every_setting(file: Path) -> None:
+    """In words and units of a job file."""
+    file.write_text(
+        "store: {folder: ~/gpus}\ngateway: {host: 0.0.0.0, port: 0}\n"
+        "backends: {ray: {address: 10.0.0.1:6379}, vm: {}}\npolicy: {idle_group: 1m}\nsimulate: 2xA100-80GB,A30\n"
+    )
+    config = load_config(file, {})
+    assert (config.store.folder, config.gateway.host, config.gateway.port) == ("~/gpus", "0.0.0.0", 0)
+    assert (config.backends.ray.address, config.policy.idle_group) == ("10.0.0.1:6379", 60_000)
+    assert config.simulate == "2xA100-80GB,A30"
+
+
+def test_which_file_is_read(tmp_path: Path) -> None:
+    """The one that is named, else RAYSCHED_CONFIG, else the user's."""
+    for name, port in (("named.yaml", 1), ("variable.yaml", 2), ("raysched/raysched.yaml", 3)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"gateway: {{port: {port}}}\n")
+    user = {"XDG_CONFIG_HOME": str(tmp_path)}
+    variable = {**user, "RAYSCHED_CONFIG": str(tmp_path / "variable.yaml")}
+    assert load_config(tmp_path / "named.yaml", variable).gateway.port == 1
+    assert load_config(None, variable).gateway.port == 2
+    assert load_config(None, user).gateway.port == 3
+
+
+def test_a_file_that_was_named_must_be_there(tmp_path: Path) -> None:
+    """Whoever names one means it."""
+    missing = tmp_path / "no.yaml"
+    with pytest.raises(FileMissing, match=str(missing)):
+        load_config(missing, {})
+    with pytest.raises(FileMissing, match=f"RAYSCHED_CONFIG: {missing}"):
+        load_config(None, {"RAYSCHED_CONFIG": str(missing)})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("gatway: {}\n", "1: gatway: is no field here; did you mean gateway?"),
+        ("backends:\n  slurm: {}\n", "2: backends.slurm: the slurm backend is not in this version"),
+        ("backends:\n  k8s: {}\n", "2: backends.k8s: the k8s backend is not in this version"),
+        ("backends: {vm: {hosts: []}}\n", "1: backends.vm.hosts: is no field here"),
+        ("backends: {ray: {address: 'ray://x:1'}}\n", "1: backends.ray.address: must be auto"),
+        ("gateway: {port: 70000}\n", "1: gateway.port: must be 65535 or less"),
+        ("policy: {idle_group: 5}\n", "1: policy.idle_group: 5 has no unit"),
+        ("simulate: 2 A100\n", "1: simulate: '2 A100' is no list"),
+        ("simulate: 0xA100\n", "1: simulate: '0xA100' is no list"),
+        ("store: {folder: here}\n", "1: store.folder: 'here' must start with / or ~/"),
+        ("gateway: 8274\n", "1: gateway: must hold fields"),
+        ("gateway: {}\ngateway: {}\n", "2: gateway: is here twice: line 1 has it already"),
+        ("gateway: {}\n---\npolicy: {}\n", "3: a second document starts here"),
+        ("- a\n", "1:1: must hold fields"),
+        ("a: [\n", "2:1: a value is missing"),
+    ],
+)
+def test_what_is_wrong_is_told_with_its_place(file: Path, text: str, message: str) -> None:
+    """In the same words as in a job file."""
+    (line,) = complaints(file, text)
+    assert line.startswith(f"{file}:{message}")
+
+
+def test_all_problems_come_at_once(file: Path) -> None:
+    """In the order of their lines."""
+    assert len(complaints(file, "gateway: {port: x}\nstore: {floder: /a}\nsimulate: 2 x\n")) == 3
+
+
+def test_where_files_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """RAYSCHED_HOME, else the configuration, else the user's state folder."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.delenv("RAYSCHED_HOME", raising=False)
+    assert state_folder() == tmp_path / "raysched"
+    assert state_folder("~/gpus") == Path.home() / "gpus"
+    monkeypatch.setenv("RAYSCHED_HOME", str(tmp_path / "home"))
+    assert state_folder("~/gpus") == tmp_path / "home"
