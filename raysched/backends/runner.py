@@ -111,6 +111,7 @@ class Runner:
     def register(self) -> None:
         """Write down who this runner is. From here on the run has been started and never is again."""
         forget_signals()
+        forget_worker()
         for number in (signal.SIGHUP, signal.SIGINT, signal.SIGPIPE):
             signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_BLOCK, AWAITED)
@@ -325,6 +326,15 @@ def forget_signals() -> None:
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def forget_worker() -> None:
+    """Be an ordinary process again, where the system allows it: Ray's workers have niceness 15 and are the
+    first that the kernel kills when memory runs out."""
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, 0)
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+        file.write("0")
 
 
 # ---------------------------------------------------------------- the start

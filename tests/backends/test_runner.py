@@ -282,6 +282,15 @@ def test_the_runner_needs_no_more_than_the_standard_library(tmp_path: Path) -> N
     assert (home / "output.log").read_text() == "hello\n"
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may raise a priority")
+def test_a_run_has_the_priority_of_an_ordinary_process(tmp_path: Path) -> None:
+    """Whoever starts it may be a worker of Ray, with niceness 15."""
+    (tmp_path / "launch.json").write_text(json.dumps({"entrypoint": ["nice"], "env": {}, "cwd": "/"}))
+    subprocess.run(["nice", "-n", "15", sys.executable, "-I", "-S", runner.__file__, tmp_path], check=True)
+    wait_for((tmp_path / "exit.json").exists)
+    assert (tmp_path / "output.log").read_text() == "0\n"
+
+
 def test_a_folder_without_a_launch_is_said_in_one_line(tmp_path: Path) -> None:
     command = [sys.executable, "-I", "-S", runner.__file__, str(tmp_path / "nothing")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
