@@ -1,1 +1,3 @@
 """raysched shares GPUs."""
+
+__version__ = "0.1.0"

@@ -56,8 +56,8 @@ def alive_nodes() -> list[dict[str, Any]]:
 
 
 def node_name(node: dict[str, Any], alive: list[dict[str, Any]]) -> str:
-    """A node's name in the ledger: its label, else its host's name. A further Ray node on the head's host gets
-    the start of Ray's id behind it; several on another host need labels."""
+    """A node's name in the ledger: its label, else its host's name. A further Ray node on the head's host
+    gets the start of Ray's id behind it; several on another host need labels."""
     label = node.get("Labels", {}).get(NODE_LABEL)
     if label:
         return label
