@@ -1,0 +1,282 @@
+"""The shapes of the HTTP API, as docs/api.md has them; OpenAPI is made from these.
+
+Answers are not built from them, since the ledger's views are JSON already: the tests hold the two together.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from raysched.core.jobs import JobState, Kind
+from raysched.core.node import Mode
+from raysched.core.request import Isolation, Sharing
+
+MiB = Annotated[int, Field(description="MiB")]
+Share = Annotated[int, Field(description="Part of a GPU's compute in ten-thousandths: 2500 is a quarter.")]
+Seconds = Annotated[float, Field(description="Seconds")]
+Json = dict[str, Any]
+
+
+class Shape(BaseModel):
+    """An object with exactly these fields."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Health(Shape):
+    """That the gateway answers."""
+
+    status: Literal["ok"]
+    version: str
+
+
+class Problem(Shape):
+    """What went wrong, in one sentence. `code` names it for scripts, as raysched/errors.py lists them."""
+
+    code: str
+    message: str
+
+
+class ErrorAnswer(Shape):
+    """Every answer with a status of 400 or more."""
+
+    error: Problem
+
+
+class GPUCounts(Shape):
+    """How many GPUs there are, by what they are used for, and the sum of all granted shares."""
+
+    total: int
+    free: int
+    shared: int
+    exclusive: int
+    mig: int
+    share_used: Share
+
+
+class Status(Shape):
+    """What runs. `jobs` counts those that the ledger remembers, by state."""
+
+    version: str
+    since: datetime
+    simulated: bool
+    nodes: int
+    gpus: GPUCounts
+    jobs: dict[str, int]
+
+
+class PlacedGPU(Shape):
+    """What a lease has of one GPU. `index` and `model` are null once the GPU is gone."""
+
+    uuid: str
+    index: int | None
+    model: str | None
+    share: Share
+    memory_mib: MiB
+
+
+class Place(Shape):
+    """What a lease has on one node; `cpus` in cores, `memory_mib` of the host."""
+
+    node: str
+    cpus: float
+    memory_mib: MiB
+    gpus: list[PlacedGPU]
+
+
+class Lease(Shape):
+    """The lease that a job has, or the last one that it had."""
+
+    id: str
+    state: Literal["granted", "bound", "releasing", "released"]
+    sharing: Sharing
+    isolation: Isolation
+    mechanism: str
+    places: list[Place]
+
+
+class Job(Shape):
+    """One job. Times are null until they come; `index` is the element's number in an array."""
+
+    id: str
+    group: str
+    index: int | None
+    name: str
+    display: str
+    kind: Kind
+    user: str
+    queue: str
+    priority: int
+    backend: str
+    state: JobState
+    reason: str
+    attempt: int
+    submitted: datetime
+    granted: datetime | None
+    started: datetime | None
+    ended: datetime | None
+    wait_s: Seconds | None
+    run_s: Seconds | None
+    exit_code: int | None
+    asks: str
+    spec: Json
+    lease: Lease | None
+
+
+class Jobs(Shape):
+    """Jobs in the order in which they were submitted."""
+
+    jobs: list[Job]
+
+
+class Waiting(Shape):
+    """A job that waits, and why."""
+
+    position: int
+    id: str
+    group: str
+    display: str
+    kind: Kind
+    user: str
+    queue: str
+    asks: str
+    submitted: datetime
+    waits_s: Seconds
+    why: str
+
+
+class Queue(Shape):
+    """The waiting jobs in the order in which they are looked at."""
+
+    waiting: list[Waiting]
+
+
+class Explanation(Shape):
+    """Why a job waits, or what became of it: what is short, the nearest fit, the smallest change."""
+
+    id: str
+    display: str
+    state: JobState
+    why: str
+    short_of: str | None
+    nearest: str | None
+    change: str | None
+
+
+class Tenant(Shape):
+    """Who holds part of a GPU."""
+
+    job: str
+    display: str
+    kind: Kind
+    user: str
+    backend: str
+    state: str
+    since: datetime | None
+    for_s: Seconds | None
+    share: Share
+    memory_mib: MiB
+    memory_used_mib: MiB | None
+    isolation: Isolation
+    mechanism: str
+
+
+class GPU(Shape):
+    """One GPU. `outside`: somebody holds it in Ray without raysched. `foreign_mib` is the memory that
+    processes without a lease hold; `memory_used_mib` is null where nothing was measured."""
+
+    uuid: str
+    index: int
+    model: str
+    mode: Mode
+    outside: bool
+    share_used: Share
+    memory_mib: MiB
+    memory_held_mib: MiB
+    memory_used_mib: MiB | None
+    foreign_mib: MiB
+    tenants: list[Tenant]
+
+
+class Cores(Shape):
+    """CPU cores."""
+
+    total: float
+    used: float
+
+
+class Memory(Shape):
+    """Host memory in MiB."""
+
+    total: MiB
+    used: MiB
+
+
+class Node(Shape):
+    """A machine and its GPUs; `driver` is null without one."""
+
+    name: str
+    alive: bool
+    simulated: bool
+    driver: str | None
+    backends: list[str]
+    cpus: Cores
+    memory_mib: Memory
+    gpus: list[GPU]
+
+
+class GPUs(Shape):
+    """Every node."""
+
+    simulated: bool
+    nodes: list[Node]
+
+
+class Planned(Shape):
+    """Where a job would run and why. `env` holds the variables that raysched would set."""
+
+    name: str
+    display: str
+    asks: str
+    backend: str
+    outcome: Literal["starts", "waits", "refused"]
+    why: str
+    isolation: Isolation
+    mechanism: str
+    env: dict[str, str]
+    places: list[Place]
+
+
+class Plan(Shape):
+    """What would happen to each job of a submission."""
+
+    jobs: list[Planned]
+
+
+class SubmittedJob(Shape):
+    """One job file's document, with the digest of its packed working directory."""
+
+    spec: Json = Field(description="A job file as JSON; `raysched schema` prints its schema.")
+    package: str | None = None
+
+
+class Submission(Shape):
+    """Jobs that are accepted together or not at all."""
+
+    jobs: list[SubmittedJob] = Field(min_length=1)
+    user: str = Field(min_length=1, max_length=256)
+
+
+class Cancellation(Shape):
+    """Who ends a job, for the reason that the job then shows."""
+
+    user: str | None = Field(default=None, max_length=256)
+
+
+class Kept(Shape):
+    """A package that is there now."""
+
+    digest: str

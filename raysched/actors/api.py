@@ -1,0 +1,286 @@
+"""The HTTP API of docs/api.md, as an application around a ledger."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Annotated, Any, Protocol
+
+from fastapi import APIRouter, FastAPI, Header, Query, Request, Response, Security
+from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.security import HTTPBearer
+
+from raysched import __version__
+from raysched.actors import answers
+from raysched.actors.api_errors import RESPONSES, install_errors
+from raysched.actors.guard import Guard
+from raysched.core.jobs import JobState
+from raysched.package import PackageStore
+
+View = dict[str, Any]
+
+PIECE = 1 << 18
+"""Bytes of a log that are read at a time."""
+LOOK_S = 0.2
+"""Time between two looks for more output."""
+LOCATE_S = 1.0
+"""Longest time between two looks whether a job that prints nothing has ended."""
+HEARTBEAT_S = 15.0
+"""Time after which a stream of events without any carries an empty line, so that a dead peer is noticed."""
+
+
+class Ledger(Protocol):
+    """What the API needs of a running system. Each call raises the classes of raysched.errors."""
+
+    async def submit(self, key: str, user: str, jobs: list[View]) -> list[View]:
+        """Accept all jobs or none; a repeated key gets the first answer."""
+        ...
+
+    async def plan(self, user: str, jobs: list[View]) -> View:
+        """What would happen to these jobs."""
+        ...
+
+    async def view(self, what: str, **args: Any) -> View:
+        """One of the views: status, jobs, job, queue, gpus, explain."""
+        ...
+
+    async def cancel(self, job: str, by: str) -> View:
+        """End a job or an array."""
+        ...
+
+    async def latest(self) -> int:
+        """The number of the last event so far."""
+        ...
+
+    async def events(self, after: int, job: str | None, timeout: float) -> list[View]:
+        """The events after that number, at least one unless the time in seconds ends first."""
+        ...
+
+    async def locate(self, job: str, attempt: int | None, rank: int) -> View:
+        """Which run's output is meant: `run`, `backend` (null before it started), `ended`."""
+        ...
+
+    async def logs(self, backend: str, run: str, offset: int, limit: int) -> bytes:
+        """At most `limit` bytes of a run's output from `offset`."""
+        ...
+
+
+def build_app(ledger: Ledger, packages: PackageStore, token: str) -> FastAPI:
+    """The application. Everything but the health check and the description of the API needs the token."""
+    app = FastAPI(
+        title="raysched",
+        version=__version__,
+        summary="Shares GPUs.",
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+    )
+    app.add_middleware(Guard, token=token)
+    install_errors(app)
+    app.include_router(_health())
+    bearer = Security(HTTPBearer(auto_error=False, description="The token of gateway.json."))
+    for routes in (_system(ledger), _packages(packages), _jobs(ledger), _streams(ledger)):
+        app.include_router(routes, prefix="/v1", dependencies=[bearer], responses=RESPONSES)
+    return app
+
+
+def _health() -> APIRouter:
+    routes = APIRouter()
+
+    @routes.get("/v1/health", response_model=answers.Health, summary="Whether the gateway answers")
+    async def health() -> Response:
+        return JSONResponse({"status": "ok", "version": __version__})
+
+    return routes
+
+
+# ------------------------------------------------------------ the system as a whole
+
+
+def _system(ledger: Ledger) -> APIRouter:
+    routes = APIRouter(tags=["system"])
+
+    @routes.get("/status", response_model=answers.Status, summary="What runs")
+    async def status() -> Response:
+        return JSONResponse(await ledger.view("status"))
+
+    @routes.get("/queue", response_model=answers.Queue, summary="What waits, and why")
+    async def queue() -> Response:
+        return JSONResponse(await ledger.view("queue"))
+
+    @routes.get("/gpus", response_model=answers.GPUs, summary="Every GPU and who holds what of it")
+    async def gpus() -> Response:
+        return JSONResponse(await ledger.view("gpus"))
+
+    return routes
+
+
+def _packages(packages: PackageStore) -> APIRouter:
+    routes = APIRouter(tags=["packages"])
+
+    @routes.head("/packages/{digest}", summary="Whether a packed working directory is there")
+    async def has(digest: str) -> Response:
+        there = await asyncio.to_thread(packages.has, digest)
+        return Response(status_code=200 if there else 404)
+
+    @routes.put(
+        "/packages/{digest}",
+        response_model=answers.Kept,
+        status_code=201,
+        summary="Upload a packed working directory",
+        description="The body is the `.tar.gz`, the digest its SHA-256 in hex.",
+    )
+    async def put(digest: str, request: Request) -> Response:
+        await _keep(packages, digest, request.stream())
+        return JSONResponse({"digest": digest}, status_code=201)
+
+    return routes
+
+
+async def _keep(packages: PackageStore, digest: str, stream: AsyncIterator[bytes]) -> None:
+    """Write a package in a thread while its bytes arrive."""
+    loop = asyncio.get_running_loop()
+
+    async def next_piece() -> bytes:
+        return await anext(stream, b"")
+
+    def pieces() -> Iterator[bytes]:
+        while piece := asyncio.run_coroutine_threadsafe(next_piece(), loop).result():
+            yield piece
+
+    await asyncio.to_thread(packages.put, digest, pieces())
+
+
+# ------------------------------------------------------------ jobs
+
+
+def _jobs(ledger: Ledger) -> APIRouter:
+    routes = APIRouter(tags=["jobs"])
+
+    @routes.post("/jobs", response_model=answers.Jobs, summary="Submit jobs, all or none")
+    async def submit(
+        body: answers.Submission,
+        idempotency_key: Annotated[
+            str | None,
+            Header(min_length=1, max_length=200, description="A repetition gets the first answer."),
+        ] = None,
+    ) -> Response:
+        key = idempotency_key or secrets.token_hex(16)
+        return JSONResponse({"jobs": await ledger.submit(key, body.user, _specs(body))})
+
+    @routes.post("/plan", response_model=answers.Plan, summary="What would happen to jobs; changes nothing")
+    async def plan(body: answers.Submission) -> Response:
+        return JSONResponse(await ledger.plan(body.user, _specs(body)))
+
+    @routes.get("/jobs", response_model=answers.Jobs, summary="All jobs that are remembered")
+    async def jobs(state: JobState | None = None, group: str | None = None) -> Response:
+        return JSONResponse(await ledger.view("jobs", state=state, group=group))
+
+    @routes.get("/jobs/{job}", response_model=answers.Jobs, summary="A job, or the elements of an array")
+    async def job(job: str) -> Response:
+        return JSONResponse(await ledger.view("job", job=job))
+
+    @routes.post("/jobs/{job}/cancel", response_model=answers.Jobs, summary="End a job or an array")
+    async def cancel(job: str, body: answers.Cancellation | None = None) -> Response:
+        by = body.user if body else None
+        return JSONResponse(await ledger.cancel(job, by or "the API"))
+
+    @routes.get("/jobs/{job}/explain", response_model=answers.Explanation, summary="Why a job waits")
+    async def explain(job: str) -> Response:
+        return JSONResponse(await ledger.view("explain", job=job))
+
+    return routes
+
+
+def _specs(body: answers.Submission) -> list[View]:
+    return [job.model_dump() for job in body.jobs]
+
+
+# ------------------------------------------------------------ streams
+
+
+def _streams(ledger: Ledger) -> APIRouter:
+    routes = APIRouter(tags=["jobs"])
+
+    @routes.get(
+        "/jobs/{job}/logs",
+        response_class=StreamingResponse,
+        summary="The output of a job as bytes",
+        description="Of the last attempt unless one is named. `follow` goes on until that attempt has ended.",
+    )
+    async def logs(
+        job: str,
+        follow: bool = False,
+        offset: Annotated[int, Query(ge=0)] = 0,
+        attempt: Annotated[int | None, Query(ge=1)] = None,
+        rank: Annotated[int, Query(ge=0)] = 0,
+    ) -> Response:
+        source = _Output(ledger, job, attempt, rank)
+        await source.locate()
+        return StreamingResponse(source.read(offset, follow), media_type="application/octet-stream")
+
+    @routes.get(
+        "/events",
+        response_class=StreamingResponse,
+        summary="What happens, one JSON object a line",
+        description="From now on, or after number `after`. An empty line says that nothing happened.",
+    )
+    async def events(after: Annotated[int | None, Query(ge=0)] = None, job: str | None = None) -> Response:
+        one = None if job is None else await _group_or_id(ledger, job)
+        start = await ledger.latest() if after is None else after
+        return StreamingResponse(_events(ledger, start, one), media_type="application/x-ndjson")
+
+    return routes
+
+
+class _Output:
+    """The output of one run. Which run is fixed once the job has started: an offset counts in its bytes."""
+
+    def __init__(self, ledger: Ledger, job: str, attempt: int | None, rank: int) -> None:
+        self._ledger = ledger
+        self._job = job
+        self._attempt = attempt
+        self._rank = rank
+        self._where: View = {}
+
+    async def locate(self) -> None:
+        """Look where the output is, and whether it may still grow. Raises NotFound for an unknown job."""
+        self._where = await self._ledger.locate(self._job, self._attempt, self._rank)
+        if self._where["backend"] is not None:
+            self._attempt = int(self._where["run"].rsplit(".", 2)[1])
+
+    async def read(self, offset: int, follow: bool) -> AsyncIterator[bytes]:
+        """The bytes from `offset`; with `follow` on until the run has ended."""
+        looked = time.monotonic()
+        while True:
+            # Asked before the read, so that what was written until the end is read.
+            over = self._where["ended"] or not follow
+            while piece := await self._piece(offset):
+                offset += len(piece)
+                yield piece
+            if over:
+                return
+            await asyncio.sleep(LOOK_S)
+            if time.monotonic() - looked >= LOCATE_S or self._where["backend"] is None:
+                looked = time.monotonic()
+                await self.locate()
+
+    async def _piece(self, offset: int) -> bytes:
+        if self._where["backend"] is None:
+            return b""
+        return await self._ledger.logs(self._where["backend"], self._where["run"], offset, PIECE)
+
+
+async def _group_or_id(ledger: Ledger, job: str) -> str:
+    """The id of a job, or of an array. Raises NotFound."""
+    found = (await ledger.view("job", job=job))["jobs"]
+    return found[0]["id"] if len(found) == 1 else found[0]["group"]
+
+
+async def _events(ledger: Ledger, after: int, job: str | None) -> AsyncIterator[str]:
+    while True:
+        found = await ledger.events(after, job, HEARTBEAT_S)
+        yield "".join(f"{json.dumps(event)}\n" for event in found) or "\n"
+        after = max([after, *(event["seq"] for event in found)])

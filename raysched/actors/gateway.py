@@ -1,0 +1,79 @@
+"""The gateway: the HTTP API, in an actor of its own on the head node."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import socket
+from typing import Any
+
+import uvicorn
+
+from raysched.actors.api import build_app
+from raysched.actors.link import Link
+from raysched.actors.settings import Settings
+from raysched.package import PackageStore
+
+RETRY_S = 1.0
+BACKLOG = 1024
+GOODBYE_S = 1
+"""How long open streams may take when the server ends."""
+
+log = logging.getLogger(__name__)
+
+
+class Gateway:
+    """Serves the API. Detached, restarted for ever at the same address with the same token."""
+
+    async def __init__(self, settings: Settings) -> None:
+        self.address = f"http://{url_host(settings.host)}:{settings.port}"
+        token = json.loads(settings.endpoint.read_text(encoding="utf-8"))["token"]
+        app = build_app(Link(), PackageStore(settings.packages), token)
+        self.config = uvicorn.Config(
+            app,
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            timeout_graceful_shutdown=GOODBYE_S,
+        )
+        self.task = asyncio.create_task(self._serve_for_ever(settings.host, settings.port))
+
+    def __repr__(self) -> str:
+        return f"Gateway({self.address})"
+
+    async def ping(self) -> str:
+        """The gateway's address."""
+        return self.address
+
+    async def _serve_for_ever(self, host: str, port: int) -> None:
+        while True:
+            try:
+                with listen(host, port) as listening:
+                    await uvicorn.Server(self.config).serve(sockets=[listening])
+            except OSError as error:
+                log.warning("gateway: can't listen at %s: %s; trying again", self.address, error.strerror)
+            await asyncio.sleep(RETRY_S)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens there; port 0 is any free one. Raises OSError where somebody else does."""
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listening = socket.socket(family, kind, protocol)
+    try:
+        # A connection of the gateway that just died must not keep the next one from its port.
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(BACKLOG)
+    except OSError:
+        listening.close()
+        raise
+    return listening
+
+
+def url_host(host: str) -> str:
+    """How a host stands in a URL from which it can be reached: here, where it listens everywhere."""
+    everywhere: dict[Any, str] = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
+    return everywhere.get(host, f"[{host}]" if ":" in host else host)

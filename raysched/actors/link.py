@@ -1,0 +1,101 @@
+"""Calls to the ledger and the backends from the gateway, which outlast their restarts."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
+
+from raysched.actors import names
+from raysched.errors import RayschedError, Unreachable
+
+PATIENCE_S = 10.0
+"""How long an actor that is being restarted is waited for."""
+RETRY_S = 0.2
+
+View = dict[str, Any]
+
+
+class Link:
+    """The ledger as the API wants it. An actor that does not come back in time is Unreachable."""
+
+    def __init__(self) -> None:
+        self._actors: dict[str, Any] = {}
+
+    async def submit(self, key: str, user: str, jobs: list[View]) -> list[View]:
+        """Accept all jobs or none."""
+        return await self._ledger("submit", key, user, jobs)
+
+    async def plan(self, user: str, jobs: list[View]) -> View:
+        """What would happen to these jobs."""
+        return await self._ledger("plan", user, jobs)
+
+    async def view(self, what: str, **args: Any) -> View:
+        """One of the views."""
+        return await self._ledger("view", what, **args)
+
+    async def cancel(self, job: str, by: str) -> View:
+        """End a job or an array."""
+        return await self._ledger("cancel", job, by)
+
+    async def latest(self) -> int:
+        """The number of the last event so far."""
+        return (await self._ledger("ping"))["seq"]
+
+    async def events(self, after: int, job: str | None, timeout: float) -> list[View]:
+        """The events after that number."""
+        return await self._call(names.LEDGER, PATIENCE_S + timeout, "events", after, job, timeout)
+
+    async def locate(self, job: str, attempt: int | None, rank: int) -> View:
+        """Which run's output is meant, and where it is."""
+        return await self._ledger("locate", job, attempt, rank)
+
+    async def logs(self, backend: str, run: str, offset: int, limit: int) -> bytes:
+        """A piece of a run's output."""
+        return await self._call(names.backend(backend), PATIENCE_S, "logs", run, offset, limit)
+
+    async def _ledger(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return await self._call(names.LEDGER, PATIENCE_S, method, *args, **kwargs)
+
+    async def _call(self, name: str, patience: float, method: str, *args: Any, **kwargs: Any) -> Any:
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                actor = await self._actor(name)
+                call = getattr(actor, method).remote(*args, **kwargs)
+                return await asyncio.wait_for(call, deadline - time.monotonic())
+            except (ActorUnavailableError, ActorDiedError, LookupError):
+                # Calls are idempotent, so one that may have been done can be made again.
+                self._actors.pop(name, None)
+                if time.monotonic() + RETRY_S > deadline:
+                    raise _unreachable(name, patience) from None
+                await asyncio.sleep(RETRY_S)
+            except asyncio.TimeoutError:
+                raise _unreachable(name, patience) from None
+            except RayTaskError as error:
+                raise _cause(error) from None
+
+    async def _actor(self, name: str) -> Any:
+        """A handle of the actor. Raises LookupError where there is none."""
+        if name not in self._actors:
+            try:
+                get = asyncio.to_thread(ray.get_actor, name, namespace=names.NAMESPACE)
+                self._actors[name] = await get
+            except ValueError:
+                raise LookupError(name) from None
+        return self._actors[name]
+
+
+def _unreachable(name: str, patience: float) -> Unreachable:
+    return Unreachable(
+        f"{name} did not answer for {patience:.0f} s: try again, or look at it with `raysched doctor`"
+    )
+
+
+def _cause(error: RayTaskError) -> Exception:
+    """What the actor raised, without the traceback that Ray puts around it."""
+    cause = error.cause
+    return cause if isinstance(cause, RayschedError) else error
