@@ -19,6 +19,7 @@ from raysched.errors import ConfigError, StorageError
 _PATIENCE = 2.0
 """Seconds to wait for the lock: a ledger that was killed a moment ago may not be gone yet."""
 
+_DAMAGED = "it is damaged; restore a backup of it, or move it away to start with an empty one"
 _SENTENCES = {
     "database or disk is full": "the disk of {folder} is full ({free} MiB free); free some space there, and "
     "the ledger goes on: nothing that was acknowledged is lost",
@@ -26,7 +27,8 @@ _SENTENCES = {
     "disk and the limit on file sizes (ulimit -f)",
     "readonly database": "it or its folder {folder} is read-only; make both writable for this user",
     "not a database": "it is no journal; restore a backup of it, or move it away to start with an empty one",
-    "malformed": "it is damaged; restore a backup of it, or move it away to start with an empty one",
+    "malformed": _DAMAGED,
+    "Could not decode": _DAMAGED,
     "unable to open": "it can't be opened; make its folder {folder} writable for this user",
     "locked": "another program holds it; close that program",
 }
