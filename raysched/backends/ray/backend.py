@@ -96,7 +96,7 @@ class RayBackend:
 
     async def changed(self, timeout: float) -> None:
         """Return when a run may have changed on some node, at the latest after `timeout` seconds."""
-        for node in await self._reachable():
+        for node in await self._living():
             if node not in self._waits:
                 self._waits[node] = asyncio.create_task(self._wait(node, timeout))
         if not self._waits:
@@ -121,7 +121,7 @@ class RayBackend:
         """Make each hold that is not there yet, on exactly the GPUs that it names."""
         await self._records.load()
         await self._holds.sweep()
-        nodes = await self._nodes()
+        nodes = await self._living()
         return list(await asyncio.gather(*(self._hold(hold, nodes) for hold in holds)))
 
     async def _hold(self, hold: Hold, nodes: dict[str, NodeInfo]) -> HoldAnswer:
@@ -141,7 +141,7 @@ class RayBackend:
         if not hold.resident:
             own = {r.group for r in self._records.of_lease(hold.lease) if r.purpose == "lease"}
             await clients.end(hold.lease, own)
-        living = await self._reachable()
+        living = await self._living()
         ends = [self._end(place.node, hold.lease) for place in hold.places if place.node in living]
         await _all(ends)
         await self._holds.let_go(hold.lease)
@@ -157,15 +157,15 @@ class RayBackend:
         await self._holds.sweep()
         return await self._outside.look(await self._nodes())
 
-    async def _reachable(self) -> set[str]:
-        """The names of the nodes that live in Ray."""
+    async def _living(self) -> dict[str, NodeInfo]:
+        """The nodes that live in Ray."""
         rows = await asyncio.to_thread(ray.nodes)
         living = {row["NodeID"] for row in rows if row["Alive"]}
-        return {name for name, node in (await self._nodes()).items() if node.ray_id in living}
+        return {name: node for name, node in (await self._nodes()).items() if node.ray_id in living}
 
     async def _everywhere(self, method: str, *arguments: object) -> dict[str, Any]:
         """The answers of all nodes that give one in time."""
-        nodes = sorted(await self._reachable())
+        nodes = sorted(await self._living())
         asked = [self._agents.ask(node, ANSWER_S, method, *arguments) for node in nodes]
         answers = await asyncio.gather(*asked, return_exceptions=True)
         for answer in answers:
@@ -178,7 +178,7 @@ class RayBackend:
         """The node of a run. One that no node knows was never started, and any node can note that."""
         if run in self._homes:
             return self._homes[run]
-        nodes = await self._reachable()
+        nodes = (await self._living()).keys()
         silent = nodes - (await self._sights()).keys()
         if run not in self._homes and (silent or not nodes):
             raise Unreachable(f"No node that answers has the run {run}; silent: {', '.join(silent) or 'all'}")

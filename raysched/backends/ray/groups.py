@@ -26,8 +26,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raysched.core.request import WHOLE
 
-PREFIX = "raysched "
-"""Every placement group of ours has a name that begins so."""
+OURS = re.compile(r"raysched .* #[0-9a-f]{6}", re.DOTALL)
+"""The names of our placement groups, and of no others."""
 
 READY_S = 3.0
 """How long Ray may take to make a group before that counts as a no. What was just freed reaches a waiting
@@ -64,7 +64,7 @@ async def make(name: str, bundles: Sequence[Bundle]) -> PlacementGroup | None:
     group = await asyncio.to_thread(
         placement_group,
         [bundle.resources() for bundle in bundles],
-        name=f"{PREFIX}{name} #{secrets.token_hex(3)}",
+        name=f"raysched {name} #{secrets.token_hex(3)}",
         lifetime="detached",
         bundle_label_selector=[{"ray.io/node-id": bundle.ray_id} for bundle in bundles],
     )
@@ -132,9 +132,9 @@ async def alive(group: PlacementGroup) -> bool:
 
 
 async def ours() -> set[str]:
-    """The ids of all groups with our prefix that Ray still has, whoever made them."""
+    """The ids of all groups with a name of ours that Ray still has, whichever process made them."""
     table = cast(dict[str, dict[str, Any]], await asyncio.to_thread(placement_group_table))
-    return {id for id, row in table.items() if row["name"].startswith(PREFIX) and row["state"] != "REMOVED"}
+    return {id for id, row in table.items() if OURS.fullmatch(row["name"]) and row["state"] != "REMOVED"}
 
 
 def of_id(id: str) -> PlacementGroup:

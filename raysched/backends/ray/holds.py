@@ -40,11 +40,13 @@ class Holds:
 
     async def hold(self, hold: Hold, nodes: Mapping[str, NodeInfo]) -> tuple[Group, ...]:
         """Make what is not there yet of a hold: one group a place, none where it takes nothing in Ray.
+        `nodes` are those that live in Ray.
 
-        Raises Unavailable; nothing of the hold is then left behind.
+        Raises Unavailable. Nothing of the hold is then left behind, but where one of its nodes died: its
+        other nodes keep what they have until it is released.
         """
+        asks = [_ask(place, nodes) for place in hold.places]
         try:
-            asks = [_ask(place, nodes) for place in hold.places]
             async with self._exact.locked(ask.bundle.ray_id for ask in asks):
                 seats = await self._seats(hold, asks)
             await self._occupy(hold, seats)

@@ -35,8 +35,8 @@ T = TypeVar("T")
 
 
 @pytest.fixture(scope="package")
-def nodes() -> Iterator[dict[str, NodeInfo]]:
-    """The nodes of a real Ray cluster of this session alone; the tests are its driver."""
+def cluster() -> Iterator[Cluster]:
+    """A real Ray cluster of this session alone, with node-a; the tests are its driver."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tempfile.mkdtemp(prefix="rs", dir="/tmp")  # Ray's sockets bear no long path
         patch.setenv("RAY_TMPDIR", folder)
@@ -45,17 +45,27 @@ def nodes() -> Iterator[dict[str, NodeInfo]]:
         patch.delenv("RAY_ADDRESS", raising=False)
         cluster = Cluster()
         try:
-            a = cluster.add_node(num_cpus=4, num_gpus=4, include_dashboard=False)
+            cluster.add_node(num_cpus=4, num_gpus=4, include_dashboard=False)
             ray.init(address=cluster.address, namespace=NAMESPACE, log_to_driver=False)
-            b = cluster.add_node(num_cpus=4, num_gpus=2)
-            yield {"node-a": _info("node-a", a.node_id, 4), "node-b": _info("node-b", b.node_id, 2)}
+            yield cluster
         finally:
             ray.shutdown()
             cluster.shutdown()
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _info(name: str, ray_id: str, gpus: int) -> NodeInfo:
+@pytest.fixture(scope="package")
+def nodes(cluster: Cluster) -> dict[str, NodeInfo]:
+    """What the ledger would know of the two nodes."""
+    there = cluster.add_node(num_cpus=4, num_gpus=2)
+    return {
+        "node-a": describe("node-a", cluster.head_node.node_id, 4),
+        "node-b": describe("node-b", there.node_id, 2),
+    }
+
+
+def describe(name: str, ray_id: str, gpus: int) -> NodeInfo:
+    """What the ledger would know of a node."""
     cards = tuple(GPUInfo(f"GPU-{name}-{i}", i, "A100-80GB", GPU_MEMORY) for i in range(gpus))
     return NodeInfo(name, ("ray",), cards, 4 * WHOLE, 4096, ray_id=ray_id)
 

@@ -5,17 +5,24 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
+from conftest import describe, start_agent
+from ray._private.state import available_resources_per_node
+from ray.cluster_utils import Cluster
 from ray.exceptions import ActorUnavailableError, GetTimeoutError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from raysched.backends.base import HoldAnswer
 from raysched.backends.ray.agents import NAMESPACE
+from raysched.backends.ray.backend import RayBackend
 from raysched.backends.ray.residents import Resident, name
 from raysched.core.lease import Group
+from raysched.core.node import NodeInfo
 from raysched.core.request import WHOLE
 from raysched.core.work import Hold
 
@@ -39,6 +46,28 @@ class Loader:
 
     def indices(self) -> list[int]:
         return sorted(ray.get_gpu_ids())
+
+
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+class Host:
+    """The backend in an actor, as it runs."""
+
+    def __init__(self, nodes: dict[str, NodeInfo], packages: Path) -> None:
+        self._nodes = nodes
+        self._backend = RayBackend(packages, self._known)
+
+    async def _known(self) -> dict[str, NodeInfo]:
+        return self._nodes
+
+    async def hold(self, holds: list[Hold]) -> list[HoldAnswer]:
+        return await self._backend.hold(holds)
+
+    async def release(self, hold: Hold) -> None:
+        await self._backend.release(hold)
+
+    @ray.method(max_task_retries=0)
+    async def die(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def strategy(group: Group) -> PlacementGroupSchedulingStrategy:
@@ -170,9 +199,9 @@ def test_a_new_backend_releases_what_an_earlier_one_held(world: Any) -> None:
 
 def test_what_a_killed_backend_left_half_made_is_cleared_away(world: Any) -> None:
     shape = [{"GPU": 1.0}]
-    orphan = ray.util.placement_group(shape, name="raysched gpu node-a:0 #dead", lifetime="detached")
+    orphan = ray.util.placement_group(shape, name="raysched gpu node-a:0 #00dead", lifetime="detached")
     assert orphan.wait(30)
-    mine = ray.util.placement_group(shape, name="somebody else's", lifetime="detached")
+    mine = ray.util.placement_group(shape, name="raysched of somebody else", lifetime="detached")
     assert mine.wait(30)
     world.restart()
     world.hold()
@@ -283,6 +312,46 @@ def alive(pid: int) -> bool:
             return file.read().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_a_node_that_died_keeps_no_hold_and_delays_no_release(world: Any, cluster: Cluster) -> None:
+    node = cluster.add_node(num_cpus=1, num_gpus=1)
+    world.nodes = {**world.nodes, "node-c": describe("node-c", node.node_id, 1)}
+    part = world.lease(world.place("node-c", "0", QUARTER))
+    gang = world.lease(world.place("node-a", "2"), world.place("node-c", cpus=WHOLE))
+    first = world.hold(part, gang)
+    assert [answer.refused for answer in first] == [None, None]
+    cluster.remove_node(node, allow_graceful=False)
+    world.until(lambda: world.nodes["node-c"].ray_id not in available_resources_per_node())
+    world.restart()
+    assert [answer.refused for answer in world.hold(part, gang)] == ["node-c is not in Ray"] * 2
+    assert world.free("node-a") == 3
+
+    again = cluster.add_node(num_cpus=1, num_gpus=1)
+    world.nodes["node-c"] = describe("node-c", again.node_id, 1)
+    start_agent(world.nodes["node-c"], Path("/nonexistent"), {}, Path("/nonexistent"))
+    assert [answer.refused for answer in world.hold(part, gang)] == [None, None]
+    world.release(part)
+    cluster.remove_node(again, allow_graceful=False)
+    world.release(gang)
+    world.until(lambda: world.groups("RESCHEDULING") == {})
+
+
+def test_a_killed_backend_actor_finds_everything_again(world: Any, tmp_path: Path) -> None:
+    host = Host.remote(world.nodes, tmp_path)
+    holds = [
+        world.lease(world.place("node-a", "2", QUARTER, cpus=WHOLE)),
+        world.lease(world.place("node-b", "1"), resident=False),
+    ]
+    first = ray.get(host.hold.remote(holds), timeout=60)
+    groups, pid = world.groups().keys(), pid_of(holds[0])
+    host.die.remote()
+    assert ray.get(host.hold.remote(holds), timeout=60) == first
+    assert (world.groups().keys(), pid_of(holds[0])) == (groups, pid)
+    for hold in holds:
+        ray.get(host.release.remote(hold), timeout=60)
+    world.restart()
+    ray.kill(host)
 
 
 def test_residents_carry_no_marker_of_their_lease() -> None:

@@ -96,5 +96,7 @@ def test_a_node_without_an_agent_delays_no_other(node: NodeInfo, tmp_path: Path)
         hands.stop(new_launch("true").run)
     hands.do(hands.backend.forget(frozenset()))
     assert hands.seen(run) is None
+    hands.do(hands.backend.close())
+    hands.backend = backend(tmp_path, node)
     hands.close()
     ray.kill(agent)
