@@ -11,6 +11,7 @@ import asyncio
 import copy
 import json
 import logging
+import os
 import time
 import uuid
 from collections import deque
@@ -36,7 +37,7 @@ from raysched.core.scheduler import Scheduler
 from raysched.core.state import State
 from raysched.core.wanted import known_runs, owned, packages, wanted
 from raysched.core.work import Owned, Run, Wanted
-from raysched.errors import NotFound, RayschedError, SpecError
+from raysched.errors import NotFound, RayschedError, SpecError, StorageError
 from raysched.package import PackageStore
 from raysched.specs.job import JobSpec, check_job
 from raysched.specs.resources import check_options
@@ -135,7 +136,7 @@ class Ledger:
         except Exception as error:
             log.exception("The batch was not written; the state is read again from the journal.")
             refused = dict.fromkeys(range(len(batch)), error)
-            self._fold()
+            self._fold_or_die()
         for at, entry in enumerate(batch):
             if entry.done.cancelled():
                 continue
@@ -153,8 +154,15 @@ class Ledger:
         self.seq = last
         self._wake()
         if last - self.snapshot_seq >= SNAPSHOT_EVERY:
+            self._snapshot(last)
+
+    def _snapshot(self, last: int) -> None:
+        """Keep a snapshot; without it the next start only takes longer."""
+        self.snapshot_seq = last
+        try:
             self.journal.snapshot(self.state, last)
-            self.snapshot_seq = last
+        except StorageError as error:
+            log.warning("No snapshot was kept: %s", error)
 
     def _fold(self) -> None:
         state, self.seq, facts = self.journal.load()
@@ -165,6 +173,14 @@ class Ledger:
             self.seq += 1
         self.scheduler = Scheduler(state)
         self._wake()
+
+    def _fold_or_die(self) -> None:
+        """Fold again, or end this process: Ray starts a new one, whose callers ask again."""
+        try:
+            self._fold()
+        except Exception:
+            log.exception("The journal can't be read; the ledger starts again.")
+            os._exit(1)
 
     @property
     def state(self) -> State:
