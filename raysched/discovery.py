@@ -13,8 +13,8 @@ from raysched.folders import state_folder
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """A gateway's address and token. `expected` is false where raysched was taken down on purpose, so that
-    waiting for an answer makes no sense."""
+    """A gateway's address and token. `expected` is false where raysched is known not to be up, so that waiting
+    for an answer makes no sense."""
 
     address: str
     token: str = field(repr=False)
@@ -43,7 +43,7 @@ def _of_this_machine(folder: Path) -> Access | None:
     path = folder / "gateway.json"
     try:
         found = json.loads(path.read_text())
-        return Access(found["address"], found["token"], expected=(folder / "up.json").exists())
+        return Access(found["address"], found["token"], expected=_was_left_up(folder))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except PermissionError:
@@ -52,6 +52,17 @@ def _of_this_machine(folder: Path) -> Access | None:
         ) from None
     except (ValueError, KeyError, TypeError):
         raise ConfigError(f"{path} is damaged: delete it and run `raysched up`") from None
+
+
+def _was_left_up(folder: Path) -> bool:
+    """Whether `up.json` tells of a system whose Ray, if `up` started it, still has its first process."""
+    try:
+        own = json.loads((folder / "up.json").read_text())["own"]
+        if own:
+            os.kill(own["pid"], 0)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return True
 
 
 def _of_ray() -> Access:

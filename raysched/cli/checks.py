@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from rich.text import Text
 
 from raysched.cli.tables import wrap
 
-
-class Check(Protocol):
-    """One thing that was looked at; `hint` says what to do where it is not ok."""
-
-    name: str
-    ok: bool
-    detail: str
-    hint: str
+if TYPE_CHECKING:
+    from raysched.actors.cluster import Check
 
 
 def check_lines(checks: Sequence[Check], width: int | None) -> list[Text]:

@@ -146,6 +146,5 @@ def _how_to_come_back(jobs: Sequence[Json]) -> str:
 
 def _ending(job: Json) -> str:
     after = f" after {duration(job['run_s'], parts=2)}" if job["started"] else ""
-    code = f" with exit code {job['exit_code']}" if job["state"] == "failed" and job["exit_code"] else ""
     reason = f": {clean(job['reason'])}" if job["reason"] and job["state"] != "succeeded" else ""
-    return f"{clean(job['display'])} {job['state']}{after}{code}{reason}"
+    return f"{clean(job['display'])} {job['state']}{after}{reason}"

@@ -139,8 +139,6 @@ def _row(job: Json) -> list[Cell]:
 
 
 def _remark(job: Json) -> str:
-    if job["state"] == "failed" and job["exit_code"]:
-        return f"exit code {job['exit_code']}: {clean(job['reason'])}".rstrip(": ")
     if job["lease"] and job["state"] not in ENDED:
         return where(job["lease"]["places"])
     return clean(job["reason"])

@@ -12,7 +12,7 @@ import typer.core
 import typer.main
 
 from raysched.cli import job_commands, system_commands
-from raysched.cli.output import Output
+from raysched.cli.output import Output, say
 from raysched.errors import RayschedError
 
 USAGE = 2
@@ -106,7 +106,7 @@ def _fail(arguments: Sequence[str], code: str, message: str, exit_code: int) -> 
     if "--json" in arguments:
         Output(as_json=True).document({"error": {"code": code, "message": message}})
     else:
-        print(f"error: {message}", file=sys.stderr, flush=True)
+        say(f"error: {message}")
     return exit_code
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import textwrap
 from collections.abc import Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,16 @@ if TYPE_CHECKING:
 
 def note(message: str) -> None:
     """Tell the user something that is not the answer."""
-    print(f"raysched: {message}", file=sys.stderr, flush=True)
+    say(f"raysched: {message}")
+
+
+def say(message: str) -> None:
+    """Print to stderr; on a terminal lines are broken between words."""
+    if sys.stderr.isatty():
+        width = shutil.get_terminal_size().columns
+        lines = [textwrap.wrap(line, width, break_on_hyphens=False) or [""] for line in message.splitlines()]
+        message = "\n".join(piece for pieces in lines for piece in pieces)
+    print(message, file=sys.stderr, flush=True)
 
 
 def terminal_width() -> int | None:

@@ -6,11 +6,14 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from raysched.cli.job_list import ENDED, by_state, job_table
 from raysched.cli.output import note
 from raysched.client import Json
+
+if TYPE_CHECKING:
+    from rich.live import Live
 
 BETWEEN_NOTES = 5.0
 """Seconds between two lines of progress in a file."""
@@ -60,28 +63,33 @@ class Lines:
 
 
 class LiveTable:
-    """For terminals: the jobs that run, redrawn in place on stderr."""
+    """For terminals: the jobs that have not ended, redrawn in place on stderr."""
 
     def __init__(self) -> None:
         from rich.console import Console
-        from rich.live import Live
 
         self._console = Console(stderr=True, highlight=False)
-        self._live = Live(console=self._console, auto_refresh=False, transient=True)
+        self._live: Live | None = None
 
     def show(self, jobs: Sequence[Json]) -> None:
         """Draw the table anew."""
         from rich.console import Group
+        from rich.live import Live
         from rich.text import Text
 
         busy = [job for job in jobs if job["state"] not in ENDED][:ROWS]
-        lines = [Text(by_state(jobs), "bold"), *(job_table(busy, self._console.width - 1) if busy else [])]
-        self._live.start()
-        self._live.update(Group(*lines[: self._console.height - 1]), refresh=True)
+        lines = [Text(by_state(jobs), "bold"), *(job_table(busy, self._console.width) if busy else [])]
+        picture = Group(*lines[: self._console.height - 1])
+        if self._live is None:
+            self._live = Live(picture, console=self._console, auto_refresh=False, transient=True)
+            self._live.start()
+        self._live.update(picture, refresh=True)
 
     def clear(self) -> None:
-        """Take the table off the screen."""
-        self._live.stop()
+        """Take the table off the screen. The next one is drawn below what is printed then."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
 
 
 def progress() -> Progress:

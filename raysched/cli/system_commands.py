@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.text import Text
 
 from raysched.cli.options import AsJson
-from raysched.cli.output import Output
+from raysched.cli.output import Output, note
 from raysched.client import Client
 
 
@@ -34,11 +33,14 @@ def up(
 ) -> None:
     """Start raysched here, with a Ray of its own where none runs."""
     from raysched.actors import cluster
+    from raysched.cli.start_stop import up_lines
     from raysched.specs.config import load_config
 
     output = Output(as_json)
-    answer = cluster.up(load_config(config), simulate=simulate, address=address, port=port)
-    output.answer(answer, [Text(f"raysched is up at {answer['address']}")])
+    settings = load_config(config)
+    note("starting; this takes some seconds")
+    answer = cluster.up(settings, simulate=simulate, address=address, port=port)
+    output.answer(answer, up_lines(answer, output.width))
 
 
 def down(
@@ -53,10 +55,11 @@ def down(
     While jobs run this is refused, unless it is said what becomes of them.
     """
     from raysched.actors import cluster
+    from raysched.cli.start_stop import down_lines
 
     output = Output(as_json)
     answer = cluster.down(cancel=cancel, keep=keep)
-    output.answer(answer, [Text("raysched is down")])
+    output.answer(answer, down_lines(answer, output.width))
 
 
 def doctor(as_json: AsJson = False) -> int:

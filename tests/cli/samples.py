@@ -69,6 +69,7 @@ def array(states: list[str], name: str = "hpo", group: str = "77aa01b2c3") -> li
             name=name,
             display=f"{name}[{index}]",
             state=state,
+            reason="exit code 3" if state == "failed" else "",
             exit_code=3 if state == "failed" else 0 if state == "succeeded" else None,
         )
         for index, state in enumerate(states)
