@@ -13,8 +13,8 @@ from raysched.folders import state_folder
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """A gateway's address and token. `expected` is false where raysched is known not to be up, so that waiting
-    for an answer makes no sense."""
+    """A gateway's address and token. `expected` is false where raysched is known not to be up, so that it
+    makes no sense to wait for an answer."""
 
     address: str
     token: str = field(repr=False)
