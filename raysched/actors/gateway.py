@@ -5,18 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import socket
-from typing import Any
 
 import uvicorn
 
 from raysched.actors.api import build_app
 from raysched.actors.link import Link
+from raysched.actors.listening import listen, url_host
 from raysched.actors.settings import Settings
 from raysched.package import PackageStore
 
 RETRY_S = 1.0
-BACKLOG = 1024
 GOODBYE_S = 1
 """How long open streams may take when the server ends."""
 
@@ -54,26 +52,3 @@ class Gateway:
             except OSError as error:
                 log.warning("gateway: can't listen at %s: %s; trying again", self.address, error.strerror)
             await asyncio.sleep(RETRY_S)
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens there; port 0 is any free one. Raises OSError where somebody else does."""
-    family, kind, protocol, _, address = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    listening = socket.socket(family, kind, protocol)
-    try:
-        # A connection of the gateway that just died must not keep the next one from its port.
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-        listening.listen(BACKLOG)
-    except OSError:
-        listening.close()
-        raise
-    return listening
-
-
-def url_host(host: str) -> str:
-    """How a host stands in a URL from which it can be reached: here, where it listens everywhere."""
-    everywhere: dict[Any, str] = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
-    return everywhere.get(host, f"[{host}]" if ":" in host else host)

@@ -1,0 +1,157 @@
+"""`raysched doctor`: looks at this machine and at the running system."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from raysched.actors import home as homes
+from raysched.actors import own_ray, record
+from raysched.actors.record import Record
+from raysched.client import Client
+from raysched.discovery import find_access
+from raysched.errors import PortBusy, RayschedError
+from raysched.folders import state_folder
+
+GIB = 1 << 30
+LEAST_DISK = GIB
+LEAST_SHARED_MEMORY = GIB
+"""Ray keeps its objects there, and gets slow with less."""
+PYTHON = ((3, 10), (3, 15))
+CLOCK_MS = 60_000
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at. `hint` says what to do where it is not `ok`."""
+
+    name: str
+    ok: bool
+    detail: str
+    hint: str = ""
+
+
+def doctor() -> list[Check]:
+    """Look at everything. Changes nothing; raises nothing."""
+    looks: list[Callable[[], Iterator[Check]]] = [
+        _python,
+        _gpus,
+        _folder,
+        _shared_memory,
+        _ray,
+        _gateway,
+        _clock,
+    ]
+    return [check for look in looks for check in look()]
+
+
+def _python() -> Iterator[Check]:
+    found = sys.version_info[:2]
+    name = ".".join(map(str, sys.version_info[:3]))
+    yield Check("python", PYTHON[0] <= found < PYTHON[1], name, "use Python 3.10 to 3.14")
+    try:
+        yield Check("ray package", True, version("ray"))
+    except PackageNotFoundError:
+        yield Check("ray package", False, "not installed", "install raysched with pip, which brings Ray")
+
+
+def _gpus() -> Iterator[Check]:
+    from raysched.gpu.driver import open_driver
+
+    try:
+        found = open_driver(None, os.uname().nodename).discover()
+    except RayschedError as error:
+        yield Check("GPUs", False, str(error), "see what `nvidia-smi` says")
+        return
+    models = ", ".join(sorted({gpu.model for gpu in found.gpus}))
+    many = f"{len(found.gpus)} ({models}), driver {found.driver_version}"
+    yield Check(
+        "GPUs", True, many if found.gpus else "none here; `raysched up --simulate 2xA100-80GB` makes some up"
+    )
+
+
+def _folder() -> Iterator[Check]:
+    folder = state_folder()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    writable = os.access(there, os.W_OK | os.X_OK) and there.is_dir()
+    yield Check("state folder", writable, str(folder), "set RAYSCHED_HOME to a folder that you may write to")
+    free = shutil.disk_usage(there).free
+    yield Check("disk", free >= LEAST_DISK, f"{free / GIB:.1f} GiB free in {there}", "free some space there")
+
+
+def _shared_memory() -> Iterator[Check]:
+    place = Path("/dev/shm")
+    if not place.exists():
+        return
+    size = shutil.disk_usage(place).total
+    hint = "make it larger, such as with --shm-size of the container"
+    yield Check("shared memory", size >= LEAST_SHARED_MEMORY, f"{size / GIB:.1f} GiB in {place}", hint)
+
+
+def _ray() -> Iterator[Check]:
+    found = record.read(state_folder())
+    if found is None:
+        return
+    whose = "started by `up`" if found.own else "not started by `up`"
+    hint = "run `raysched up`: it starts a new one, and finds the jobs that still run"
+    yield Check("ray", homes.ray_alive(found), f"{found.ray}, {whose}", hint)
+    yield from _ray_token(found)
+
+
+def _ray_token(found: Record) -> Iterator[Check]:
+    if found.own is None or not own_ray.has_token(os.environ):
+        return
+    path = own_ray.token_path(os.environ)
+    private = not path.exists() or path.stat().st_mode & 0o077 == 0
+    yield Check("ray token", private, f"in {path}", f"others may read it: chmod 600 {path}")
+
+
+def _gateway() -> Iterator[Check]:
+    try:
+        access = find_access()
+    except RayschedError as error:
+        yield _not_up(str(error))
+        return
+    if not access.expected:
+        yield _not_up("not up")
+        return
+    try:
+        status = Client(access.address, access.token, patience=0).status()
+    except RayschedError as error:
+        yield Check("gateway", False, f"no answer from {access.address}", str(error))
+        return
+    nodes, gpus = status["nodes"], status["gpus"]["total"]
+    made_up = ", simulated" if status["simulated"] else ""
+    yield Check("gateway", True, f"{access.address}, token accepted; {nodes} nodes, {gpus} GPUs{made_up}")
+
+
+def _not_up(detail: str) -> Check:
+    """A system that is not up is no fault if it could be started."""
+    from raysched.actors.up import free_port
+    from raysched.specs.config import load_config
+
+    try:
+        gateway = load_config().gateway
+        free_port(gateway.host, gateway.port)
+    except PortBusy as error:
+        return Check("gateway", False, detail, str(error))
+    except RayschedError as error:
+        return Check(
+            "configuration", False, str(error), "mend the file, or name another with RAYSCHED_CONFIG"
+        )
+    return Check("gateway", True, f"{detail}; port {gateway.port} is free")
+
+
+def _clock() -> Iterator[Check]:
+    found = record.read(state_folder())
+    if found is not None:
+        back = found.at - time.time() * 1000
+        yield Check(
+            "clock", back < CLOCK_MS, "goes on" if back < CLOCK_MS else "was set back", "set it right"
+        )

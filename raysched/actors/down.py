@@ -1,0 +1,119 @@
+"""`raysched down`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from raysched.actors import home as homes
+from raysched.actors import record, system
+from raysched.actors.record import Record
+from raysched.client import user
+from raysched.errors import Conflict, Unreachable
+from raysched.folders import state_folder
+
+SETTLE_S = 30.0
+"""How long jobs may take to end, beyond their own grace, before `down --cancel` gives up."""
+ACTIVE = ("starting", "running", "stopping")
+
+View = dict[str, Any]
+
+
+def down(*, cancel: bool = False, keep: bool = False) -> View:
+    """Stop raysched, and the Ray that `up` started. Waiting jobs stay in the journal for the next `up`.
+
+    While jobs run this is refused, unless `cancel` ends all jobs first, or `keep` lets those that a runner
+    looks after go on; the next `up` finds them. Answers with the displayed names of the jobs `cancelled` and
+    `kept`, the number `waiting`, and whether `ray` was "stopped", "left" or had "died".
+
+    Raises Unreachable where nothing is up, and Conflict.
+    """
+    home = state_folder()
+    if record.read(home) is None:
+        raise Unreachable(f"raysched is not up here (there is no {home / record.NAME}): nothing to stop")
+    with homes.exclusive(home):
+        found = record.read(home)
+        if found is None or not homes.ray_alive(found):
+            return _bury(home, found)
+        system.connect(found.ray)
+        try:
+            answer = _settle(cancel, keep)
+            system.end_actors()
+        finally:
+            system.disconnect()
+        homes.clear(home, found)
+        return {**answer, "ray": "left" if found.own is None else "stopped"}
+
+
+def _bury(home: Path, found: Record | None) -> View:
+    if found is not None:
+        homes.clear(home, found)
+    return {"cancelled": [], "kept": [], "waiting": 0, "ray": "died"}
+
+
+def _settle(cancel: bool, keep: bool) -> View:
+    """See that no job is cut off without a word."""
+    try:
+        jobs = _unfinished()
+    except Unreachable:
+        if not keep:
+            raise Conflict(
+                "the ledger does not answer, so what runs is not known: try `down --keep`"
+            ) from None
+        return {"cancelled": [], "kept": [], "waiting": 0}
+    active = [job for job in jobs if job["state"] in ACTIVE]
+    if cancel:
+        _cancel(jobs)
+        return {"cancelled": _names(jobs), "kept": [], "waiting": 0}
+    _refuse(active, keep)
+    return {"cancelled": [], "kept": _names(active), "waiting": len(jobs) - len(active)}
+
+
+def _unfinished() -> list[View]:
+    jobs: list[View] = system.ledger_call("view", "jobs")["jobs"]
+    return [job for job in jobs if job["state"] == "waiting" or _holds(job)]
+
+
+def _holds(job: View) -> bool:
+    """Whether something of the job is still there, be it only processes that are being ended."""
+    return job["state"] in ACTIVE or (job["lease"] is not None and job["lease"]["state"] != "released")
+
+
+def _refuse(active: list[View], keep: bool) -> None:
+    """Raises Conflict for jobs that would be cut off."""
+    if not active:
+        return
+    if not keep:
+        raise Conflict(
+            f"{_listed(active)} not ended: `down --cancel` ends what runs, `down --keep` lets it run on"
+        )
+    if leases := [job for job in active if job["kind"] == "lease"]:
+        raise Conflict(f"{_listed(leases)} held by programs, which can't go on: end them, or `down --cancel`")
+
+
+def _cancel(jobs: list[View]) -> None:
+    """End all jobs, the waiting ones first, and wait until nothing of them is left. Raises Conflict."""
+    for job in sorted(jobs, key=lambda job: job["state"] != "waiting"):
+        if job["state"] == "waiting" or job["state"] in ACTIVE:
+            system.ledger_call("cancel", job["id"], user())
+    deadline = time.monotonic() + SETTLE_S + max(map(_grace, jobs), default=0.0)
+    while left := _unfinished():
+        if time.monotonic() > deadline:
+            raise Conflict(f"{_listed(left)} not ended in time: see `raysched status`, and try again")
+        time.sleep(0.1)
+
+
+def _grace(job: View) -> float:
+    """Seconds that the job has between SIGTERM and SIGKILL."""
+    return (job["spec"].get(job["backend"]) or {}).get("grace", 0) / 1000
+
+
+def _names(jobs: list[View]) -> list[str]:
+    return [job["display"] for job in jobs]
+
+
+def _listed(jobs: list[View]) -> str:
+    """`hpo[0], hpo[1] and 6 more have`: the beginning of a sentence."""
+    shown = ", ".join(_names(jobs[:3])) + (f" and {len(jobs) - 3} more" if len(jobs) > 3 else "")
+    return f"{shown} {'has' if len(jobs) == 1 else 'have'}"

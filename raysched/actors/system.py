@@ -1,0 +1,179 @@
+"""The running actors, seen from `up` and `down`: connect to their Ray, wait for them, end them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import socket
+import sys
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any, cast
+
+from raysched import errors
+from raysched.actors import names, own_ray
+from raysched.actors.settings import Settings
+from raysched.client import Client
+from raysched.errors import RayschedError, Unreachable
+
+READY_S = 90.0
+"""How long the nodes may take to report and the gateway to answer."""
+CALL_S = 30.0
+"""How long an actor may take to answer, a restart included."""
+RAISED = re.compile(r"^raysched\.errors\.(\w+): (.*)$", re.MULTILINE)
+
+
+def reachable(address: str) -> bool:
+    """Whether something listens at HOST:PORT."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=3):
+            return True
+    except OSError:
+        return False
+
+
+def connect(address: str) -> None:
+    """Connect this process to the Ray at HOST:PORT. Raises Unreachable."""
+    if not reachable(address):
+        raise Unreachable(f"no Ray answers at {address}: start it, or give another --address")
+    # A Ray that wants no token accepts one.
+    if own_ray.has_token(os.environ):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    import ray
+    from ray.exceptions import RayError
+
+    try:
+        with _silenced():
+            ray.init(address, namespace=names.NAMESPACE, log_to_driver=False, logging_level=logging.CRITICAL)
+    except (RayError, ConnectionError, RuntimeError) as error:
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise Unreachable(f"can't connect to the Ray at {address}: {said}") from None
+
+
+@contextmanager
+def _silenced() -> Generator[None]:
+    """Drop what is written to stderr: Ray's libraries repeat there, many times, what an error says once."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def disconnect() -> None:
+    """Leave Ray; silent where this process is not connected."""
+    import ray
+
+    ray.shutdown()
+
+
+def is_there() -> bool:
+    """Whether this Ray has a ledger already."""
+    import ray
+
+    try:
+        ray.get_actor(names.LEDGER, namespace=names.NAMESPACE)
+    except ValueError:
+        return False
+    return True
+
+
+def create(settings: Settings) -> None:
+    """Make the actors that are missing. Raises what the ledger could not start with."""
+    from ray.exceptions import RayError
+
+    from raysched.actors import crew
+
+    try:
+        crew.ensure(settings)
+    except RayError as error:
+        raise raised(error) from None
+
+
+def raised(error: Exception) -> RayschedError:
+    """What an actor failed with, taken out of the report that Ray makes of it."""
+    found = RAISED.findall(str(error))
+    if found:
+        kind, message = found[-1]
+        return getattr(errors, kind, RayschedError)(message)
+    last = [line.strip() for line in str(error).splitlines() if line.strip()][-1:]
+    return RayschedError(f"an actor of raysched did not start: {''.join(last)}")
+
+
+def wait_ready(address: str, token: str) -> dict[str, Any]:
+    """The status of the system once the gateway answers and every node of Ray has reported. Raises
+    Unreachable that says what is missing."""
+    client = Client(address, token, patience=0)
+    deadline = time.monotonic() + READY_S
+    while True:
+        try:
+            if not (missing := _silent_nodes()):
+                return client.status()
+        except Unreachable as error:
+            missing = str(error)
+        if time.monotonic() > deadline:
+            raise Unreachable(f"raysched is not ready after {READY_S:.0f} s: {missing}")
+        time.sleep(0.1)
+
+
+def _silent_nodes() -> str:
+    """Words for the nodes whose agents have not reported yet; empty if all have."""
+    from raysched.actors import crew
+
+    alive = crew.alive_nodes()
+    reported = {info.ray_id for info in ledger_call("nodes").values()}
+    silent = [crew.node_name(node, alive) for node in alive if node["NodeID"] not in reported]
+    return f"{', '.join(silent)} did not report" if silent else ""
+
+
+def ledger_call(method: str, *args: Any, **kwargs: Any) -> Any:
+    """Call the ledger and return its answer. Raises Unreachable if it does not answer, and what it raises."""
+    import ray
+    from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+    try:
+        ledger = ray.get_actor(names.LEDGER, namespace=names.NAMESPACE)
+        return ray.get(getattr(ledger, method).remote(*args, **kwargs), timeout=CALL_S)
+    except RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, RayschedError) else raised(error)) from None
+    except (ValueError, RayActorError, GetTimeoutError):
+        raise Unreachable("the ledger does not answer") from None
+
+
+def end_actors() -> None:
+    """End every actor of raysched and give its placement groups back; silent where there are none."""
+    import ray
+
+    named = cast(list[dict[str, str]], ray.util.list_named_actors(all_namespaces=True))
+    ours = [actor["name"] for actor in named if actor["namespace"] == names.NAMESPACE]
+    for name in sorted(ours, key=_turn):
+        try:
+            ray.kill(ray.get_actor(name, namespace=names.NAMESPACE), no_restart=True)
+        except ValueError:
+            continue
+    asyncio.run(_remove_groups())
+
+
+def _turn(name: str) -> int:
+    """First who takes new work, then who starts it, then the ledger, which makes agents that are missing."""
+    if name == names.GATEWAY:
+        return 0
+    if name.startswith(names.backend("")):
+        return 1
+    return 2 if name == names.LEDGER else 3
+
+
+async def _remove_groups() -> None:
+    from raysched.backends.ray import groups
+
+    for id in await groups.ours():
+        await groups.remove(groups.of_id(id))

@@ -1,0 +1,229 @@
+"""`raysched up`."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from raysched.actors import home as homes
+from raysched.actors import own_ray, record, system
+from raysched.actors.interrupts import held, interruptible
+from raysched.actors.listening import listen, url_host
+from raysched.actors.record import Record
+from raysched.actors.settings import Settings
+from raysched.backends import runner
+from raysched.client import Client
+from raysched.errors import AlreadyUp, ConfigError, Conflict, PortBusy, RayschedError, Unreachable
+from raysched.folders import state_folder
+from raysched.specs.config import Config
+
+View = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What `up` is to start. `ray` is the HOST:PORT of a Ray that runs, None to start one; `own` is set where
+    that is one of ours from before. `gpus` counts the simulated ones."""
+
+    home: Path
+    settings: Settings
+    token: str
+    ray: str | None
+    before: Record | None
+    gpus: int | None
+
+    @property
+    def address(self) -> str:
+        """The gateway's URL."""
+        return f"http://{url_host(self.settings.host)}:{self.settings.port}"
+
+
+def up(
+    config: Config, *, simulate: str | None = None, address: str | None = None, port: int | None = None
+) -> View:
+    """Start raysched: on the Ray at `address` (or that the configuration or RAY_ADDRESS names, or that runs
+    here), else on a Ray of its own. The arguments go before the configuration.
+
+    Answers with the gateway's `address`, `folder`, `simulated`, `nodes`, `gpus` and `ray` (its `address`,
+    `dashboard`, whether it was `started` here, and the `environment` that its own commands need). When this
+    fails or is interrupted, nothing that it started is left.
+
+    Raises AlreadyUp, PortBusy, ConfigError, Conflict, StorageError, and Unreachable where Ray is at fault.
+    """
+    home = homes.prepare(state_folder())
+    with homes.exclusive(home), interruptible():
+        plan = _plan(home, config, simulate, address, port)
+        with ExitStack() as undo:
+            answer = _start(plan, undo)
+            undo.pop_all()
+        system.disconnect()
+        return answer
+
+
+def _plan(home: Path, config: Config, simulate: str | None, address: str | None, port: int | None) -> Plan:
+    before = _before(home)
+    simulate = simulate or config.simulate or (before.simulate if before else None)
+    if before is not None and before.simulate != simulate:
+        raise Conflict("raysched runs here with other GPUs: run `raysched down` first")
+    ray = before.ray if before else _given_ray(config, address, simulate)
+    host = config.gateway.host
+    number = config.gateway.port if port is None else port
+    settings = Settings(
+        folder=str(homes.prepare(_data_folder(config, home))),
+        host=host,
+        port=number if before else free_port(host, number),
+        simulate=simulate,
+        environment=dict(os.environ) | {"RAYSCHED_HOME": str(home)},
+    )
+    return Plan(home, settings, _token(home), ray, before, _count(simulate))
+
+
+def _before(home: Path) -> Record | None:
+    """The system that was started before and lacks something now. What is left of one whose Ray is dead is
+    ended. Raises AlreadyUp for one that lacks nothing."""
+    found = record.read(home)
+    if found is None:
+        return None
+    if _answers(home, found.gateway):
+        raise AlreadyUp(f"raysched is up already at {found.gateway}: `raysched down` ends it")
+    if homes.ray_alive(found):
+        return found
+    homes.clear(home, found)
+    return None
+
+
+def _answers(home: Path, gateway: str) -> bool:
+    """Whether the system of this folder is whole. Somebody else's, at the same address, has another token."""
+    try:
+        Client(gateway, _token(home), patience=0).status()
+    except RayschedError:
+        return False
+    return True
+
+
+def _given_ray(config: Config, address: str | None, simulate: str | None) -> str | None:
+    """The Ray that is to be used, or None to start one. Simulated GPUs need a Ray that counts them, so with
+    them a Ray is used only if it was named."""
+    named = address or config.backends.ray.address or os.environ.get("RAY_ADDRESS")
+    if named and named != "auto":
+        return named
+    local = own_ray.local_address()
+    running = local if local is not None and system.reachable(local) else None
+    if named == "auto" and running is None:
+        raise Unreachable("no Ray runs on this machine: start one, or leave the address out")
+    return running if named == "auto" or simulate is None else None
+
+
+def _data_folder(config: Config, home: Path) -> Path:
+    """Where journal, packages and runs are: RAYSCHED_HOME goes before the configuration."""
+    if os.environ.get("RAYSCHED_HOME") or config.store.folder is None:
+        return home
+    return Path(config.store.folder).expanduser()
+
+
+def free_port(host: str, port: int) -> int:
+    """`port`, or a free one for 0, if the gateway could listen there. Raises PortBusy."""
+    try:
+        with listen(host, port) as probe:
+            return probe.getsockname()[1]
+    except OSError as error:
+        raise PortBusy(
+            f"the gateway can't listen on port {port} of {host}: {runner.words(error).lower()}; choose "
+            "another with --port, or with gateway.port in raysched.yaml"
+        ) from None
+
+
+def _token(home: Path) -> str:
+    """The token from before, so that clients stay valid, or a new one."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return json.loads((home / "gateway.json").read_text(encoding="utf-8"))["token"]
+    return secrets.token_urlsafe(32)
+
+
+def _count(simulate: str | None) -> int | None:
+    """How many GPUs to make up. Raises ConfigError for what can't be."""
+    if simulate is None:
+        return None
+    from raysched.gpu.simulated import parse_simulation
+
+    return len(parse_simulation(simulate))
+
+
+def _start(plan: Plan, undo: ExitStack) -> View:
+    found = plan.before or _on_ray(plan, undo)
+    system.connect(found.ray)
+    undo.callback(system.disconnect)
+    if plan.before is None:
+        if found.own is None:
+            _check_foreign_ray(plan, found.ray)
+        undo.callback(system.end_actors)
+    _write_endpoint(plan)
+    found.write(plan.home)
+    if plan.before is None:
+        undo.callback(record.delete, plan.home)
+    system.create(plan.settings)
+    status = system.wait_ready(plan.address, plan.token)
+    return _answer(plan, found, status)
+
+
+def _on_ray(plan: Plan, undo: ExitStack) -> Record:
+    """The record of a system on the Ray that was given, or on one that is started now."""
+    fresh = Record(
+        gateway=plan.address,
+        folder=plan.settings.folder,
+        ray=plan.ray or "",
+        dashboard=None,
+        simulate=plan.settings.simulate,
+        own=None,
+        at=runner.now(),
+    )
+    if plan.ray is not None:
+        return fresh
+    with held():
+        starting = own_ray.spawn(plan.home, plan.gpus, plan.settings.environment)
+        ours = replace(fresh, ray=starting.address, dashboard=starting.dashboard, own=starting.own)
+        undo.callback(homes.clear, plan.home, ours)
+    ours.write(plan.home)
+    own_ray.wait_started(starting)
+    return ours
+
+
+def _check_foreign_ray(plan: Plan, address: str) -> None:
+    import ray
+
+    if system.is_there():
+        raise AlreadyUp(f"raysched is up already on the Ray at {address}, with another state folder")
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    if plan.gpus is not None and gpus < plan.gpus:
+        raise ConfigError(
+            f"the Ray at {address} counts {gpus} GPUs, too few for --simulate {plan.settings.simulate}: "
+            f"start it with --num-gpus={plan.gpus}, or give no address, and a Ray of its own is started"
+        )
+
+
+def _write_endpoint(plan: Plan) -> None:
+    content = {"address": plan.address, "token": plan.token}
+    for folder in {plan.home, Path(plan.settings.folder)}:
+        record.write_private(folder / "gateway.json", content)
+
+
+def _answer(plan: Plan, found: Record, status: View) -> View:
+    token_needed = found.own is not None and os.environ.get("RAY_AUTH_MODE") == "token"
+    return {
+        "address": plan.address,
+        "folder": plan.settings.folder,
+        "simulated": status["simulated"],
+        "nodes": status["nodes"],
+        "gpus": status["gpus"]["total"],
+        "ray": {
+            "address": found.ray,
+            "dashboard": found.dashboard,
+            "started": found.own is not None,
+            "environment": {"RAY_AUTH_MODE": "token"} if token_needed else {},
+        },
+    }
