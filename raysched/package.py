@@ -29,9 +29,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NoReturn, cast
 
-from pathspec import GitIgnoreSpec
-
 from raysched.errors import FileMissing, SpecError, StorageError
+from raysched.ignore import Rules
 
 LIMIT = 512 * 2**20
 """Bytes that the files of a working directory may have together."""
@@ -79,65 +78,54 @@ class _Entry:
     target: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Rules:
-    """The ignore files of one folder, which is at `base` in the package ("" or "a/b/")."""
-
-    base: str
-    patterns: GitIgnoreSpec
-
-    def verdict(self, name: str) -> bool | None:
-        """Whether `name` is left out; None where these rules say nothing about it."""
-        return self.patterns.check_file(name[len(self.base) :]).include
+_Above = tuple[tuple[str, Rules], ...]
+"""The rules of a folder and of those around it, the nearest first, each with its path ("" or "a/b/")."""
 
 
 def _entries(folder: Path) -> Iterator[_Entry]:
     """All that is packed, in no order."""
-    pending: list[tuple[Path, str, tuple[_Rules, ...]]] = [(folder, "", ())]
+    pending: list[tuple[Path, str, _Above]] = [(folder, "", ())]
     while pending:
         here, base, above = pending.pop()
         try:
-            rules = (_read_rules(here, base), *above)
+            rules = ((base, _read_rules(here)), *above)
             found = list(os.scandir(here))
         except OSError as error:
             _unreadable(Path(error.filename or here), error)
         for item in found:
-            name = base + item.name
-            is_folder = item.is_dir(follow_symlinks=False)
-            if item.name in _ALWAYS_OUT or _ignored(f"{name}/" if is_folder else name, rules):
+            name, is_folder = base + item.name, item.is_dir(follow_symlinks=False)
+            if item.name in _ALWAYS_OUT or _ignored(name, is_folder, rules):
                 continue
             yield _entry(folder, Path(item.path), name)
             if is_folder:
                 pending.append((Path(item.path), f"{name}/", rules))
 
 
-def _read_rules(folder: Path, base: str) -> _Rules:
+def _read_rules(folder: Path) -> Rules:
     lines: list[str] = []
     for name in _IGNORE_FILES:
         with contextlib.suppress(FileNotFoundError):
             text = (folder / name).read_text(encoding="utf-8-sig", errors="surrogateescape")
             lines += text.split("\n")
-    try:
-        return _Rules(base, GitIgnoreSpec.from_lines(lines))
-    except ValueError as error:
-        raise SpecError(f"working_dir: an ignore file in {folder} is wrong: {error}") from None
+    return Rules.read(lines)
 
 
-def _ignored(name: str, rules: tuple[_Rules, ...]) -> bool:
-    """What the nearest ignore file that has something to say about it says."""
-    return next((verdict for rule in rules if (verdict := rule.verdict(name)) is not None), False)
+def _ignored(name: str, is_folder: bool, rules: _Above) -> bool:
+    """What the nearest folder whose rules say something about it says."""
+    verdicts = (found.verdict(name[len(base) :], is_folder) for base, found in rules)
+    return next((verdict for verdict in verdicts if verdict is not None), False)
 
 
 def _entry(root: Path, path: Path, name: str) -> _Entry:
     status = path.lstat()
     if stat.S_ISLNK(status.st_mode):
-        return _Entry(name, path, status, _target(root, path))
+        return _Entry(name, path, status, _target(root, path, name))
     if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
         raise SpecError(f"working_dir: {path} is no file, folder or link: list it in .rayschedignore")
     return _Entry(name, path, status)
 
 
-def _target(root: Path, link: Path) -> str:
+def _target(root: Path, link: Path, name: str) -> str:
     """Where a link leads, relative to it, so that it leads there in every copy of the folder."""
     inside, end = os.path.realpath(root), os.path.realpath(link)
     if not Path(end).is_relative_to(inside):
@@ -146,8 +134,8 @@ def _target(root: Path, link: Path) -> str:
             "put a copy in its place, or list it in .rayschedignore"
         )
     target = os.readlink(link)
-    written = os.path.normpath(link.parent / target)
-    if os.path.isabs(target) or not Path(written).is_relative_to(os.path.normpath(root)):
+    # A path from the package's top that begins with `..` or `/` leads elsewhere on another machine.
+    if os.path.normpath(os.path.join(os.path.dirname(name), target)).startswith(("..", "/")):
         return os.path.relpath(end, os.path.realpath(link.parent))
     return target
 

@@ -46,7 +46,8 @@ def test_a_file_with_every_setting(file: Path) -> None:
     """In words and units of a job file."""
     file.write_text(
         "store: {folder: ~/gpus}\ngateway: {host: 0.0.0.0, port: 0}\n"
-        "backends: {ray: {address: 10.0.0.1:6379}, vm: {}}\npolicy: {idle_group: 1m}\nsimulate: 2xA100-80GB,A30\n"
+        "backends: {ray: {address: 10.0.0.1:6379}, vm: {}}\n"
+        "policy: {idle_group: 1m}\nsimulate: 2xA100-80GB,A30\n"
     )
     config = load_config(file, {})
     assert (config.store.folder, config.gateway.host, config.gateway.port) == ("~/gpus", "0.0.0.0", 0)
