@@ -197,7 +197,7 @@ def main() -> int:
     """Run the demo; 130 if it was interrupted, 1 if it failed."""
     for number in SIGNALS:
         signal.signal(number, interrupt)
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
     try:
         return run(console)
     except KeyboardInterrupt:
