@@ -9,7 +9,7 @@ import pytest
 
 ELSEWHERE = """
 # The standard library comes as this machine has it.
-import asyncio, builtins, ctypes, multiprocessing, os, subprocess, sys, urllib.request
+import asyncio, builtins, ctypes, multiprocessing, os, subprocess, sys, urllib.request, zoneinfo
 
 sys.platform = "darwin"
 for name in ("pidfd_open", "setresuid", "sched_getaffinity", "posix_fadvise", "splice", "memfd_create"):
