@@ -12,12 +12,14 @@ from raysched.actors.record import Record
 from raysched.client import user
 from raysched.errors import Conflict, Unreachable
 from raysched.folders import state_folder
+from raysched.specs.job import check_job
 
 SETTLE_S = 30.0
 """How long jobs may take to end, beyond their own grace, before `down --cancel` gives up."""
 ACTIVE = ("starting", "running", "stopping")
 
 View = dict[str, Any]
+NOTHING: View = {"cancelled": [], "kept": [], "waiting": 0}
 
 
 def down(*, cancel: bool = False, keep: bool = False) -> View:
@@ -38,7 +40,7 @@ def down(*, cancel: bool = False, keep: bool = False) -> View:
             return _bury(home, found)
         system.connect(found.ray)
         try:
-            answer = _settle(cancel, keep)
+            answer = _settle(cancel, keep) if found.ready or system.is_there() else NOTHING
             system.end_actors()
         finally:
             system.disconnect()
@@ -49,7 +51,7 @@ def down(*, cancel: bool = False, keep: bool = False) -> View:
 def _bury(home: Path, found: Record | None) -> View:
     if found is not None:
         homes.clear(home, found)
-    return {"cancelled": [], "kept": [], "waiting": 0, "ray": "died"}
+    return {**NOTHING, "ray": "died"}
 
 
 def _settle(cancel: bool, keep: bool) -> View:
@@ -61,7 +63,7 @@ def _settle(cancel: bool, keep: bool) -> View:
             raise Conflict(
                 "the ledger does not answer, so what runs is not known: try `down --keep`"
             ) from None
-        return {"cancelled": [], "kept": [], "waiting": 0}
+        return NOTHING
     active = [job for job in jobs if job["state"] in ACTIVE]
     if cancel:
         _cancel(jobs)
@@ -106,7 +108,7 @@ def _cancel(jobs: list[View]) -> None:
 
 def _grace(job: View) -> float:
     """Seconds that the job has between SIGTERM and SIGKILL."""
-    return (job["spec"].get(job["backend"]) or {}).get("grace", 0) / 1000
+    return check_job(job["spec"]).grace / 1000 if job["kind"] == "command" else 0.0
 
 
 def _names(jobs: list[View]) -> list[str]:
