@@ -6,11 +6,10 @@ import os
 from pathlib import Path
 
 
-def state_folder(configured: str | None = None) -> Path:
-    """The folder of a system's files: `RAYSCHED_HOME`, else the one that the configuration names
-    (`store.folder`), else `raysched` in the user's state folder (`XDG_STATE_HOME`, by default
-    `~/.local/state`). It need not exist yet."""
-    if home := os.environ.get("RAYSCHED_HOME") or configured:
+def state_folder() -> Path:
+    """The folder of a system's files: `RAYSCHED_HOME`, else `raysched` in the user's state folder
+    (`XDG_STATE_HOME`, by default `~/.local/state`). It need not exist yet."""
+    if home := os.environ.get("RAYSCHED_HOME"):
         return Path(home).expanduser()
     state = os.environ.get("XDG_STATE_HOME")
     return (Path(state) if state else Path.home() / ".local" / "state") / "raysched"

@@ -14,7 +14,7 @@ from raysched.errors import ConfigError, FileMissing, Problem
 from raysched.specs.document import Document, read_file, read_yaml
 from raysched.specs.fields import Fields, problems_of
 from raysched.specs.problems import listing, quoted
-from raysched.specs.values import Duration, Text, WholeNumber, filled
+from raysched.specs.values import Text, WholeNumber, filled
 
 _GPUS = re.compile(r"([1-9][0-9]*x)?[A-Za-z][\w.+-]*", re.IGNORECASE)
 _RAY_ADDRESS = re.compile(r"auto|[^\s/:]+:[0-9]{1,5}|\[[0-9A-Fa-f:]+\]:[0-9]{1,5}")
@@ -50,7 +50,7 @@ class Store(Fields):
     """Where the journal, packages and runs are kept."""
 
     folder: Annotated[Text, AfterValidator(parse_folder)] | None = Field(
-        default=None, description="The folder; RAYSCHED_HOME goes before it. null: the user's state folder."
+        default=None, description="The folder; RAYSCHED_HOME goes before it. null: the state folder."
     )
 
 
@@ -84,22 +84,12 @@ class Backends(Fields):
     vm: Section[VMBackend] = Field(default=VMBackend(), description="This machine.")
 
 
-class Policy(Fields):
-    """How the scheduler behaves."""
-
-    idle_group: Duration = Field(
-        default=5000,
-        description="How long a placement group that nobody uses is kept for the next who wants it.",
-    )
-
-
 class Config(Fields):
-    """All settings. Durations in ms."""
+    """All settings."""
 
     store: Section[Store] = Field(default=Store(), description="Where files are kept.")
     gateway: Section[Gateway] = Field(default=Gateway(), description="The HTTP API.")
     backends: Section[Backends] = Field(default=Backends(), description="What launches work.")
-    policy: Section[Policy] = Field(default=Policy(), description="How it is scheduled.")
     simulate: Annotated[Text, AfterValidator(parse_simulation)] | None = Field(
         default=None, description="GPUs to make up on this machine, such as 2xA100-80GB; null: the real ones."
     )

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from raysched.errors import ConfigError, FileMissing
-from raysched.folders import state_folder
 from raysched.specs.config import Config, load_config
 
 
@@ -30,7 +29,6 @@ def test_without_a_file_everything_has_a_default(tmp_path: Path) -> None:
     assert config == Config()
     assert (config.gateway.host, config.gateway.port) == ("127.0.0.1", 8274)
     assert (config.backends.ray.address, config.simulate, config.store.folder) == (None, None, None)
-    assert config.policy.idle_group == 5000
 
 
 @pytest.mark.parametrize(
@@ -47,12 +45,11 @@ def test_a_file_with_every_setting(file: Path) -> None:
     file.write_text(
         "store: {folder: ~/gpus}\ngateway: {host: 0.0.0.0, port: 0}\n"
         "backends: {ray: {address: 10.0.0.1:6379}, vm: {}}\n"
-        "policy: {idle_group: 1m}\nsimulate: 2xA100-80GB,A30\n"
+        "simulate: 2xA100-80GB,A30\n"
     )
     config = load_config(file, {})
     assert (config.store.folder, config.gateway.host, config.gateway.port) == ("~/gpus", "0.0.0.0", 0)
-    assert (config.backends.ray.address, config.policy.idle_group) == ("10.0.0.1:6379", 60_000)
-    assert config.simulate == "2xA100-80GB,A30"
+    assert (config.backends.ray.address, config.simulate) == ("10.0.0.1:6379", "2xA100-80GB,A30")
 
 
 def test_which_file_is_read(tmp_path: Path) -> None:
@@ -85,13 +82,12 @@ def test_a_file_that_was_named_must_be_there(tmp_path: Path) -> None:
         ("backends: {vm: {hosts: []}}\n", "1: backends.vm.hosts: is no field here"),
         ("backends: {ray: {address: 'ray://x:1'}}\n", "1: backends.ray.address: must be auto"),
         ("gateway: {port: 70000}\n", "1: gateway.port: must be 65535 or less"),
-        ("policy: {idle_group: 5}\n", "1: policy.idle_group: 5 has no unit"),
         ("simulate: 2 A100\n", "1: simulate: '2 A100' is no list"),
         ("simulate: 0xA100\n", "1: simulate: '0xA100' is no list"),
         ("store: {folder: here}\n", "1: store.folder: 'here' must start with / or ~/"),
         ("gateway: 8274\n", "1: gateway: must hold fields"),
         ("gateway: {}\ngateway: {}\n", "2: gateway: is here twice: line 1 has it already"),
-        ("gateway: {}\n---\npolicy: {}\n", "3: a second document starts here"),
+        ("gateway: {}\n---\nstore: {}\n", "3: a second document starts here"),
         ("- a\n", "1:1: must hold fields"),
         ("a: [\n", "2:1: a value is missing"),
     ],
@@ -105,13 +101,3 @@ def test_what_is_wrong_is_told_with_its_place(file: Path, text: str, message: st
 def test_all_problems_come_at_once(file: Path) -> None:
     """In the order of their lines."""
     assert len(complaints(file, "gateway: {port: x}\nstore: {floder: /a}\nsimulate: 2 x\n")) == 3
-
-
-def test_where_files_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """RAYSCHED_HOME, else the configuration, else the user's state folder."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    monkeypatch.delenv("RAYSCHED_HOME", raising=False)
-    assert state_folder() == tmp_path / "raysched"
-    assert state_folder("~/gpus") == Path.home() / "gpus"
-    monkeypatch.setenv("RAYSCHED_HOME", str(tmp_path / "home"))
-    assert state_folder("~/gpus") == tmp_path / "home"
