@@ -33,18 +33,19 @@ def survey(state: State, now: int) -> Iterator[Look]:
     survey capacity only shrinks, so a request that did not fit once is not searched for again.
     """
     kept = Kept()
-    hopeless: set[Request] = set()
+    hopeless: dict[Request, Kept] = {}
     for _, _, id in list(state.waiting):
         job = state.jobs[id]
         if job.until > now:
             yield Look(job, None, kept, resting=True)
-            continue
-        placement = None if job.request in hopeless else place(state, job.request, kept)
-        look = Look(job, placement, Kept(dict(kept.gpus), dict(kept.nodes)) if placement is None else kept)
-        if placement is None and job.request not in hopeless:
-            hopeless.add(job.request)
+        elif job.request in hopeless:
+            yield Look(job, None, hopeless[job.request])
+        elif (placement := place(state, job.request, kept)) is not None:
+            yield Look(job, placement, kept)
+        else:
+            before = hopeless[job.request] = Kept(dict(kept.gpus), dict(kept.nodes))
             _keep(state, job, kept)
-        yield look
+            yield Look(job, None, before)
 
 
 def _keep(state: State, job: Job, kept: Kept) -> None:
