@@ -1,3 +1,64 @@
-"""raysched shares GPUs."""
+"""raysched shares GPUs: whole, by fraction or by memory.
+
+@raysched.remote(gpu_fraction=0.25)
+def embed(batch): ...
+
+refs = [embed.remote(batch) for batch in batches]
+
+Every name here is loaded when it is used first, so that the command line starts fast.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from raysched.actor_class import kill
+    from raysched.client import Client
+    from raysched.decorator import remote
+    from raysched.errors import LeaseLost, RayschedError, Refused, SpecError, Unreachable
+    from raysched.leases import Lease, lease, placement_group, release
+    from raysched.submission import Job, submit
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Client",
+    "Job",
+    "Lease",
+    "LeaseLost",
+    "RayschedError",
+    "Refused",
+    "SpecError",
+    "Unreachable",
+    "kill",
+    "lease",
+    "placement_group",
+    "release",
+    "remote",
+    "submit",
+]
+
+_HOMES = {
+    "Client": "client",
+    "Job": "submission",
+    "Lease": "leases",
+    "kill": "actor_class",
+    "lease": "leases",
+    "placement_group": "leases",
+    "release": "leases",
+    "remote": "decorator",
+    "submit": "submission",
+}
+"""The module of each name; errors, which are all the others, have one."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module raysched has no attribute {name}")
+    return getattr(import_module(f"raysched.{_HOMES.get(name, 'errors')}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

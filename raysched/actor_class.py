@@ -1,0 +1,195 @@
+"""Decorated classes: actors that get their lease when there is one, and a handle that is there at once."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayError
+from typing_extensions import Unpack
+
+from raysched.actors.front import AsyncFront, Front
+from raysched.connection import connect
+from raysched.errors import SpecError
+from raysched.options import CallOptions, Settings
+
+T = TypeVar("T")
+
+LOOK_S = 0.001
+"""A handle looks at most so often whether its actor is there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A method as Ray would call it: how many values it returns (`ray.method`), and whether it yields them."""
+
+    returns: int
+    yields: bool
+
+
+class RemoteClass(Generic[T]):
+    """A class whose actors run in leases: `Model.remote(...)` returns a handle at once."""
+
+    def __init__(self, cls: type[T], settings: Settings) -> None:
+        if settings != Settings(settings.asked, settings.name):
+            raise SpecError("max_retries and num_returns are for functions; methods have ray.method")
+        self._cls = cls
+        self._settings = settings
+        self._methods = {
+            name: Method(getattr(method, "__ray_num_returns__", 1), _yields(method))
+            for name, method in inspect.getmembers(cls, inspect.isroutine)
+            if name != "__init__" and inspect.isfunction(method)
+        }
+        self.__name__ = cls.__name__
+        self.__doc__ = cls.__doc__
+
+    def __call__(self, *args: Any, **kwargs: Any) -> T:
+        name = self._cls.__name__
+        raise TypeError(f"{name} runs on a lease: make an actor with {name}.remote(...)")
+
+    def remote(self, *args: Any, **kwargs: Any) -> Actor:
+        """A handle of a new actor. Never waits for its lease; the actor's methods run in the order in which
+        they are called. The actor ends, and its lease with it, when no handle is left, by `ray.kill`, or
+        with the program. Raises TypeError where the arguments do not fit, and Unreachable."""
+        inspect.signature(self._cls).bind(*args, **kwargs)
+        relay = connect().relay
+        shape = self._settings.shape(self._cls.__name__)
+        kind = AsyncFront if any(map(_is_async, vars(self._cls).values())) else Front
+        here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+        front = ray.remote(kind).options(num_cpus=0, label_selector=here).remote(shape.name, relay)
+        started = front.start.remote(self._cls, shape, list(args), kwargs)
+        return Actor(self._cls.__name__, self._methods, front, started)
+
+    def options(self, **options: Unpack[CallOptions]) -> RemoteClass[T]:
+        """The same class with other options. Raises SpecError."""
+        return RemoteClass(self._cls, self._settings.changed(options))
+
+
+class Actor(ActorHandle):
+    """The handle of a decorated class's actor. Calls go to its front until the actor is there and the calls
+    before have ended, then to the actor. To Ray it is a handle of the front, so that `ray.kill` ends both.
+    """
+
+    def __init__(self, name: str, methods: dict[str, Method], front: Any, started: Any) -> None:
+        # ActorHandle's own constructor would count this handle a second time.
+        fields = {
+            "_name": name,
+            "_methods": methods,
+            "_front": front,
+            "_started": started,
+            "_actor": None,
+            "_before": [started],
+            "_looked": 0.0,
+            "_lock": threading.RLock(),
+        }
+        self.__dict__.update(fields)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self.__dict__.get("_methods", {}):
+            return ActorMethod(self, name)
+        raise AttributeError(f"{self.__dict__.get('_name', 'the actor')} has no method {name}")
+
+    @property
+    def _ray_actor_id(self) -> Any:
+        return self._front._ray_actor_id
+
+    def __del__(self) -> None:
+        """ActorHandle's own would count this handle down; the front's does that."""
+
+    def __repr__(self) -> str:
+        return f"Actor({self._name}, {self._front._ray_actor_id.hex()})"
+
+    def __hash__(self) -> int:
+        return hash(self._front)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Actor) and self._front == other._front
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _handle, (self._name, self._methods, self._front, [self._started])
+
+    def _call(self, name: str, args: Any, kwargs: Any, options: dict[str, Any]) -> Any:
+        """Send a call to where the next one has to go."""
+        with self._lock:
+            actor = self._there()
+            if actor is not None:
+                method = getattr(actor, name)
+                return (method.options(**options) if options else method).remote(*args, **kwargs)
+            return self._call_front(name, args, kwargs, options)
+
+    def _call_front(self, name: str, args: Any, kwargs: Any, options: dict[str, Any]) -> Any:
+        method = self._methods[name]
+        front = self._front.stream if method.yields else self._front.call
+        usual = {} if method.yields else {"num_returns": method.returns}
+        call = front.options(**{"name": f"{self._name}.{name}", **usual, **options})
+        refs = call.remote([self._started], name, list(args), kwargs)
+        if isinstance(refs, ray.ObjectRef):
+            self._before.append(refs)
+        elif isinstance(refs, list):
+            self._before += refs
+        return refs
+
+    def _there(self) -> Any:
+        """The actor, once calls may go to it."""
+        now = time.monotonic()
+        if self._actor is None and now - self._looked > LOOK_S:
+            self.__dict__["_looked"] = now
+            if _done(self._before[-1:]) and _done(self._before):
+                self.__dict__["_before"] = [self._started]
+                with suppress(RayError):  # no lease could be had: the front says so, call by call
+                    self.__dict__["_actor"] = ray.get(self._started)[0]
+        return self._actor
+
+
+@dataclass(frozen=True, slots=True)
+class ActorMethod:
+    """A method of a decorated class's actor."""
+
+    actor: Actor
+    name: str
+
+    def remote(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the method; the reference of what it will return."""
+        return self.actor._call(self.name, args, kwargs, {})
+
+    def options(self, **options: Any) -> _WithOptions:
+        """The method with options of Ray for this call, such as `num_returns`."""
+        return _WithOptions(self, options)
+
+
+@dataclass(frozen=True, slots=True)
+class _WithOptions:
+    method: ActorMethod
+    chosen: dict[str, Any]
+
+    def remote(self, *args: Any, **kwargs: Any) -> Any:
+        return self.method.actor._call(self.method.name, args, kwargs, self.chosen)
+
+
+def kill(actor: Any) -> None:
+    """End an actor of a decorated class at once, like `ray.kill`. Its lease is free when every process that
+    it started is gone."""
+    ray.kill(actor)
+
+
+def _handle(name: str, methods: dict[str, Method], front: Any, started: list[Any]) -> Actor:
+    return Actor(name, methods, front, started[0])
+
+
+def _done(refs: list[ray.ObjectRef]) -> bool:
+    return len(ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)[0]) == len(refs)
+
+
+def _is_async(method: Any) -> bool:
+    return inspect.iscoroutinefunction(method) or inspect.isasyncgenfunction(method)
+
+
+def _yields(method: Callable[..., Any]) -> bool:
+    return inspect.isgeneratorfunction(method) or inspect.isasyncgenfunction(method)

@@ -1,0 +1,141 @@
+"""What one calling process claims from the ledger: leases that it asked for, holds, or gives back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import secrets
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import ActorDiedError, RayError, RayTaskError
+
+from raysched.actors import names
+from raysched.core.work import Owned
+from raysched.errors import RayschedError, Unreachable
+
+POLL_S = 10.0
+"""How long the ledger is asked to wait for news."""
+
+RETRY_S = 0.5
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a lease is asked with: checked keyword arguments, the queue, and the name that people see."""
+
+    name: str
+    queue: str
+    resources: dict[str, Any]
+
+
+class Claims:
+    """The account of the owner `owner`, a relay's name, at the ledger. Listeners hear of each change."""
+
+    def __init__(self, owner: str, user: str, relay: Any) -> None:
+        self._owner = owner
+        self._user = user
+        self._relay = relay
+        self._listeners: dict[str, Callable[[Owned], None]] = {}
+        self._heard: dict[str, Owned] = {}
+        self._ledger: Any = None
+        self._follower: asyncio.Task[None] | None = None
+
+    async def ask(self, shape: Shape, count: int, listener: Callable[[Owned], None]) -> list[str]:
+        """Ask for `count` leases and return the ids of their jobs; `listener` hears what becomes of them.
+        Raises Refused for what no node could give, SpecError, Unreachable."""
+        key = secrets.token_hex(16)
+        asked = (key, self._user, shape.name, shape.resources, shape.queue, count, self._owner)
+        jobs: list[str] = await self._call("request_leases", *asked)
+        for job in jobs:
+            self._listeners[job] = listener
+            if job in self._heard:
+                listener(self._heard[job])
+        return jobs
+
+    async def release(self, job: str) -> None:
+        """Give a lease back, or what was asked for; silent if it has ended or raysched is down."""
+        self._listeners.pop(job, None)
+        try:
+            await self._call("release", job)
+        except RayschedError as error:
+            log.info("lease of job %s was not given back: %s", job, error)
+
+    async def _call(self, method: str, *args: Any) -> Any:
+        ledger = self._connected()
+        try:
+            return await getattr(ledger, method).remote(*args)
+        except RayTaskError as error:
+            raise error.cause if isinstance(error.cause, RayschedError) else error from None
+        except RayError as error:
+            self._ledger = None
+            raise Unreachable(f"the ledger does not answer: {error}") from None
+
+    def _connected(self) -> Any:
+        """The ledger, which is told of this owner when it is met first."""
+        if self._ledger is None:
+            self._ledger = find_ledger()
+            self._ledger.watch.remote(self._owner, [self._relay])
+        if self._follower is None or self._follower.done():
+            self._follower = apart(self._follow(self._ledger))
+        return self._ledger
+
+    async def _follow(self, ledger: Any) -> None:
+        version = -1
+        while True:
+            try:
+                version, owned = await ledger.owned.remote(self._owner, version, POLL_S)
+                self._hear(owned)
+            except ActorDiedError:
+                self._ledger = None
+                self._lose_all()
+                return
+            except RayError:
+                await asyncio.sleep(RETRY_S)
+
+    def _hear(self, owned: list[Owned]) -> None:
+        before, self._heard = self._heard, {each.job: each for each in owned}
+        for each in owned:
+            listener = self._listeners.get(each.job)
+            if listener is not None and before.get(each.job) != each:
+                self._tell(listener, each)
+
+    def _lose_all(self) -> None:
+        for job, listener in list(self._listeners.items()):
+            self._tell(listener, Owned(job, "ended", "raysched went down"))
+
+    def _tell(self, listener: Callable[[Owned], None], owned: Owned) -> None:
+        if owned.state == "ended":
+            self._listeners.pop(owned.job, None)
+        listener(owned)
+
+
+def find_ledger() -> Any:
+    """The ledger of this Ray cluster. Raises Unreachable where raysched is not up."""
+    try:
+        return ray.get_actor(names.LEDGER, namespace=names.NAMESPACE)
+    except ValueError:
+        raise Unreachable("raysched is not up on this Ray cluster: run `raysched up`") from None
+
+
+_tasks: set[asyncio.Task[None]] = set()
+
+
+def apart(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """Run `work` as a task that does not count as part of the call in which it is started: Ray would cancel
+    it with that call."""
+    task = contextvars.Context().run(asyncio.ensure_future, work)
+    _tasks.add(task)  # the loop itself keeps only weak references
+    task.add_done_callback(_done)
+    return task
+
+
+def _done(task: asyncio.Task[None]) -> None:
+    _tasks.discard(task)
+    if not task.cancelled() and task.exception() is not None:
+        log.error("a task of the relay failed", exc_info=task.exception())

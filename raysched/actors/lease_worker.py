@@ -1,0 +1,207 @@
+"""The lease worker: holds one lease of a calling process and runs any of its functions."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray import cloudpickle
+
+from raysched.actors.calls import Call, Outcome, seal
+from raysched.actors.parcel import Failure
+
+LONG_S = 0.05
+"""A call that runs longer than this is looked after: what is behind it goes to other workers, what was
+before it is delivered, and it can be cancelled."""
+
+SESSION_S = 1.0
+"""After this time a worker that runs waiting calls lets a direct one in between, if there is one."""
+
+FUNCTIONS_KEPT = 256
+
+WAKE = signal.SIGURG
+"""The signal that stops at a cancelled call; Ray keeps SIGINT blocked, and programs leave this one alone."""
+
+
+class Batch:
+    """Calls that a worker was given, and how far it is. Its main thread and its watch share it."""
+
+    def __init__(self, calls: Sequence[Call]) -> None:
+        self._lock = threading.Lock()
+        self._calls = deque(calls)
+        self._outcomes: list[Outcome] = []
+        self.current: Call | None = None
+
+    def next(self) -> Call | None:
+        """The next call to run, if one is left."""
+        with self._lock:
+            self.current = self._calls.popleft() if self._calls else None
+            return self.current
+
+    def finish(self, outcome: Outcome) -> None:
+        """The current call has ended."""
+        with self._lock:
+            self.current = None
+            self._outcomes.append(outcome)
+
+    def take(self) -> tuple[list[Outcome], list[int]]:
+        """The outcomes so far, and the numbers of the calls that were not begun and no longer will be."""
+        with self._lock:
+            outcomes, self._outcomes = self._outcomes, []
+            rest = [call.number for call in self._calls]
+            self._calls.clear()
+            return outcomes, rest
+
+
+class LeaseWorker:
+    """Runs calls as a plain actor method (`direct`) or from the relay's queue (`drain`), one at a time."""
+
+    def __init__(self, name: str, pool: str, job: str, relay: Any) -> None:
+        self._name = name
+        self._pool = pool
+        self._job = job
+        self._relay = relay
+        self._functions: OrderedDict[str, Callable[..., Any]] = OrderedDict()
+        self._batch: Batch | None = None
+        self._doomed: int | None = None
+        self._turn = 0
+        self._running = False
+        self._busy = threading.Event()
+        signal.signal(WAKE, self._interrupt)
+        signal.siginterrupt(WAKE, False)
+        threading.Thread(target=self._watch, name="raysched watch", daemon=True).start()
+
+    def __repr__(self) -> str:
+        return self._name
+
+    # ------------------------------------------------------------ running calls
+
+    def direct(self, function: str, /, *args: Any, **kwargs: Any) -> Any:
+        """Run one call; its value or exception is the task's."""
+        self._busy.set()
+        try:
+            with self._interruptible():
+                return invoke(self._function(function), args, kwargs)
+        finally:
+            self._busy.clear()
+
+    def drain(self) -> None:
+        """Run what waits in the relay, until nothing does or the session's time is over."""
+        end = time.monotonic() + SESSION_S
+        outcomes: list[Outcome] = []
+        self._busy.set()
+        try:
+            while True:
+                last = time.monotonic() >= end
+                calls: list[Call] = ray.get(self._relay.pull.remote(self._pool, self._job, outcomes, last))
+                if not calls:
+                    return
+                outcomes = self._run_all(calls)
+        finally:
+            self._busy.clear()
+
+    def _run_all(self, calls: list[Call]) -> list[Outcome]:
+        batch = self._batch = Batch(calls)
+        while call := batch.next():
+            batch.finish(self._run(call))
+        self._batch = None
+        return batch.take()[0]
+
+    def _run(self, call: Call) -> Outcome:
+        start = time.monotonic()
+        try:
+            args, kwargs = call.arguments.open()
+            function = self._function(call.function)
+            with self._interruptible():
+                value = invoke(function, *fetched(args, kwargs))
+            values, failure = seal(value, call.returns), None
+        except BaseException as error:
+            values, failure = [], Failure.of(error)
+        return Outcome(call.number, values, failure, time.monotonic() - start)
+
+    def _function(self, id: str) -> Callable[..., Any]:
+        if id not in self._functions:
+            self._functions[id] = cloudpickle.loads(ray.get(self._relay.function.remote(id)))
+            if len(self._functions) > FUNCTIONS_KEPT:
+                self._functions.popitem(last=False)
+        return self._functions[id]
+
+    # ------------------------------------------------------------ long calls, cancelled calls
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        self._turn += 1
+        self._running = True
+        try:
+            yield
+        finally:
+            self._running = False
+
+    def _interrupt(self, *_: object) -> None:
+        """In the main thread, on the watch's signal: end the call if it is the one that was cancelled."""
+        if not self._running:
+            return
+        batch = self._batch
+        if batch is None:
+            cancelled = ray.get_runtime_context().is_canceled()
+        else:
+            cancelled = batch.current is not None and batch.current.number == self._doomed
+        if cancelled:
+            raise KeyboardInterrupt
+
+    def _watch(self) -> None:
+        """Look after calls that run long. Only the main thread can ask Ray whether a direct call was
+        cancelled, so it is woken for that."""
+        while True:
+            self._busy.wait()
+            turn = self._turn
+            time.sleep(LONG_S)
+            if not self._running or turn != self._turn:
+                continue
+            batch = self._batch
+            if batch is None:
+                signal.pthread_kill(threading.main_thread().ident or 0, WAKE)
+            else:
+                self._attend(batch)
+
+    def _attend(self, batch: Batch) -> None:
+        """Wait with the relay for the end of the running call, and end it early if it is cancelled."""
+        call = batch.current
+        if call is None:
+            return
+        outcomes, rest = batch.take()
+        if not ray.get(self._relay.attend.remote(self._pool, self._job, call.number, outcomes, rest)):
+            return
+        self._doomed = call.number
+        signal.siginterrupt(WAKE, True)  # waiting for a child process, for instance, must not hold it up
+        signal.pthread_kill(threading.main_thread().ident or 0, WAKE)
+        while batch.current is call:
+            time.sleep(LONG_S)
+        signal.siginterrupt(WAKE, False)
+
+
+def invoke(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Call the user's function. One that calls `sys.exit` must not end the worker or, later, the caller."""
+    try:
+        return function(*args, **kwargs)
+    except SystemExit as error:
+        raise RuntimeError(f"the function called sys.exit({error.code!r})") from error
+
+
+def fetched(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """The arguments with the values of those that are references, as Ray does it for a plain task."""
+    refs = [each for each in (*args, *kwargs.values()) if isinstance(each, ray.ObjectRef)]
+    if not refs:
+        return list(args), kwargs
+    values = dict(zip(refs, ray.get(refs), strict=True))
+
+    def value(given: Any) -> Any:
+        return values[given] if isinstance(given, ray.ObjectRef) else given
+
+    return [value(each) for each in args], {name: value(each) for name, each in kwargs.items()}

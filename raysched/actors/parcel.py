@@ -1,0 +1,107 @@
+"""Values on their way through the relay, which must not open them.
+
+A relay has neither the GPU nor, perhaps, the time to load the libraries that a caller's values need. So
+the ends pickle and unpickle, and the relay hands on bytes; only references to objects and actors stay
+visible to Ray, which counts them.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import traceback
+from typing import Any
+
+import ray
+from ray import cloudpickle
+from ray.actor import ActorHandle
+from ray.exceptions import RayTaskError
+
+
+class Parcel:
+    """A pickled value: its bytes, its large buffers, and the references in it."""
+
+    __slots__ = ("buffers", "links", "payload")
+
+    def __init__(self, payload: bytes, buffers: list[Any], links: list[Any]) -> None:
+        self.payload = payload
+        self.buffers = buffers
+        self.links = links
+
+    @classmethod
+    def of(cls, value: object) -> Parcel:
+        """Pack a value. Raises what pickling it raises."""
+        stream, buffers, links = io.BytesIO(), list[pickle.PickleBuffer](), list[Any]()
+        _Packer(stream, buffers, links).dump(value)
+        return cls(stream.getvalue(), buffers, links)
+
+    def open(self) -> Any:
+        """The value. Raises what unpickling it raises."""
+        return _Opener(io.BytesIO(self.payload), self.buffers, self.links).load()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Buffers arrive as views, which pickle takes only in this wrapping.
+        return Parcel, (self.payload, [pickle.PickleBuffer(each) for each in self.buffers], self.links)
+
+
+class _Packer(cloudpickle.CloudPickler):
+    """Sets references aside, so that they travel where Ray sees them."""
+
+    def __init__(self, stream: io.BytesIO, buffers: list[pickle.PickleBuffer], links: list[Any]) -> None:
+        super().__init__(stream, protocol=5, buffer_callback=buffers.append)
+        self._links = links
+
+    def persistent_id(self, obj: Any) -> int | None:
+        if not isinstance(obj, (ray.ObjectRef, ActorHandle)):
+            return None
+        self._links.append(obj)
+        return len(self._links) - 1
+
+
+class _Opener(pickle.Unpickler):
+    def __init__(self, stream: io.BytesIO, buffers: list[Any], links: list[Any]) -> None:
+        super().__init__(stream, buffers=buffers)
+        self._links = links
+
+    def persistent_load(self, pid: int) -> Any:
+        return self._links[pid]
+
+
+def open_parcel(parcel: Parcel) -> Any:
+    """The value of a parcel: what pickle calls for a Sealed or a Failure."""
+    return parcel.open()
+
+
+class Sealed:
+    """A parcel that opens itself: who unpickles it has the value."""
+
+    __slots__ = ("parcel",)
+
+    def __init__(self, parcel: Parcel) -> None:
+        self.parcel = parcel
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_parcel, (self.parcel,)
+
+
+class Failure(Exception):
+    """An exception in a parcel: raised in the relay, it is the original one where Ray unpickles it."""
+
+    def __init__(self, parcel: Parcel, text: str) -> None:
+        super().__init__(text)
+        self.parcel = parcel
+
+    @classmethod
+    def of(cls, error: BaseException) -> Failure:
+        """Pack an exception with its traceback as text; one that can't be pickled becomes a RuntimeError."""
+        text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+        cause = error.cause if isinstance(error, RayTaskError) else error
+        try:
+            parcel = Parcel.of(cause)
+            parcel.open()
+        except Exception:
+            parcel = Parcel.of(RuntimeError(f"{type(error).__name__}, which can't be pickled: {error}"))
+        return cls(parcel, f"\n{text}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_parcel, (self.parcel,)

@@ -1,0 +1,361 @@
+"""The pool of one shape: its waiting calls, and the lease workers that take them.
+
+A worker is *resting* when nothing of the pool runs on it; it is then the calling process's, which sends it
+calls directly (see `raysched/dispatch.py`). As soon as a call arrives here, all workers are the pool's
+again, until no call waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import ray
+from ray.exceptions import ActorDiedError, RayError, WorkerCrashedError
+
+from raysched.actors.calls import Call, Outcome
+from raysched.actors.claims import Claims, Shape, apart
+from raysched.actors.lease_worker import LeaseWorker
+from raysched.actors.parcel import Parcel, Sealed
+from raysched.actors.placing import worker_options
+from raysched.actors.signals import fail, settle, until
+from raysched.core.work import Owned
+from raysched.errors import LeaseLost
+
+RAMP = 4
+"""At least so many leases may be asked for at once; beyond that as many as there are already."""
+
+BATCH_S = 0.05
+"""The work in seconds that a worker is given at once."""
+BATCH_CALLS = 64
+
+PARK_S = 0.02
+"""How long a worker without work waits here for the next call before it rests."""
+
+TRIM_S = 0.25
+"""Requests that no waiting call needs are taken back after this time."""
+
+REST_S = 0.2
+"""The time before a worker whose process died is tried again."""
+
+BIRTHS = 3
+"""After so many workers in a row that could not start, waiting calls fail with the reason."""
+
+
+@dataclass(eq=False, slots=True)
+class Waiting:
+    """A call until it is done. `left` counts the times that it may still be started after a worker died
+    under it (None: for ever). `alone`: it may have been what killed a worker, so nothing else is given with
+    it."""
+
+    call: Call
+    done: asyncio.Future[list[Sealed]]
+    left: int | None
+    alone: bool
+
+
+@dataclass(eq=False, slots=True)
+class Worker:
+    """A lease worker. `held` are the calls that it was given, by number."""
+
+    job: str
+    actor: Any
+    held: dict[int, Waiting] = field(default_factory=dict[int, Waiting])
+    attended: asyncio.Future[bool] | None = None
+    serving: bool = False
+    parked: bool = False
+    proven: bool = False
+    announced: bool = False
+
+
+class Rest(NamedTuple):
+    """Which workers rest, at a moment when `received` calls had come. `new` has the actor handles of
+    workers not told of before, by job; `gone` are the jobs of those that are no more."""
+
+    received: int
+    resting: list[str]
+    new: dict[str, Any]
+    gone: list[str]
+
+
+class Pool:
+    """All methods run in the relay's event loop. `changed` is called whenever `rest` would tell news."""
+
+    def __init__(
+        self, id: str, shape: Shape, claims: Claims, relay: Any, changed: Callable[[], None]
+    ) -> None:
+        self._id = id
+        self._shape = shape
+        self._claims = claims
+        self._relay = relay
+        self._changed = changed
+        self._waiting: deque[Waiting] = deque()
+        self._workers: dict[str, Worker] = {}
+        self._requests: set[str] = set()
+        self._asking = 0
+        self._trimmer: asyncio.Task[None] | None = None
+        self._parked: list[asyncio.Future[None]] = []
+        self._gone: list[str] = []
+        self._numbers = itertools.count()
+        self._mean = 0.0
+        self._held = 0
+        self._received = 0
+        self._stillborn = 0
+
+    # ------------------------------------------------------------ the caller's side
+
+    async def run(self, function: str, arguments: Parcel, returns: int, retries: int) -> list[Sealed]:
+        """The values of a call. Raises Failure with the function's exception, WorkerCrashedError where its
+        worker died too often, and LeaseLost, Refused or Unreachable where no lease can be had."""
+        self._received += 1
+        call = Call(next(self._numbers), function, arguments, returns)
+        done: asyncio.Future[list[Sealed]] = asyncio.get_running_loop().create_future()
+        waiting = Waiting(call, done, None if retries < 0 else retries, alone=retries == 0)
+        self._waiting.append(waiting)
+        self._serve()
+        self._ask()
+        try:
+            return await done
+        except asyncio.CancelledError:
+            self._interrupt(call.number)
+            raise
+
+    def rest(self) -> Rest:
+        """What the calling process may use now."""
+        resting = [worker for worker in self._workers.values() if not worker.held and not worker.parked]
+        new = [worker for worker in self._workers.values() if not worker.announced]
+        for worker in new:
+            worker.announced = True
+        gone, self._gone = self._gone, []
+        return Rest(self._received, [w.job for w in resting], {w.job: w.actor for w in new}, gone)
+
+    def give_back(self, job: str) -> None:
+        """The calling process has not used a worker for a while: end it, unless it has work again."""
+        worker = self._workers.get(job)
+        if worker is not None and not worker.held and not self._waiting:
+            self._drop(worker)
+            apart(self._claims.release(job))
+
+    # ------------------------------------------------------------ the worker's side
+
+    async def pull(self, job: str, outcomes: list[Outcome], last: bool) -> list[Call]:
+        """Take outcomes from a worker, and give it calls; none ends its session."""
+        worker = self._workers.get(job)
+        if worker is None:
+            return []
+        worker.proven = True
+        self._stillborn = 0
+        self._settle(worker, outcomes)
+        settle(worker.attended, False)
+        if last:
+            return []
+        if not self._waiting and self._held:
+            await self._park(worker)
+        given = self._take(worker)
+        if not given:
+            self._changed()
+        return given
+
+    async def attend(self, job: str, number: int, outcomes: list[Outcome], rest: list[int]) -> bool:
+        """A call runs long: take the outcomes before it and the calls behind it. Returns once the call has
+        ended, or true as soon as it is cancelled."""
+        worker = self._workers.get(job)
+        if worker is None:
+            return False
+        self._settle(worker, outcomes)
+        for waiting in [worker.held.pop(each) for each in reversed(rest) if each in worker.held]:
+            self._held -= 1
+            self._waiting.appendleft(waiting)
+        self._serve()
+        self._ask()
+        if number not in worker.held:
+            return False
+        if worker.held[number].done.cancelled():
+            return True
+        worker.attended = asyncio.get_running_loop().create_future()
+        return await worker.attended
+
+    def _settle(self, worker: Worker, outcomes: list[Outcome]) -> None:
+        done = [(worker.held.pop(o.number), o) for o in outcomes if o.number in worker.held]
+        self._held -= len(done)
+        if done and not self._waiting and not self._held:
+            self._unpark()
+            self._changed()  # before the results, so that the next call already finds the worker at rest
+        for waiting, outcome in done:
+            self._mean += 0.2 * (outcome.seconds - self._mean)
+            if outcome.failure is None:
+                settle(waiting.done, outcome.values)
+            else:
+                fail(waiting.done, outcome.failure)
+
+    def _take(self, worker: Worker) -> list[Call]:
+        given: list[Call] = []
+        share = len(self._waiting) // (2 * max(1, len(self._workers)))
+        most = max(1, min(BATCH_CALLS, share, int(BATCH_S / max(self._mean, 1e-6))))
+        while self._waiting and len(given) < most:
+            if self._waiting[0].alone and given:
+                break
+            waiting = self._waiting.popleft()
+            if waiting.done.done():
+                continue
+            worker.held[waiting.call.number] = waiting
+            self._held += 1
+            given.append(waiting.call)
+            if waiting.alone:
+                break
+        return given
+
+    async def _park(self, worker: Worker) -> None:
+        """Wait a moment for a call."""
+        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._parked.append(place)
+        worker.parked = True
+        await until(place, PARK_S)
+        worker.parked = False
+        if place in self._parked:
+            self._parked.remove(place)
+
+    def _unpark(self) -> None:
+        """Send all that wait for a call to rest."""
+        while self._parked:
+            settle(self._parked.pop(), None)
+
+    def _interrupt(self, number: int) -> None:
+        """A call was cancelled: nobody waits for it any more; if it runs long, its worker is told."""
+        for worker in self._workers.values():
+            if number in worker.held:
+                settle(worker.attended, True)
+
+    # ------------------------------------------------------------ workers
+
+    def _serve(self) -> None:
+        """Have a worker that waits here take a call; else every one that rests, for it may still have a
+        direct call to end first."""
+        if self._parked:
+            settle(self._parked.pop(), None)  # the latest, so that those not needed come to rest
+            return
+        for worker in self._workers.values():
+            if not worker.serving:
+                worker.serving = True
+                apart(self._drain(worker))
+
+    async def _drain(self, worker: Worker) -> None:
+        while self._waiting and worker.job in self._workers:
+            try:
+                await worker.actor.drain.remote()
+            except ActorDiedError as error:
+                self._bury(worker, error)
+            except RayError:
+                self._recover(worker)
+                await asyncio.sleep(REST_S)
+        worker.serving = False
+
+    def _recover(self, worker: Worker) -> None:
+        """The worker's process died: its calls wait again, each alone, as one of them may be the culprit."""
+        lost = list(worker.held.values())
+        worker.held.clear()
+        self._held -= len(lost)
+        for waiting in reversed(lost):
+            if waiting.done.done():
+                continue
+            if waiting.left == 0:
+                fail(waiting.done, WorkerCrashedError())
+                continue
+            waiting.left = None if waiting.left is None else waiting.left - 1
+            waiting.alone = True
+            self._waiting.appendleft(waiting)
+        settle(worker.attended, False)
+        self._serve()
+
+    def _bury(self, worker: Worker, error: Exception) -> None:
+        """The worker is dead for good."""
+        if worker.job not in self._workers:
+            return
+        self._drop(worker)
+        apart(self._claims.release(worker.job))
+        if not worker.proven:
+            self._stillborn += 1
+            if self._stillborn >= BIRTHS:
+                self._fail(LeaseLost(f"no worker could be started in the leases granted: {error}"))
+        self._ask()
+
+    def _drop(self, worker: Worker) -> None:
+        del self._workers[worker.job]
+        self._gone.append(worker.job)
+        ray.kill(worker.actor, no_restart=True)
+        self._recover(worker)
+        self._changed()
+
+    def _fail(self, error: Exception) -> None:
+        """No lease can be had: every waiting call gets the reason."""
+        while self._waiting:
+            fail(self._waiting.popleft().done, error)
+
+    # ------------------------------------------------------------ leases
+
+    def _ask(self) -> None:
+        """Ask for as many leases as calls wait, but not all at once."""
+        pending = len(self._requests) + self._asking
+        wanted = min(len(self._waiting), max(RAMP, len(self._workers))) - pending
+        if wanted > 0:
+            self._asking += wanted
+            apart(self._request(wanted))
+        if self._trimmer is None and self._requests:
+            self._trimmer = apart(self._trim())
+
+    async def _request(self, count: int) -> None:
+        try:
+            jobs = await self._claims.ask(self._shape, count, self._hear)
+            self._requests.update(job for job in jobs if job not in self._workers)
+        except Exception as error:
+            if not self._workers:
+                self._fail(error)
+        finally:
+            self._asking -= count
+        self._ask()
+
+    async def _trim(self) -> None:
+        """Take back requests that no call has needed for a while."""
+        surplus = 0
+        while self._requests:
+            await asyncio.sleep(TRIM_S)
+            before, surplus = surplus, len(self._requests) - len(self._waiting)
+            for job in list(self._requests)[: max(0, min(before, surplus))]:
+                self._requests.discard(job)
+                apart(self._claims.release(job))
+        self._trimmer = None
+
+    def _hear(self, owned: Owned) -> None:
+        """What became of a lease."""
+        if owned.state == "bound" and owned.job not in self._workers:
+            self._requests.discard(owned.job)
+            self._hire(owned)
+        elif owned.state == "ended":
+            self._requests.discard(owned.job)
+            self._end(owned)
+
+    def _hire(self, owned: Owned) -> None:
+        options = worker_options(owned)
+        actor = (
+            ray.remote(LeaseWorker)
+            .options(**options)
+            .remote(self._shape.name, self._id, owned.job, self._relay)
+        )
+        self._workers[owned.job] = Worker(owned.job, actor)
+        if self._waiting:
+            self._serve()
+            self._ask()
+        else:
+            self._changed()
+
+    def _end(self, owned: Owned) -> None:
+        """A lease, or what was asked for, ended without the calling process wanting it."""
+        if worker := self._workers.get(owned.job):
+            self._drop(worker)
+            self._ask()
+        elif not self._workers and not self._requests:
+            self._fail(LeaseLost(f"no lease for {self._shape.name}: {owned.reason}"))

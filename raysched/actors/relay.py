@@ -1,0 +1,213 @@
+"""The relay: an actor beside each calling process, for its decorated calls and all its leases.
+
+Its name is the owner of those leases at the ledger. Ray ends it with the process, and the ledger, which
+watches it, then takes everything back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import ray
+from ray.exceptions import ActorDiedError, RayError
+from ray.util.placement_group import placement_group_table
+
+from raysched.actors.arrivals import Arrivals
+from raysched.actors.calls import Call, Outcome
+from raysched.actors.claims import Claims, Shape, apart
+from raysched.actors.parcel import Parcel
+from raysched.actors.placing import group_of, place_options, sharing
+from raysched.actors.pool import Pool, Rest
+from raysched.actors.signals import fail, settle, until
+from raysched.backends.ray.residents import Resident
+from raysched.core.work import Owned
+from raysched.errors import LeaseLost
+
+LOOK_S = 1.0
+"""Time between two looks at whether an actor, or a placement group that the caller may remove, is there."""
+
+
+class Relay:
+    """An async actor; `owner` is its own name."""
+
+    async def __init__(self, owner: str, user: str) -> None:
+        self._owner = owner
+        self._self = ray.get_runtime_context().current_actor
+        self._claims = Claims(owner, user, self._self)
+        self._functions: dict[str, asyncio.Future[bytes]] = {}
+        self._pools: dict[str, asyncio.Future[Pool]] = {}
+        self._arrivals = Arrivals()
+        self._keepers: dict[str, list[Any]] = {}
+        self._changed: set[str] = set()
+        self._news: asyncio.Future[None] = _future()
+
+    def __repr__(self) -> str:
+        return f"Relay({self._owner})"
+
+    async def forever(self) -> None:
+        """Never returns: whoever waits for it learns of the relay's death."""
+        await asyncio.Event().wait()
+
+    # ------------------------------------------------------------ decorated calls
+
+    async def define(self, function: str, blob: bytes) -> None:
+        """Keep a pickled function. May arrive after a call of it."""
+        settle(self._functions.setdefault(function, _future()), blob)
+
+    async def function(self, function: str) -> bytes:
+        """A pickled function."""
+        return await self._functions.setdefault(function, _future())
+
+    async def open_pool(self, pool: str, shape: Shape) -> None:
+        """Make the pool of a shape. May arrive after a call in it."""
+        made = Pool(pool, shape, self._claims, self._self, lambda: self._tell(pool))
+        settle(self._pools.setdefault(pool, _future()), made)
+
+    async def call(
+        self, pool: str, function: str, arguments: Parcel, after: list[Any], returns: int, retries: int
+    ) -> Any:
+        """Run a call when a worker is free and the objects in `after`, which are arguments, are there;
+        returns its value, or as many values as it is to return."""
+        found = await self._pool(pool)
+        if after:
+            await self._arrivals.of(after)
+        values = await found.run(function, arguments, returns, retries)
+        return values[0] if returns == 1 else tuple(values)
+
+    async def pull(self, pool: str, job: str, outcomes: list[Outcome], last: bool) -> list[Call]:
+        """See Pool.pull."""
+        return await (await self._pool(pool)).pull(job, outcomes, last)
+
+    async def attend(
+        self, pool: str, job: str, number: int, outcomes: list[Outcome], rest: list[int]
+    ) -> bool:
+        """See Pool.attend."""
+        return await (await self._pool(pool)).attend(job, number, outcomes, rest)
+
+    async def give_back(self, pool: str, job: str) -> None:
+        """See Pool.give_back."""
+        (await self._pool(pool)).give_back(job)
+
+    async def news(self, seconds: float) -> dict[str, Rest]:
+        """Which workers rest, by pool: as soon as that changes, or nothing at the end of the time."""
+        if not self._changed:
+            await until(self._news, seconds)
+            self._news = _future()
+        changed, self._changed = self._changed, set()
+        return {pool: self._pools[pool].result().rest() for pool in changed}
+
+    def _tell(self, pool: str) -> None:
+        self._changed.add(pool)
+        settle(self._news, None)
+
+    async def _pool(self, pool: str) -> Pool:
+        return await self._pools.setdefault(pool, _future())
+
+    # ------------------------------------------------------------ leases
+
+    async def obtain(self, shape: Shape, seconds: float | None, keep: bool) -> Owned:
+        """A lease, once it is granted and held. `keep` puts actors on parts of GPUs, to hold them whatever
+        runs there. Raises TimeoutError after `seconds`, and Refused, LeaseLost, SpecError, Unreachable."""
+        bound: asyncio.Future[Owned] = _future()
+        job, reason = await self._request(shape, bound)
+        try:
+            owned = await asyncio.wait_for(bound, seconds)
+            if keep:
+                await self._keep(shape, owned)
+            return owned
+        except asyncio.TimeoutError:
+            apart(self._claims.release(job))
+            why = f": {reason[-1]}" if reason else ""
+            raise TimeoutError(f"no lease for {shape.name} within {seconds:g} s{why}") from None
+        except BaseException:
+            apart(self._claims.release(job))
+            raise
+
+    async def release(self, job: str) -> None:
+        """Give a lease back."""
+        self._keepers.pop(job, None)
+        await self._claims.release(job)
+
+    async def house(self, shape: Shape, front: list[Any]) -> Owned:
+        """A lease for the actor behind a front, given back when the front dies. Raises like `obtain`."""
+        bound: asyncio.Future[Owned] = _future()
+        job, _ = await self._request(shape, bound)
+        apart(self._release_after(front[0], job))
+        return await bound
+
+    async def housed(self, front: list[Any], actor: list[Any]) -> None:
+        """The front has made its actor: end the front with it."""
+        apart(self._end_with(actor[0], front[0]))
+
+    async def watch_group(self, job: str, group: str) -> None:
+        """Give a lease back once its placement group was removed by whoever has it."""
+        apart(self._release_with_group(job, group))
+
+    async def _request(self, shape: Shape, bound: asyncio.Future[Owned]) -> tuple[str, list[str]]:
+        """Ask for one lease; its job and, as they come, the reasons why it waits. A caller that is cancelled
+        meanwhile leaves nothing behind."""
+        reasons: list[str] = []
+
+        def hear(owned: Owned) -> None:
+            if owned.state == "bound":
+                settle(bound, owned)
+            elif owned.state == "ended":
+                fail(bound, LeaseLost(f"no lease for {shape.name}: {owned.reason}"))
+            elif owned.reason:
+                reasons.append(owned.reason)
+
+        asked = asyncio.ensure_future(self._claims.ask(shape, 1, hear))
+        try:
+            (job,) = await asyncio.shield(asked)
+        except asyncio.CancelledError:
+            apart(self._release_when_asked(asked))
+            raise
+        return job, reasons
+
+    async def _release_when_asked(self, asked: asyncio.Future[list[str]]) -> None:
+        for job in await asked:
+            await self._claims.release(job)
+
+    async def _keep(self, shape: Shape, owned: Owned) -> None:
+        """Have an actor on each place with parts of GPUs, to keep the share."""
+        if sharing(owned) == "exclusive":
+            return
+        options = [place_options(owned, place) for place in range(len(owned.groups))]
+        keepers = [
+            ray.remote(Resident).options(**each, max_restarts=-1).remote(shape.name) for each in options
+        ]
+        self._keepers[owned.job] = keepers
+        await asyncio.gather(*(keeper.here.remote() for keeper in keepers))
+
+    async def _release_after(self, actor: Any, job: str) -> None:
+        await _death(actor)
+        await self._claims.release(job)
+
+    async def _end_with(self, actor: Any, front: Any) -> None:
+        await _death(actor)
+        ray.kill(front)
+
+    async def _release_with_group(self, job: str, group: str) -> None:
+        while True:
+            await asyncio.sleep(LOOK_S)
+            table: Any = await asyncio.to_thread(placement_group_table, group_of(group))
+            if table.get("state") in (None, "REMOVED"):
+                await self._claims.release(job)
+                return
+
+
+async def _death(actor: Any) -> None:
+    """Return when an actor is dead, which shows in a call that it takes in its turn."""
+    while True:
+        try:
+            await actor.__ray_ready__.remote()
+        except ActorDiedError:
+            return
+        except RayError:
+            pass
+        await asyncio.sleep(LOOK_S)
+
+
+def _future() -> asyncio.Future[Any]:
+    return asyncio.get_running_loop().create_future()
