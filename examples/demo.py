@@ -51,6 +51,7 @@ class System:
             "RAYSCHED_HOME": str(self.folder / "home"),
             "RAYSCHED_CONFIG": str(self.folder / "raysched.yaml"),
             "RAY_TMPDIR": str(self.folder),
+            "RAY_AUTH_TOKEN_PATH": str(self.folder / "token"),
         }
 
     def up(self) -> Client:
