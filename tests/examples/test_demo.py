@@ -62,7 +62,7 @@ def start_demo() -> Iterator[Callable[[], subprocess.Popen[str]]]:
     for process in started:
         if process.poll() is None:
             process.send_signal(signal.SIGINT)
-        process.communicate()
+            process.communicate()
 
 
 def test_eight_trials_share_one_gpu(demo: Callable[[], subprocess.Popen[str]]) -> None:
