@@ -48,6 +48,8 @@ class Holds:
         asks = [_ask(place, nodes) for place in hold.places]
         try:
             async with self._exact.locked(ask.bundle.ray_id for ask in asks):
+                for record in self._records.of_lease(hold.lease):
+                    await self._whole_still(record)
                 seats = await self._seats(hold, asks)
             await self._occupy(hold, seats)
         except Unavailable:
@@ -98,9 +100,9 @@ class Holds:
 
     async def _own(self, hold: Hold, asks: Sequence[Ask]) -> Record:
         """The group that belongs to the lease alone."""
-        there = next((r for r in self._records.of_lease(hold.lease) if r.purpose == "lease"), None)
-        if there and await self._whole_still(there):
-            return there
+        for record in self._records.of_lease(hold.lease):
+            if record.purpose == "lease":
+                return record
         await self._make_way(asks)
         group = await self._exact.all(hold.label, asks)
         nodes, gpus = [ask.bundle.ray_id for ask in asks], [sorted(ask.indices) for ask in asks]

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import ray
-from conftest import describe, start_agent
 from ray._private.state import available_resources_per_node
 from ray.cluster_utils import Cluster
 from ray.exceptions import ActorUnavailableError, GetTimeoutError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray_world import RAY_LEAVES_SOCKETS, describe, start_agent
 
 from raysched.backends.base import HoldAnswer
 from raysched.backends.ray.agents import NAMESPACE
@@ -26,7 +26,7 @@ from raysched.core.node import NodeInfo
 from raysched.core.request import WHOLE
 from raysched.core.work import Hold
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings(RAY_LEAVES_SOCKETS)]
 
 QUARTER = WHOLE // 4
 
@@ -314,7 +314,9 @@ def alive(pid: int) -> bool:
         return False
 
 
-def test_a_node_that_died_keeps_no_hold_and_delays_no_release(world: Any, cluster: Cluster) -> None:
+def test_a_node_that_died_keeps_no_hold_and_delays_no_release(
+    world: Any, cluster: Cluster, tmp_path: Path
+) -> None:
     node = cluster.add_node(num_cpus=1, num_gpus=1)
     world.nodes = {**world.nodes, "node-c": describe("node-c", node.node_id, 1)}
     part = world.lease(world.place("node-c", "0", QUARTER))
@@ -326,15 +328,17 @@ def test_a_node_that_died_keeps_no_hold_and_delays_no_release(world: Any, cluste
     world.restart()
     assert [answer.refused for answer in world.hold(part, gang)] == ["node-c is not in Ray"] * 2
     assert world.free("node-a") == 3
+    world.release(gang)
 
     again = cluster.add_node(num_cpus=1, num_gpus=1)
     world.nodes["node-c"] = describe("node-c", again.node_id, 1)
-    start_agent(world.nodes["node-c"], Path("/nonexistent"), {}, Path("/nonexistent"))
-    assert [answer.refused for answer in world.hold(part, gang)] == [None, None]
+    agent = start_agent(world.nodes["node-c"], tmp_path, {}, tmp_path)
+    (answer,) = world.hold(part)
+    assert answer.refused is None
     world.release(part)
-    cluster.remove_node(again, allow_graceful=False)
-    world.release(gang)
-    world.until(lambda: world.groups("RESCHEDULING") == {})
+    assert world.groups("RESCHEDULING") == {}
+    ray.kill(agent)
+    cluster.remove_node(again)
 
 
 def test_a_killed_backend_actor_finds_everything_again(world: Any, tmp_path: Path) -> None:

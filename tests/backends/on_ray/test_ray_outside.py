@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import ray
+from ray_world import RAY_LEAVES_SOCKETS
 
 from raysched.core.request import WHOLE
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings(RAY_LEAVES_SOCKETS)]
 
 
 @ray.remote(num_cpus=0)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import ray
-from conftest import start_agent
+from ray_world import RAY_LEAVES_SOCKETS, start_agent
 
 from raysched.backends.base import Backend, Holding
 from raysched.backends.ray.backend import RayBackend
@@ -21,7 +21,7 @@ from raysched.core.node import NodeInfo
 from raysched.errors import Unreachable
 from raysched.testing.conformance import LASTS, Hands, ProcessConformance, new_launch, pack
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings(RAY_LEAVES_SOCKETS)]
 
 
 @pytest.fixture
