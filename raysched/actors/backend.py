@@ -139,16 +139,16 @@ class BackendActor:
         leases = {hold.lease for hold in wanted.holds}
         for gone in self.held.keys() - leases:
             del self.held[gone]
-        missing = [
-            hold for hold in wanted.holds if hold.lease not in self.held and hold.lease not in self.busy
-        ]
-        if missing:
-            self._do("holds", self._hold(holding, missing))
+        # One at a time for a lease, so that none is let go while it is being made; and no lease waits for
+        # another that is slow to be held or to be refused.
+        for hold in wanted.holds:
+            if hold.lease not in self.held:
+                self._do(hold.lease, self._hold(holding, hold))
         for hold in wanted.releases:
             self._do(hold.lease, self._release(holding, hold))
 
-    async def _hold(self, holding: Holding, holds: list[Hold]) -> None:
-        for answer in await holding.hold(holds):
+    async def _hold(self, holding: Holding, hold: Hold) -> None:
+        for answer in await holding.hold([hold]):
             if answer.refused is not None:
                 await self._tell(Denied(answer.lease, answer.refused))
             else:
