@@ -29,7 +29,8 @@ class OwnRay:
 @dataclass(frozen=True, slots=True)
 class Record:
     """A running system. `ray` is Ray's HOST:PORT and `dashboard` its page (null if unknown), `gateway` our
-    URL, `own` null where Ray was there before. `at` is when it was written, in ms since 1970."""
+    URL, `own` null where Ray was there before. `at` is when it was started, in ms since 1970. `ready` is
+    false until all of it was seen to work, and for ever where `up` was killed before that."""
 
     gateway: str
     folder: str
@@ -38,6 +39,7 @@ class Record:
     simulate: str | None
     own: OwnRay | None
     at: int
+    ready: bool = False
 
     def write(self, home: Path) -> None:
         """Keep it in the state folder. Raises StorageError."""

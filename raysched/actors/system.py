@@ -7,10 +7,7 @@ import logging
 import os
 import re
 import socket
-import sys
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
 from typing import Any, cast
 
 from raysched import errors
@@ -47,26 +44,10 @@ def connect(address: str) -> None:
     from ray.exceptions import RayError
 
     try:
-        with _silenced():
-            ray.init(address, namespace=names.NAMESPACE, log_to_driver=False, logging_level=logging.CRITICAL)
+        ray.init(address, namespace=names.NAMESPACE, log_to_driver=False, logging_level=logging.CRITICAL)
     except (RayError, ConnectionError, RuntimeError) as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise Unreachable(f"can't connect to the Ray at {address}: {said}") from None
-
-
-@contextmanager
-def _silenced() -> Generator[None]:
-    """Drop what is written to stderr: Ray's libraries repeat there, many times, what an error says once."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
 
 
 def disconnect() -> None:
@@ -93,10 +74,17 @@ def create(settings: Settings) -> None:
 
     from raysched.actors import crew
 
-    try:
-        crew.ensure(settings)
-    except RayError as error:
-        raise raised(error) from None
+    deadline = time.monotonic() + CALL_S
+    while True:
+        try:
+            return crew.ensure(settings)
+        except RayError as error:
+            raise raised(error) from None
+        except ValueError as error:
+            # The ledger makes agents too, and Ray can't look an actor up that it is just making for another.
+            if time.monotonic() > deadline:
+                raise raised(error) from None
+            time.sleep(0.2)
 
 
 def raised(error: Exception) -> RayschedError:

@@ -84,14 +84,14 @@ def _plan(home: Path, config: Config, simulate: str | None, address: str | None,
 
 
 def _before(home: Path) -> Record | None:
-    """The system that was started before and lacks something now. What is left of one whose Ray is dead is
-    ended. Raises AlreadyUp for one that lacks nothing."""
+    """The system that was started before and lacks something now. What is left of one whose Ray is dead, or
+    never was whole, is ended. Raises AlreadyUp for one that lacks nothing."""
     found = record.read(home)
     if found is None:
         return None
     if _answers(home, found.gateway):
         raise AlreadyUp(f"raysched is up already at {found.gateway}: `raysched down` ends it")
-    if homes.ray_alive(found):
+    if homes.ray_alive(found) and (found.ready or found.own is None):
         return found
     homes.clear(home, found)
     return None
@@ -168,6 +168,7 @@ def _start(plan: Plan, undo: ExitStack) -> View:
         undo.callback(record.delete, plan.home)
     system.create(plan.settings)
     status = system.wait_ready(plan.address, plan.token)
+    replace(found, gateway=plan.address, ready=True).write(plan.home)
     return _answer(plan, found, status)
 
 

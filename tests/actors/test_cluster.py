@@ -1,0 +1,219 @@
+"""`raysched up` and `raysched down`, on a real Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from running import System, wait_until
+
+pytestmark = pytest.mark.ray
+MakeSystem = Callable[..., System]
+
+
+def state(system: System, job: str) -> str:
+    return system.client().job(job)[0]["state"]
+
+
+def runs(system: System, job: str) -> bool:
+    return state(system, job) == "running"
+
+
+def test_the_files_of_a_running_system_are_its_owners_alone(system: System) -> None:
+    for name in ("gateway.json", "up.json"):
+        assert stat.S_IMODE((system.home / name).stat().st_mode) == 0o600
+    assert stat.S_IMODE(system.home.stat().st_mode) == 0o700
+
+
+def test_a_second_up_is_refused_and_names_the_first(system: System) -> None:
+    done = system.cli("up", "--json", check=False)
+    assert done.returncode == 83
+    error = json.loads(done.stdout)["error"]
+    assert error["code"] == "already_up"
+    assert system.address in error["message"]
+
+
+def test_a_second_state_folder_does_not_take_over_the_same_ray(
+    system: System, make_system: MakeSystem
+) -> None:
+    ray = json.loads((system.home / "up.json").read_text())["ray"]
+    other = make_system(None)
+    done = other.cli("up", "--address", ray, check=False)
+    assert done.returncode == 83
+    assert not (other.home / "up.json").exists()
+    assert system.client().status()["nodes"] == 1
+
+
+def test_a_busy_port_is_named_and_nothing_is_started(make_system: MakeSystem) -> None:
+    system = make_system()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", system.port))
+        taken.listen()
+        done = system.cli("up", *system.simulated, check=False)
+    assert done.returncode == 84
+    assert str(system.port) in done.stderr
+    assert "gateway.port" in done.stderr
+    assert not system.processes()
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "word"),
+    [
+        (["--simulate", "2xNOPE"], 78, "NOPE"),
+        (["--address", "127.0.0.1:1"], 69, "127.0.0.1:1"),
+    ],
+)
+def test_what_up_can_not_use_is_named(make_system: MakeSystem, args: list[str], code: int, word: str) -> None:
+    system = make_system(None)
+    done = system.cli("up", *args, check=False)
+    assert done.returncode == code
+    assert word in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not system.processes()
+
+
+def test_a_state_folder_that_can_not_be_made_is_named(make_system: MakeSystem) -> None:
+    system = make_system()
+    file = system.folder / "file"
+    file.write_text("")
+    system.env["RAYSCHED_HOME"] = str(file / "home")
+    done = system.cli("up", check=False)
+    assert done.returncode == 74
+    assert str(file / "home") in done.stderr
+
+
+def test_down_without_up_says_so(make_system: MakeSystem) -> None:
+    done = make_system().cli("down", check=False)
+    assert done.returncode == 69
+    assert "not up" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_up_leaves_nothing(make_system: MakeSystem, number: signal.Signals) -> None:
+    system = make_system()
+    up = system.begin("up", *system.simulated)
+    wait_until(lambda: system.processes("gcs_server"), "Ray starts")
+    os.kill(up.pid, number)
+    output, errors = up.communicate(timeout=60)
+    assert up.returncode == 130, output + errors
+    assert "Traceback" not in errors
+    assert not (system.home / "up.json").exists()
+    wait_until(lambda: not system.processes(), "nothing is left", 10)
+
+
+def test_up_ends_what_an_up_that_was_killed_had_started(make_system: MakeSystem) -> None:
+    system = make_system()
+    up = system.begin("up", *system.simulated)
+    wait_until(lambda: system.processes("gcs_server"), "Ray starts")
+    up.kill()
+    up.communicate()
+    before = set(system.processes("gcs_server"))
+    assert system.json("down")["ray"] in ("died", "stopped")
+    wait_until(lambda: not before & set(system.processes()), "the first Ray is gone", 10)
+
+
+def test_down_refuses_while_jobs_run_and_ends_them_when_told(make_system: MakeSystem) -> None:
+    system = make_system()
+    answer = system.up()
+    assert answer["simulated"]
+    assert (answer["nodes"], answer["gpus"]) == (1, 2)
+    assert answer["ray"]["started"]
+    job = system.submit("busy", "sleep 1000")
+    waits = system.submit("waits", "sleep 1000", resources={"gpus": 2})
+    wait_until(lambda: runs(system, job), "the job runs")
+    refused = system.cli("down", check=False)
+    assert refused.returncode == 82
+    assert "busy" in refused.stderr
+    assert "waits" not in refused.stderr
+    assert runs(system, job)
+    assert state(system, waits) == "waiting"
+    assert sorted(system.json("down", "--cancel")["cancelled"]) == ["busy", "waits"]
+    wait_until(lambda: not system.processes(), "nothing is left", 10)
+    assert not (system.home / "up.json").exists()
+
+
+def test_jobs_go_on_over_down_keep_and_the_next_up_finds_them(make_system: MakeSystem) -> None:
+    system = make_system()
+    system.up()
+    token = system.token
+    line = "sleep 5; echo ended well"
+    kept = [system.submit(backend, line, backend=backend) for backend in ("vm", "ray")]
+    wait_until(lambda: all(runs(system, job) for job in kept), "the jobs run")
+    assert sorted(system.json("down", "--keep")["kept"]) == ["ray", "vm"]
+    assert not system.processes("gcs_server")
+    system.up()
+    assert system.token == token
+    for job in kept:
+        wait_until(lambda job=job: state(system, job) == "succeeded", "the job ends")
+        assert b"".join(system.client().logs(job)) == b"ended well\n"
+        assert system.client().job(job)[0]["attempt"] == 1
+
+
+def test_up_after_all_of_ray_was_killed_adopts_what_runs(make_system: MakeSystem) -> None:
+    system = make_system()
+    system.up()
+    job = system.submit("survivor", "sleep 20; echo ended well")
+    wait_until(lambda: runs(system, job), "the job runs")
+    runners = set(system.processes("runner.py")) | set(system.processes("sleep 20"))
+    for pid in set(system.processes()) - runners:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    down = system.cli("status", check=False)
+    assert down.returncode == 69
+    assert runners <= set(system.processes())
+    system.up()
+    assert runs(system, job)
+    assert runners <= set(system.processes())
+    wait_until(lambda: state(system, job) == "succeeded", "the job ends")
+
+
+def test_up_makes_actors_that_are_dead_again(make_system: MakeSystem, tmp_path: Path) -> None:
+    system = make_system()
+    first = system.up()
+    script = tmp_path / "kill.py"
+    script.write_text(
+        "import ray\n"
+        f"ray.init({first['ray']['address']!r}, namespace='raysched', log_to_driver=False)\n"
+        "for name in ('gateway', 'ledger'):\n"
+        "    ray.kill(ray.get_actor(name), no_restart=True)\n"
+    )
+    system.python(str(script))
+    again = system.up()
+    assert again["ray"]["address"] == first["ray"]["address"]
+    assert system.client().status()["nodes"] == 1
+
+
+def test_the_scripts_of_ray_jobs_use_our_python_and_find_the_gateway(system: System, tmp_path: Path) -> None:
+    (tmp_path / "look.py").write_text(
+        "import ray\nray.init()\nprint('GPUs:', ray.cluster_resources()['GPU'])\n"
+    )
+    for command in (["python", "look.py"], ["raysched", "status"]):
+        done = system.ray("job", "submit", "--working-dir", str(tmp_path), "--", *command)
+        assert "GPUs: 2" in done.stdout or "2 GPUs" in done.stdout, done.stdout + done.stderr
+
+
+def test_doctor_finds_a_running_system_well(system: System) -> None:
+    checks = {check["name"]: check for check in system.json("doctor", check=False)["checks"]}
+    for name in ("python", "ray package", "state folder", "ray", "gateway", "clock"):
+        assert checks[name]["ok"], checks[name]
+    assert system.address in checks["gateway"]["detail"]
+
+
+def test_doctor_names_a_busy_port_and_a_dead_ray(make_system: MakeSystem) -> None:
+    system = make_system()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", system.port))
+        taken.listen()
+        done = system.cli("doctor", "--json", check=False)
+    checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
+    assert done.returncode == 1
+    assert not checks["gateway"]["ok"]
+    assert str(system.port) in checks["gateway"]["hint"]

@@ -1,0 +1,189 @@
+"""A real raysched for tests: its own Ray, its own folders, its own port; nothing is left of it afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from raysched.client import Client
+
+COMMAND_S = 180
+"""How long a command may take on a busy machine before the test gives up."""
+Done = subprocess.CompletedProcess[str]
+FOREIGN = ("RAY_", "RAYSCHED_", "PYTHONDONTWRITEBYTECODE", "CUDA_VISIBLE_DEVICES")
+
+
+class System:
+    """One raysched. `simulate` are its GPUs, None for the real ones; `up` starts it."""
+
+    def __init__(self, simulate: str | None) -> None:
+        self.simulate = simulate
+        # Ray's socket paths may have 107 characters, so the folder's path has to be short.
+        self.folder = Path(tempfile.mkdtemp(prefix="rs-", dir="/tmp"))
+        self.home = self.folder / "home"
+        self.port = free_port()
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
+        scripts = os.path.dirname(sys.executable)
+        self.env = kept | {
+            "RAYSCHED_HOME": str(self.home),
+            "RAYSCHED_CONFIG": str(self.folder / "raysched.yaml"),
+            "RAY_TMPDIR": str(self.folder),
+            "RAY_AUTH_MODE": "token",
+            "PATH": os.pathsep.join([scripts, os.environ.get("PATH", os.defpath)]),
+        }
+        config = f"gateway: {{port: {self.port}}}\n"
+        (self.folder / "raysched.yaml").write_text(config, encoding="utf-8")
+
+    # ------------------------------------------------------------ what tests do with it
+
+    def cli(self, *args: str, check: bool = True, cwd: Path | None = None) -> Done:
+        """Run `raysched ARGS`. With `check` it has to succeed."""
+        return self.run(_script("raysched"), *args, check=check, cwd=cwd)
+
+    def ray(self, *args: str, check: bool = True, cwd: Path | None = None) -> Done:
+        """Run `ray ARGS` on its Ray."""
+        return self.run(_script("ray"), *args, check=check, cwd=cwd)
+
+    def python(self, *args: str, check: bool = True, cwd: Path | None = None) -> Done:
+        """Run `python ARGS` with its environment."""
+        return self.run(sys.executable, *args, check=check, cwd=cwd)
+
+    def run(self, *command: str, check: bool = True, cwd: Path | None = None) -> Done:
+        """Run any command with its environment. With `check` it has to succeed."""
+        done = subprocess.run(
+            command,
+            env=self.env,
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_S,
+            check=False,
+        )
+        said = f"{' '.join(command)}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert not check or done.returncode == 0, said
+        return done
+
+    def json(self, *args: str, check: bool = True) -> Any:
+        """What `raysched ARGS --json` prints."""
+        return json.loads(self.cli(*args, "--json", check=check).stdout)
+
+    def begin(self, *args: str) -> subprocess.Popen[str]:
+        """Start `raysched ARGS` and leave it running."""
+        return subprocess.Popen(
+            [_script("raysched"), *args],
+            env=self.env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def up(self, *args: str) -> Any:
+        """Start it; the answer of `raysched up --json`."""
+        return self.json("up", *self.simulated, *args)
+
+    def submit(self, name: str, entrypoint: str, **fields: Any) -> str:
+        """Submit a job without a working directory; its id."""
+        spec = {"name": name, "entrypoint": entrypoint, "working_dir": None, **fields}
+        (job,) = self.client().submit([spec], [None])
+        return job["id"]
+
+    def client(self) -> Client:
+        """A client of its gateway."""
+        return Client(self.address, self.token)
+
+    @property
+    def simulated(self) -> list[str]:
+        """The option of `up` that makes its GPUs up."""
+        return [] if self.simulate is None else ["--simulate", self.simulate]
+
+    @property
+    def address(self) -> str:
+        """The gateway's URL."""
+        return self._access()["address"]
+
+    @property
+    def token(self) -> str:
+        """The gateway's token."""
+        return self._access()["token"]
+
+    def _access(self) -> dict[str, str]:
+        return json.loads((self.home / "gateway.json").read_text(encoding="utf-8"))
+
+    # ------------------------------------------------------------ its processes
+
+    def processes(self, *words: str) -> dict[int, str]:
+        """The command line of each process of it that has all the words in it, by process id."""
+        found: dict[int, str] = {}
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and int(entry.name) != os.getpid():
+                with suppress(OSError):
+                    line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                    if line and self._is_mine(entry, line) and all(word in line for word in words):
+                        found[int(entry.name)] = line.strip()
+        return found
+
+    def _is_mine(self, entry: Path, line: str) -> bool:
+        """Every process of it has its folder in its environment or its command line, but for Ray's workers,
+        which write over both: those are known by their session."""
+        if str(self.folder) in line or str(self.folder).encode() in (entry / "environ").read_bytes():
+            return True
+        return os.getsid(int(entry.name)) in self._sessions()
+
+    def _sessions(self) -> set[int]:
+        with suppress(OSError, ValueError, TypeError):
+            own = json.loads((self.home / "up.json").read_text(encoding="utf-8"))["own"]
+            self._session = own["pid"]
+        return {session} if (session := getattr(self, "_session", None)) else set()
+
+    def kill(self, *words: str) -> list[int]:
+        """kill -9 its processes with these words in their command lines; their ids."""
+        pids = list(self.processes(*words))
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return pids
+
+    def close(self) -> None:
+        """Take it down with all its jobs and delete its folder. Fails if a process is left."""
+        try:
+            if (self.home / "up.json").exists():
+                self.cli("down", "--cancel")
+            wait_until(lambda: not self.processes(), "its processes are gone", 15)
+        finally:
+            self.kill()
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _script(name: str) -> str:
+    """The installed command of that name."""
+    return str(Path(sys.executable).with_name(name))
+
+
+def free_port() -> int:
+    """A port of the loopback on which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_until(true: Callable[[], Any], what: str, seconds: float = 60) -> Any:
+    """What `true` returns as soon as that is something. Fails after the time."""
+    deadline = time.monotonic() + seconds
+    while not (found := true()):
+        assert time.monotonic() < deadline, f"after {seconds} s still not: {what}"
+        time.sleep(0.05)
+    return found
