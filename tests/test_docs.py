@@ -8,20 +8,28 @@ What follows the language of a block tells what happens with it:
     ```python                runs; all of a page's blocks are one program
     ```python train.py       is kept as a file for the blocks below it
     ```sh                    runs; a command that fails, fails the test
-    ```console               runs what follows `$ `, and compares the output with what stands there
+    ```console               runs what follows `$ ` on a terminal of 80 columns, and compares what it prints
+                             there, but for notices, with what stands in the page
     ```sh norun: WHY         does not run, for the reason given
 
-Two outputs are the same if their words are: numbers, ids, bars and spaces may differ, and a line `...` stands
-for any lines.
+Two outputs are the same if their words are: numbers, ids, bars and spaces may differ, a line `...` stands for
+any lines, and `node-a` and `ana` for this machine and this user.
 """
 
 from __future__ import annotations
 
+import fcntl
+import getpass
 import os
+import pty
 import re
+import socket
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +40,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+PATIENCE = 200
+"""Seconds that one command may take."""
 RUNNABLE = {"sh", "console", "python"}
 
 
@@ -84,11 +94,10 @@ class Desk:
     def __init__(self, folder: Path, page: Path, environment: dict[str, str]) -> None:
         self.folder = folder
         self.page = page
-        path = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
-        self.environment = environment | {"PATH": path, "NO_COLOR": "1", "COLUMNS": "80"}
+        self.environment = environment | {"NO_COLOR": "1", "TERM": "dumb"}
 
-    def run(self, command: list[str], what: str) -> str:
-        """The output of a command that has to succeed."""
+    def run(self, *command: str, what: str) -> None:
+        """A command that has to succeed."""
         done = subprocess.run(
             command,
             cwd=self.folder,
@@ -97,25 +106,53 @@ class Desk:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=200,
+            timeout=PATIENCE,
             check=False,
         )
         assert done.returncode == 0, f"{self.page.name}, {what}: exit code {done.returncode}\n{done.stdout}"
-        return done.stdout
+
+    def see(self, command: str) -> str:
+        """What a command that has to succeed prints on a terminal of 80 columns."""
+        master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        with (self.folder / ".notices").open("w+b") as notices:
+            process = subprocess.Popen(
+                ["bash", "-euo", "pipefail", "-c", command],
+                cwd=self.folder,
+                env=self.environment,
+                stdin=slave,
+                stdout=slave,
+                stderr=notices,
+            )
+            os.close(slave)
+            printed = b""
+            with open(master, "rb", buffering=0) as terminal, suppress(OSError):  # EIO at its end
+                while piece := terminal.read(1 << 16):
+                    printed += piece
+            process.wait(PATIENCE)
+            notices.seek(0)
+            told = notices.read().decode()
+        text = printed.decode().replace("\r\n", "\n")
+        assert process.returncode == 0, f"`{command}`: exit code {process.returncode}\n{text}{told}"
+        return text
 
     def perform(self, block: Block) -> None:
         """Keep or run one block."""
         if block.name and block.name != "config":
             (self.folder / block.name).write_text(block.body, encoding="utf-8")
         elif block.language == "sh" and block.runs:
-            self.run(["bash", "-euo", "pipefail", "-c", block.body], f"line {block.line}")
+            self.run("bash", "-euo", "pipefail", "-c", block.body, what=f"line {block.line}")
         elif block.language == "console" and block.runs:
-            self._converse(block)
+            self.converse(block)
 
-    def _converse(self, block: Block) -> None:
+    def converse(self, block: Block) -> None:
+        """Run the commands of a transcript and compare what they print."""
         for step in re.split(r"^\$ ", block.body, flags=re.MULTILINE)[1:]:
-            command, _, shown = step.partition("\n")
-            printed = self.run(["bash", "-euo", "pipefail", "-c", command], f"`{command}`")
+            command, _, text = step.partition("\n")
+            shown = re.sub(r"^raysched: .*\n", "", text, flags=re.MULTILINE)
+            shown = shown.replace("node-a", socket.gethostname().partition(".")[0])
+            shown = re.sub(r"\bana\b", getpass.getuser(), shown)
+            printed = self.see(command)
             assert says_the_same(shown, printed), (
                 f"{self.page.name}: `{command}` now prints\n{printed}\nnot\n{shown}"
             )
@@ -129,7 +166,7 @@ class Desk:
         if lines:
             script = self.folder / f"{self.page.stem}.py"
             script.write_text("\n".join(lines) + "\n", encoding="utf-8")
-            self.run([sys.executable, script.name], "its Python")
+            self.run(sys.executable, script.name, what="its Python")
 
 
 def name_of(page: Path) -> str:
@@ -184,3 +221,15 @@ def test_outputs_are_compared_by_their_words() -> None:
     assert says_the_same("job-1  hpo  3m\n", "job-77   hpo  12s\n")
     assert says_the_same("first\n...\nlast\n", "first\na\nb\nlast\n")
     assert not says_the_same("1 waits\n", "1 runs\n")
+
+
+def test_the_readme_has_every_exit_code() -> None:
+    """With the words of errors.py."""
+    from raysched import errors
+
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^ +[├└]── (\w+) +(\d+) +(.+)$", errors.__doc__ or "", re.MULTILINE)
+    kinds = {kind.__name__: str(kind.exit_code) for kind in errors.RayschedError.__subclasses__()}
+    assert {name: code for name, code, _ in listed} == kinds
+    for _, code, meaning in listed:
+        assert f"| {code} | {meaning} |" in readme
