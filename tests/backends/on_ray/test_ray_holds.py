@@ -20,7 +20,7 @@ from ray_world import RAY_LEAVES_SOCKETS, describe, start_agent
 from raysched.backends.base import HoldAnswer
 from raysched.backends.ray.agents import NAMESPACE
 from raysched.backends.ray.backend import RayBackend
-from raysched.backends.ray.residents import Resident, name
+from raysched.backends.ray.residents import name
 from raysched.core.lease import Group
 from raysched.core.node import NodeInfo
 from raysched.core.request import WHOLE
@@ -356,7 +356,3 @@ def test_a_killed_backend_actor_finds_everything_again(world: Any, tmp_path: Pat
         ray.get(host.release.remote(hold), timeout=60)
     world.restart()
     ray.kill(host)
-
-
-def test_residents_carry_no_marker_of_their_lease() -> None:
-    assert repr(Resident("hpo[0]: 0.25 of GPU 0 of node-a")) == "hpo[0]: 0.25 of GPU 0 of node-a"
