@@ -205,8 +205,12 @@ def submit_file(client: Client, path: Path, text: bytes | None = None) -> list[J
     which are relative to the file's folder. Raises SpecError, FileMissing and what the client does."""
     from raysched.specs.job import load_jobs
 
-    specs = load_jobs(path, text)
-    packages = _upload_all(client, specs, path.absolute().parent)
+    return submit_specs(client, load_jobs(path, text), path.absolute().parent)
+
+
+def submit_specs(client: Client, specs: Sequence[JobSpec], base: Path) -> list[Json]:
+    """Submit checked jobs, all or none, with their working directories, which are relative to `base`."""
+    packages = _upload_all(client, specs, base)
     bodies = [spec.as_json() for spec in specs]
     return client.submit(bodies, packages, _key_in_ray_job(bodies, packages))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -10,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raysched.client import Client, submit_file
-from raysched.errors import FileMissing, SpecError
+from raysched.client import Client, submit_file, submit_specs
+from raysched.errors import SpecError
+from raysched.specs.job import check_job
 
 POLL_S = 0.5
 """Time between two looks at a job that is waited for, where no event comes."""
@@ -68,8 +68,5 @@ def submit(job: str | os.PathLike[str] | Mapping[str, Any] | None = None, /, **f
             raise SpecError("submit takes a file, or fields, not both")
         found = submit_file(client, Path(job))
     else:
-        found = submit_file(client, Path("submit()"), json.dumps({**(job or {}), **fields}).encode())
+        found = submit_specs(client, [check_job({**(job or {}), **fields})], Path.cwd())
     return [Job(each["id"], each["display"], client) for each in found]
-
-
-__all__ = ["FileMissing", "Job", "submit"]

@@ -300,7 +300,8 @@ class Pool:
     def _ask(self) -> None:
         """Ask for as many leases as calls wait, but not all at once."""
         pending = len(self._requests) + self._asking
-        wanted = min(len(self._waiting), max(RAMP, len(self._workers))) - pending
+        starting = sum(not worker.proven for worker in self._workers.values())
+        wanted = min(len(self._waiting) - starting, max(RAMP, len(self._workers))) - pending
         if wanted > 0:
             self._asking += wanted
             apart(self._request(wanted))
