@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from raysched.errors import ConfigError, Unauthorized, Unreachable
 from raysched.folders import state_folder
+
+RAY_TIMEOUT = 10.0
+"""Seconds for a connection to Ray to be made, and for the ledger's answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +35,8 @@ def find_access() -> Access:
         return Access(address, os.environ.get("RAYSCHED_TOKEN", own))
     if local:
         return local
-    if os.environ.get("RAY_ADDRESS"):
-        return _of_ray()
+    if cluster := os.environ.get("RAY_ADDRESS"):
+        return _of_ray(cluster)
     raise Unreachable(
         f"raysched is not up here (there is no {state_folder() / 'gateway.json'}): run `raysched up`, "
         "or set RAYSCHED_ADDRESS and RAYSCHED_TOKEN"
@@ -65,17 +69,37 @@ def _was_left_up(folder: Path) -> bool:
     return True
 
 
-def _of_ray() -> Access:
+def _of_ray(cluster: str) -> Access:
+    # Ray itself tries a dead address for many minutes.
+    if not _listens(cluster):
+        raise Unreachable(f"no Ray answers at RAY_ADDRESS ({cluster}): start it, or set RAYSCHED_ADDRESS")
     import ray
     from ray.exceptions import RayError
 
+    connected = ray.is_initialized()
     try:
-        if not ray.is_initialized():
+        if not connected:
             ray.init(namespace="raysched", log_to_driver=False, configure_logging=False)
         ledger = ray.get_actor("ledger", namespace="raysched")
-        found: dict[str, str] = ray.get(ledger.endpoint.remote(), timeout=30)
+        found: dict[str, str] = ray.get(ledger.endpoint.remote(), timeout=RAY_TIMEOUT)
     except (ConnectionError, ValueError, RayError, RuntimeError):
         raise Unreachable(
-            f"raysched is not up on the Ray cluster {os.environ['RAY_ADDRESS']}: run `raysched up` there"
+            f"raysched is not up on the Ray at RAY_ADDRESS ({cluster}), or this process is not let in: "
+            "run `raysched up` there, or set RAYSCHED_ADDRESS"
         ) from None
+    finally:
+        if not connected:
+            ray.shutdown()
     return Access(found["address"], found["token"])
+
+
+def _listens(cluster: str) -> bool:
+    """Whether something listens at a HOST:PORT; true for other forms, which only Ray understands."""
+    host, _, port = cluster.rpartition(":")
+    if "/" in host or not host or not port.isdigit():
+        return True
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=RAY_TIMEOUT).close()
+    except OSError:
+        return False
+    return True
