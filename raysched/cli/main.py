@@ -86,7 +86,9 @@ def main(arguments: Sequence[str]) -> int:
         code = typer.main.get_command(app).main(list(arguments), prog_name="raysched", standalone_mode=False)
         sys.stdout.flush()
         return code or 0
-    except (BrokenPipeError, SystemExit):
+    except (BrokenPipeError, SystemExit) as error:
+        if isinstance(error, SystemExit) and not error.code:
+            return 0
         # Whoever read our output, such as head, has enough. typer and rich turn that into SystemExit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
