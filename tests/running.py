@@ -149,6 +149,10 @@ class System:
             self._session = own["pid"]
         return {session} if (session := getattr(self, "_session", None)) else set()
 
+    def kill_process(self, pid: int) -> None:
+        """kill -9 one process of it."""
+        os.kill(pid, signal.SIGKILL)
+
     def kill(self, *words: str) -> list[int]:
         """kill -9 its processes with these words in their command lines; their ids."""
         pids = list(self.processes(*words))
@@ -165,6 +169,14 @@ class System:
             wait_until(lambda: not self.processes(), "its processes are gone", 15)
         finally:
             self.kill()
+            shutil.copytree(
+                self.folder / "ray",
+                f"/tmp/h7/keep/{self.folder.name}",
+                ignore_dangling_symlinks=True,
+                dirs_exist_ok=True,
+                ignore=shutil.ignore_patterns("sockets"),
+                symlinks=True,
+            ) if (self.folder / "ray").exists() else None
             shutil.rmtree(self.folder, ignore_errors=True)
 
 

@@ -56,9 +56,10 @@ def install_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
-        where = f"{request.method} {request.url.path}"
+        detail = str(error.detail)
+        said = f"{request.method} {request.url.path}: {detail[:1].lower()}{detail[1:]}"
         kind = errors.NotFound if error.status_code == 404 else errors.SpecError
-        return error_answer(error.status_code, kind(f"{where}: {str(error.detail).lower()}"), error.headers)
+        return error_answer(error.status_code, kind(said), error.headers)
 
     @app.exception_handler(Exception)
     async def unknown(request: Request, error: Exception) -> JSONResponse:

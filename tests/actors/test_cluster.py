@@ -8,6 +8,7 @@ import signal
 import socket
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,11 @@ def state(system: System, job: str) -> str:
 
 def runs(system: System, job: str) -> bool:
     return state(system, job) == "running"
+
+
+def until(file: Path) -> str:
+    """A command line that ends well once the file is there."""
+    return f"while ! test -e {file}; do sleep 0.1; done; echo ended well"
 
 
 def test_the_files_of_a_running_system_are_its_owners_alone(system: System) -> None:
@@ -142,13 +148,15 @@ def test_jobs_go_on_over_down_keep_and_the_next_up_finds_them(make_system: MakeS
     system = make_system()
     system.up()
     token = system.token
-    line = "sleep 5; echo ended well"
-    kept = [system.submit(backend, line, backend=backend) for backend in ("vm", "ray")]
+    go = system.folder / "go"
+    kept = [system.submit(backend, until(go), backend=backend) for backend in ("vm", "ray")]
     wait_until(lambda: all(runs(system, job) for job in kept), "the jobs run")
     assert sorted(system.json("down", "--keep")["kept"]) == ["ray", "vm"]
     assert not system.processes("gcs_server")
     system.up()
     assert system.token == token
+    assert all(runs(system, job) for job in kept)
+    go.touch()
     for job in kept:
         wait_until(lambda job=job: state(system, job) == "succeeded", "the job ends")
         assert b"".join(system.client().logs(job)) == b"ended well\n"
@@ -158,21 +166,20 @@ def test_jobs_go_on_over_down_keep_and_the_next_up_finds_them(make_system: MakeS
 def test_up_after_all_of_ray_was_killed_adopts_what_runs(make_system: MakeSystem) -> None:
     system = make_system()
     system.up()
-    job = system.submit("survivor", "sleep 20; echo ended well")
+    go = system.folder / "go"
+    job = system.submit("survivor", until(go))
     wait_until(lambda: runs(system, job), "the job runs")
-    runners = set(system.processes("runner.py")) | set(system.processes("sleep 20"))
-    for pid in set(system.processes()) - runners:
-        try:
+    runners = set(system.processes("runner.py"))
+    for pid in set(system.processes()) - runners - set(system.processes("test -e")):
+        with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-    down = system.cli("status", check=False)
-    assert down.returncode == 69
-    assert runners <= set(system.processes())
+    assert system.cli("status", check=False).returncode == 69
     system.up()
     assert runs(system, job)
-    assert runners <= set(system.processes())
+    assert set(system.processes("runner.py")) == runners
+    go.touch()
     wait_until(lambda: state(system, job) == "succeeded", "the job ends")
+    assert system.client().job(job)[0]["attempt"] == 1
 
 
 def test_up_makes_actors_that_are_dead_again(make_system: MakeSystem, tmp_path: Path) -> None:
