@@ -28,7 +28,7 @@ LOOK_S = 0.001
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A method as Ray would call it: how many values it returns (`ray.method`), and whether it yields them."""
+    """A method as Ray calls it: how many values it returns (`ray.method`), or whether it yields them."""
 
     returns: int
     yields: bool

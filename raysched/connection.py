@@ -10,13 +10,17 @@ import threading
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
+from raysched.actors import own_ray, record
 from raysched.actors.claims import find_ledger
 from raysched.actors.names import NAMESPACE
 from raysched.actors.relay import Relay
+from raysched.actors.system import reachable
 from raysched.client import user
 from raysched.dispatch import Dispatcher
 from raysched.errors import Unreachable
+from raysched.folders import state_folder
 
 PENDING = 1_000_000
 """How many calls may wait in a relay."""
@@ -77,14 +81,21 @@ def connect() -> Connection:
 
 
 def _join_ray() -> None:
+    """Connect to the Ray that RAY_ADDRESS names, else to that of the system that runs here, else to the one
+    that was last started here."""
     if ray.is_initialized():
         return
+    if own_ray.has_token(os.environ):  # a Ray that wants no token accepts one
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    here = record.read(state_folder())
+    address = os.environ.get("RAY_ADDRESS") or (here.ray if here else "auto")
+    if ":" in address and not reachable(address):  # Ray itself would try for minutes
+        raise Unreachable(f"no Ray answers at {address}: run `raysched up`, or set RAY_ADDRESS")
     try:
-        ray.init(address="auto")
-    except ConnectionError:
-        where = os.environ.get("RAY_ADDRESS")
-        place = f"answers at {where}" if where else "runs here"
-        raise Unreachable(f"no Ray cluster {place}: run `raysched up`, or set RAY_ADDRESS") from None
+        ray.init(address)
+    except (ConnectionError, RayError, RuntimeError) as error:
+        said = (str(error).splitlines() or [""])[0]
+        raise Unreachable(f"no Ray runs here ({said}): run `raysched up`, or set RAY_ADDRESS") from None
 
 
 @atexit.register

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -17,9 +19,6 @@ from raysched.core.work import Owned
 from raysched.errors import Conflict, SpecError
 from raysched.options import shape_of
 from raysched.specs.resources import LeaseOptions, LeaseSpec, check_options
-
-NAME = "lease"
-"""What people see as the name of a lease that a program holds."""
 
 
 class Lease:
@@ -37,7 +36,7 @@ class Lease:
         if self._owned is not None:
             raise Conflict("this lease is held already: make another one with raysched.lease(...)")
         self._connection = connect()
-        self._owned = obtain(self._connection, NAME, self._asked, self._timeout, keep=True)
+        self._owned = obtain(self._connection, program(), self._asked, self._timeout, keep=True)
         return self
 
     def __exit__(
@@ -125,7 +124,7 @@ def placement_group(*, timeout: float | None = None, **options: Unpack[LeaseOpti
     if spec.gpus == 0 or spec.mode != "exclusive":
         raise SpecError("a placement group is of whole GPUs: for a part of one use raysched.lease")
     connection = connect()
-    owned = obtain(connection, "placement group", asked, timeout, keep=False)
+    owned = obtain(connection, program(), asked, timeout, keep=False)
     group = owned.groups[0].id
     connection.relay.watch_group.remote(owned.job, group)
     _groups[group] = (connection, owned.job)
@@ -141,6 +140,11 @@ def release(group: PlacementGroup) -> None:
     connection, job = _groups[id]
     if connection.alive:
         ray.get(connection.relay.release.remote(job))
+
+
+def program() -> str:
+    """What people see as the name of a lease that a program holds: the program's."""
+    return Path(sys.argv[0]).name or "python"
 
 
 def obtain(

@@ -66,10 +66,14 @@ class Claims:
         except RayschedError as error:
             log.info("lease of job %s was not given back: %s", job, error)
 
-    async def _call(self, method: str, *args: Any) -> Any:
+    async def explain(self, job: str) -> str:
+        """Why a request still waits."""
+        return (await self._call("view", "explain", job=job))["why"]
+
+    async def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         ledger = self._connected()
         try:
-            return await getattr(ledger, method).remote(*args)
+            return await getattr(ledger, method).remote(*args, **kwargs)
         except RayTaskError as error:
             raise error.cause if isinstance(error.cause, RayschedError) else error from None
         except RayError as error:

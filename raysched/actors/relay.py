@@ -110,29 +110,30 @@ class Relay:
         """A lease, once it is granted and held. `keep` puts actors on parts of GPUs, to hold them whatever
         runs there. Raises TimeoutError after `seconds`, and Refused, LeaseLost, SpecError, Unreachable."""
         bound: asyncio.Future[Owned] = _future()
-        job, reason = await self._request(shape, bound)
+        job = await self._request(shape, bound)
         try:
             owned = await asyncio.wait_for(bound, seconds)
             if keep:
                 await self._keep(shape, owned)
             return owned
         except asyncio.TimeoutError:
+            why = await self._claims.explain(job)
             apart(self._claims.release(job))
-            why = f": {reason[-1]}" if reason else ""
-            raise TimeoutError(f"no lease for {shape.name} within {seconds:g} s{why}") from None
+            raise TimeoutError(f"no lease within {seconds:g} s: {why}") from None
         except BaseException:
             apart(self._claims.release(job))
             raise
 
     async def release(self, job: str) -> None:
         """Give a lease back."""
-        self._keepers.pop(job, None)
+        for keeper in self._keepers.pop(job, []):
+            ray.kill(keeper)
         await self._claims.release(job)
 
     async def house(self, shape: Shape, front: list[Any]) -> Owned:
         """A lease for the actor behind a front, given back when the front dies. Raises like `obtain`."""
         bound: asyncio.Future[Owned] = _future()
-        job, _ = await self._request(shape, bound)
+        job = await self._request(shape, bound)
         apart(self._release_after(front[0], job))
         return await bound
 
@@ -144,18 +145,14 @@ class Relay:
         """Give a lease back once its placement group was removed by whoever has it."""
         apart(self._release_with_group(job, group))
 
-    async def _request(self, shape: Shape, bound: asyncio.Future[Owned]) -> tuple[str, list[str]]:
-        """Ask for one lease; its job and, as they come, the reasons why it waits. A caller that is cancelled
-        meanwhile leaves nothing behind."""
-        reasons: list[str] = []
+    async def _request(self, shape: Shape, bound: asyncio.Future[Owned]) -> str:
+        """Ask for one lease and return its job. A caller that is cancelled leaves nothing behind."""
 
         def hear(owned: Owned) -> None:
             if owned.state == "bound":
                 settle(bound, owned)
             elif owned.state == "ended":
                 fail(bound, LeaseLost(f"no lease for {shape.name}: {owned.reason}"))
-            elif owned.reason:
-                reasons.append(owned.reason)
 
         asked = asyncio.ensure_future(self._claims.ask(shape, 1, hear))
         try:
@@ -163,7 +160,7 @@ class Relay:
         except asyncio.CancelledError:
             apart(self._release_when_asked(asked))
             raise
-        return job, reasons
+        return job
 
     async def _release_when_asked(self, asked: asyncio.Future[list[str]]) -> None:
         for job in await asked:

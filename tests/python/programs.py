@@ -1,0 +1,73 @@
+"""Programs that use raysched as their users' do: functions of a test that run in a process of their own.
+
+@driver
+def _() -> None:
+    assert ray.get(add.remote(1, 2)) == 3
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from running import System
+
+LOOP = Path(__file__).with_name("program_loop.py")
+
+
+class Driver:
+    """A process of a user's, connected to the system. Call it with a function to run that there."""
+
+    def __init__(self, system: System, **environment: str) -> None:
+        answers, their_end = os.pipe()
+        self.process = subprocess.Popen(
+            [sys.executable, str(LOOP), str(their_end)],
+            env=system.env | environment,
+            stdin=subprocess.PIPE,
+            text=True,
+            pass_fds=[their_end],
+        )
+        os.close(their_end)
+        self._answers = os.fdopen(answers)
+
+    def __call__(self, function: Callable[[], Any]) -> Any:
+        """What the function returns, which JSON must be able to hold. It sees the modules that `program_loop`
+        imports and what earlier ones made global. Its exception becomes an assertion with the traceback."""
+        self.begin(function)
+        return self.answer()
+
+    def begin(self, function: Callable[[], Any]) -> None:
+        """Start the function and do not wait for it."""
+        source = textwrap.dedent(inspect.getsource(function))
+        lines = source.splitlines(keepends=True)
+        start = next(number for number, line in enumerate(lines) if line.startswith("def "))
+        order = {"source": "".join(lines[start:]), "name": function.__name__}
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(order) + "\n")
+        self.process.stdin.flush()
+
+    def answer(self) -> Any:
+        """The end of what was begun."""
+        line = self._answers.readline()
+        assert line, f"the program ended with {self.process.wait()}"
+        answer = json.loads(line)
+        assert answer["error"] is None, "\n" + answer["error"]
+        return answer["value"]
+
+    def close(self) -> None:
+        """End it as a program ends."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self._answers.close()
+        try:
+            self.process.wait(60)
+        finally:
+            self.process.kill()
+            self.process.wait()
