@@ -52,7 +52,7 @@ def spawn(folder: Path, gpus: int | None, environment: Mapping[str, str]) -> Sta
     mark = secrets.token_hex(8)
     ports = _free_ports()
     output = folder / "ray.log"
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
+    command = [_python(folder), "-m", "ray.scripts.scripts", "start", "--head", "--block"]
     command += ["--dashboard-host=127.0.0.1", "--log-style=record", "--disable-usage-stats"]
     command += [f"--{name}={port}" for name, port in ports.items()]
     command += [] if gpus is None else [f"--num-gpus={gpus}"]
@@ -132,6 +132,16 @@ def _belongs(pid: int, own: OwnRay, mark: bytes) -> bool:
 
 
 # ------------------------------------------------------------ what it is started with
+
+
+def _python(folder: Path) -> str:
+    """This interpreter, by a path without a space: Ray splits the command lines of its workers there."""
+    if " " not in sys.executable:
+        return sys.executable
+    link = folder / "python"
+    link.unlink(missing_ok=True)
+    link.symlink_to(sys.prefix)
+    return str(link / "bin" / Path(sys.executable).name)
 
 
 def _environment(base: Mapping[str, str], mark: str, hide: bool) -> dict[str, str]:
