@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 
 LEARNING_RATES = (0.003, 0.01, 0.03, 0.1)
 HIDDEN_SIZES = (32, 128)
-EPOCHS = 600
+EPOCHS = 400
 BATCH = 64
 
 
@@ -89,7 +89,7 @@ def main() -> None:
         epoch_images, epoch_labels = shifted(images, rng)[order], labels[order]
         for start in range(0, len(labels), BATCH):
             network.learn(epoch_images[start : start + BATCH], epoch_labels[start : start + BATCH], rate)
-        if epoch % (EPOCHS // 6) == 0:
+        if epoch % (EPOCHS // 8) == 0:
             accuracy = network.accuracy(test_images, test_labels)
             print(f"epoch {epoch} of {EPOCHS}: accuracy {accuracy:.3f}", flush=True)
     result = {
