@@ -75,7 +75,7 @@ class Client:
 
     def cancel(self, job: str) -> list[Json]:
         """End a job or all elements of an array; one that has ended stays as it is. Raises NotFound."""
-        return self._post(_of(job, "cancel"), {})["jobs"]
+        return self._post(_of(job, "cancel"), {"user": user()})["jobs"]
 
     def explain(self, job: str) -> Json:
         """Why a job waits, what it is short of, and what would start it."""

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from running import System, wait_until
 
+from raysched.actors import own_ray
+
 pytestmark = pytest.mark.ray
 MakeSystem = Callable[..., System]
 
@@ -66,6 +68,31 @@ def test_a_busy_port_is_named_and_nothing_is_started(make_system: MakeSystem) ->
     assert str(system.port) in done.stderr
     assert "gateway.port" in done.stderr
     assert not system.processes()
+
+
+def test_a_ray_that_was_there_is_used_and_left_as_it_was(make_system: MakeSystem) -> None:
+    system = make_system(None)
+    system.folder.joinpath("ray-files").mkdir()
+    starting = own_ray.spawn(system.folder / "ray-files", 1, system.env)
+    try:
+        own_ray.wait_started(starting)
+        refused = system.cli("up", "--simulate", "9xA30", "--address", starting.address, check=False)
+        assert refused.returncode == 78
+        assert "--num-gpus=9" in refused.stderr
+        answer = system.up()
+        assert (answer["gpus"], answer["simulated"]) == (0, False)
+        assert answer["ray"]["address"].endswith(starting.address.rpartition(":")[2])
+        assert not answer["ray"]["started"]
+        job = system.submit("cpu", "sleep 1000", resources={"gpus": 0, "cpus": 1})
+        wait_until(lambda: runs(system, job), "the job runs")
+        assert system.json("down", "--cancel")["ray"] == "left"
+        for what, state_there in (("actors", "ALIVE"), ("placement-groups", "CREATED")):
+            listed = system.ray("list", what, "--format=json", "--filter", f"state={state_there}")
+            assert listed.stdout.strip() == "No resource in the cluster"
+        assert own_ray.alive(starting.own)
+    finally:
+        own_ray.stop(starting.own)
+        starting.process.wait()
 
 
 @pytest.mark.parametrize(
