@@ -217,3 +217,9 @@ def test_no_path_of_somebodys_machine_is_in_the_tree() -> None:
         if (found := machine.search(path.read_bytes())) and path != Path(__file__)
     ]
     assert not wrong
+
+
+def test_no_two_test_files_have_one_name() -> None:
+    """pytest imports them by their name alone."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py"]
+    assert len(names) == len(set(names)), sorted({name for name in names if names.count(name) > 1})
