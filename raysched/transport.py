@@ -20,7 +20,7 @@ CONNECT_TIMEOUT = 10.0
 """Seconds for which a connection may take to be made."""
 ANSWER_TIMEOUT = 60.0
 """Seconds that the gateway may take for an answer."""
-PATIENCE = 15.0
+PATIENCE = 30.0
 """Seconds for which a gateway that refuses or drops connections is tried again: it restarts within them."""
 TOLD_AFTER = 1.0
 """Seconds after which the user is told that the gateway is being waited for."""

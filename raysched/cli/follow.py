@@ -15,7 +15,7 @@ from raysched.client import Client, Json
 TICK = 2.0
 """Seconds after which the jobs are looked at even if no event came."""
 BETWEEN_LOOKS = 0.25
-"""Seconds between two looks at several jobs while events come thick and fast."""
+"""Shortest time in seconds between two looks at several jobs."""
 AGE = {"waiting": 0, "starting": 1, "running": 2, "stopping": 3, "succeeded": 4, "failed": 4, "cancelled": 4}
 CANCELLED = 143
 
@@ -114,28 +114,48 @@ def _follow_many(client: Client, jobs: Sequence[Json], output: bool) -> list[Jso
 def _looks(client: Client, jobs: Sequence[Json]) -> Iterator[list[Json]]:
     """The jobs as they are now, and again whenever something happened to them."""
     alone = jobs[0]["id"] if len(jobs) == 1 else None
-    yield (now := _look(client, jobs))
-    looked = time.monotonic()
+    watch = _Watch(client, jobs)
+    yield watch.look()
     # The past events of one job are few and asked for too: none is missed between the look and the stream.
     for event in client.events(job=alone, after=0 if alone else None, tick=TICK):
-        if event is None or _is_news(event, now):
-            time.sleep(0 if alone else max(0, looked + BETWEEN_LOOKS - time.monotonic()))
-            yield (now := _look(client, jobs))
-            looked = time.monotonic()
+        if event is None or watch.is_news(event):
+            watch.rest()
+            yield watch.look()
 
 
-def _look(client: Client, jobs: Sequence[Json]) -> list[Json]:
-    if len(jobs) == 1:
-        return client.job(jobs[0]["id"])
-    wanted = {job["id"] for job in jobs}
-    groups = dict.fromkeys(job["group"] for job in jobs)
-    return [job for group in groups for job in client.jobs(group=group) if job["id"] in wanted]
+class _Watch:
+    """The jobs that are followed, as they were at the last look."""
 
+    def __init__(self, client: Client, jobs: Sequence[Json]) -> None:
+        self._client = client
+        self._ids = {job["id"] for job in jobs}
+        self._groups = list(dict.fromkeys(job["group"] for job in jobs))
+        self._ages: dict[str, int] = {}
+        self._next = 0.0
 
-def _is_news(event: Json, known: Sequence[Json]) -> bool:
-    """Whether the event is about one of the jobs and further on in its life than what is known."""
-    age = AGE.get(event["state"], 0)
-    return any(job["id"] == event["job"] and age > AGE[job["state"]] for job in known)
+    def look(self) -> list[Json]:
+        """Ask for all of them."""
+        began = time.monotonic()
+        jobs = self._ask()
+        self._ages = {job["id"]: AGE[job["state"]] for job in jobs}
+        now = time.monotonic()
+        self._next = now if len(self._ids) == 1 else now + max(BETWEEN_LOOKS, 4 * (now - began))
+        return jobs
+
+    def is_news(self, event: Json) -> bool:
+        """Whether the event is about one of them and further on in its life than what is known."""
+        known = self._ages.get(event["job"])
+        return known is not None and AGE.get(event["state"], 0) > known
+
+    def rest(self) -> None:
+        """Wait a little before the next look at many jobs: longer the more work one is."""
+        time.sleep(max(0, self._next - time.monotonic()))
+
+    def _ask(self) -> list[Json]:
+        if len(self._ids) == 1:
+            return self._client.job(*self._ids)
+        listed = [job for group in self._groups for job in self._client.jobs(group=group)]
+        return [job for job in listed if job["id"] in self._ids]
 
 
 def _how_to_come_back(jobs: Sequence[Json]) -> str:

@@ -140,7 +140,8 @@ def test_the_environment_names_the_gateway_before_any_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("RAYSCHED_HOME", str(tmp_path))
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for name in ("RAY_ADDRESS", "RAYSCHED_ADDRESS", "RAYSCHED_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
     with pytest.raises(Unreachable, match="run `raysched up`, or set RAYSCHED_ADDRESS"):
         find_access()
     (tmp_path / "gateway.json").write_text('{"address": "http://127.0.0.1:1", "token": "local"}')
@@ -149,6 +150,21 @@ def test_the_environment_names_the_gateway_before_any_file(
     assert find_access().token == "", "a token is never sent to another gateway than its own"
     monkeypatch.setenv("RAYSCHED_TOKEN", "far")
     assert (find_access().address, find_access().token) == ("https://far.example", "far")
+
+
+def test_where_it_was_taken_down_or_died_nothing_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RAYSCHED_HOME", str(tmp_path))
+    monkeypatch.delenv("RAYSCHED_ADDRESS", raising=False)
+    (tmp_path / "gateway.json").write_text('{"address": "http://127.0.0.1:1", "token": "local"}')
+    assert not find_access().expected
+    (tmp_path / "up.json").write_text('{"own": null}')
+    assert find_access().expected
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    (tmp_path / "up.json").write_text(json.dumps({"own": {"pid": ended.pid}}))
+    assert not find_access().expected
 
 
 def test_a_damaged_file_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
