@@ -12,11 +12,11 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from raysched.actors import own_ray, record
+from raysched.actors import record
 from raysched.actors.claims import find_ledger
 from raysched.actors.names import NAMESPACE
 from raysched.actors.relay import Relay
-from raysched.actors.system import reachable
+from raysched.actors.system import reachable, use_token
 from raysched.client import user
 from raysched.dispatch import Dispatcher
 from raysched.errors import Unreachable
@@ -85,8 +85,7 @@ def _join_ray() -> None:
     that was last started here."""
     if ray.is_initialized():
         return
-    if own_ray.has_token(os.environ):  # a Ray that wants no token accepts one
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    use_token()
     here = record.read(state_folder())
     address = os.environ.get("RAY_ADDRESS") or (here.ray if here else "auto")
     if ":" in address and not reachable(address):  # Ray itself would try for minutes

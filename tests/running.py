@@ -39,7 +39,7 @@ class System:
             "RAYSCHED_HOME": str(self.home),
             "RAYSCHED_CONFIG": str(self.folder / "raysched.yaml"),
             "RAY_TMPDIR": str(self.folder),
-            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(self.folder / "token"),
             "PATH": os.pathsep.join([scripts, os.environ.get("PATH", os.defpath)]),
         }
         config = f"gateway: {{port: {self.port}}}\n"
@@ -52,8 +52,8 @@ class System:
         return self.run(_script("raysched"), *args, check=check, cwd=cwd)
 
     def ray(self, *args: str, check: bool = True, cwd: Path | None = None) -> Done:
-        """Run `ray ARGS` on its Ray."""
-        return self.run(_script("ray"), *args, check=check, cwd=cwd)
+        """Run `ray ARGS` on its Ray, with the variable that `up` says it needs."""
+        return self.run("env", "RAY_AUTH_MODE=token", _script("ray"), *args, check=check, cwd=cwd)
 
     def python(self, *args: str, check: bool = True, cwd: Path | None = None) -> Done:
         """Run `python ARGS` with its environment."""

@@ -37,17 +37,26 @@ def connect(address: str) -> None:
     """Connect this process to the Ray at HOST:PORT. Raises Unreachable."""
     if not reachable(address):
         raise Unreachable(f"no Ray answers at {address}: start it, or give another --address")
-    # A Ray that wants no token accepts one.
-    if own_ray.has_token(os.environ):
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
     from ray.exceptions import RayError
 
+    use_token()
     try:
         ray.init(address, namespace=names.NAMESPACE, log_to_driver=False, logging_level=logging.CRITICAL)
     except (RayError, ConnectionError, RuntimeError) as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise Unreachable(f"can't connect to the Ray at {address}: {said}") from None
+
+
+def use_token() -> None:
+    """Make this process show its token to Ray, where it has one; a Ray that wants none accepts it. Ray itself
+    does so only for a cluster that it looked up, not for an address. RAY_AUTH_MODE is respected."""
+    if "RAY_AUTH_MODE" in os.environ or not own_ray.has_token(os.environ):
+        return
+    from ray._raylet import Config  # pyright: ignore[reportAttributeAccessIssue]
+
+    os.environ["RAY_AUTH_MODE"] = "token"
+    Config.initialize("")  # Ray read the variable when it was imported
 
 
 def disconnect() -> None:
