@@ -44,8 +44,16 @@ def connect(address: str) -> None:
     try:
         ray.init(address, namespace=names.NAMESPACE, log_to_driver=False, logging_level=logging.CRITICAL)
     except (RayError, ConnectionError, RuntimeError) as error:
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise Unreachable(f"can't connect to the Ray at {address}: {said}") from None
+        raise Unreachable(f"can't connect to the Ray at {address}: {_why(error)}") from None
+
+
+def _why(error: BaseException) -> str:
+    """The reason of a failed connection: Ray puts it under a more general one."""
+    if "authenticat" in f"{type(error).__name__} {error}".lower():
+        return "it does not accept the token; RAY_AUTH_TOKEN_PATH names the file with another"
+    if error.__cause__ is not None:
+        return _why(error.__cause__)
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def use_token() -> None:

@@ -52,6 +52,10 @@ def test_a_second_state_folder_does_not_take_over_the_same_ray(
 ) -> None:
     ray = json.loads((system.home / "up.json").read_text())["ray"]
     other = make_system(None)
+    stranger = other.cli("up", "--address", ray, check=False)
+    assert stranger.returncode == 69
+    assert "does not accept the token" in stranger.stderr
+    other.env["RAY_AUTH_TOKEN_PATH"] = system.env["RAY_AUTH_TOKEN_PATH"]
     done = other.cli("up", "--address", ray, check=False)
     assert done.returncode == 83
     assert not (other.home / "up.json").exists()
