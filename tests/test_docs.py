@@ -233,3 +233,9 @@ def test_the_readme_has_every_exit_code() -> None:
     assert {name: code for name, code, _ in listed} == kinds
     for _, code, meaning in listed:
         assert f"| {code} | {meaning} |" in readme
+
+
+def test_the_index_lists_every_page() -> None:
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    pages = [page.name for page in (ROOT / "docs").glob("*.md") if page.name != "index.md"]
+    assert not [name for name in pages if f"({name})" not in index]
