@@ -219,7 +219,7 @@ def test_up_makes_actors_that_are_dead_again(make_system: MakeSystem, tmp_path: 
     script = tmp_path / "kill.py"
     script.write_text(
         "import ray\n"
-        f"ray.init({first['ray']['address']!r}, namespace='raysched', log_to_driver=False)\n"
+        "ray.init(namespace='raysched', log_to_driver=False)\n"
         "for name in ('gateway', 'ledger'):\n"
         "    ray.kill(ray.get_actor(name), no_restart=True)\n"
     )
