@@ -52,12 +52,12 @@ def cluster(gpus: int) -> Iterator[None]:
     )
     for name in ("RAY_ADDRESS", "PYTHONDONTWRITEBYTECODE", "CUDA_VISIBLE_DEVICES"):
         os.environ.pop(name, None)
-    command = [sys.executable, "-m", "raysched.cli.main"]
+    raysched = str(Path(sys.executable).with_name("raysched"))
     try:
-        subprocess.run([*command, "up", "--simulate", f"{gpus}xA100-80GB"], check=True, stdout=sys.stderr)
+        subprocess.run([raysched, "up", "--simulate", f"{gpus}xA100-80GB"], check=True, stdout=sys.stderr)
         yield
     finally:
-        subprocess.run([*command, "down", "--cancel"], check=False, stdout=sys.stderr)
+        subprocess.run([raysched, "down", "--cancel"], check=False, stdout=sys.stderr)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -228,6 +228,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     with cluster(GPUS):
+        from raysched.connection import connect
+
+        connect()
         works = [float(work) for work in args.works.split(",")]
         result = {
             "cells": compare(works, args.modes.split(","), args.repeats),

@@ -18,7 +18,7 @@ import ray
 from ray.exceptions import RayError
 
 from raysched.actors.claims import Shape
-from raysched.actors.parcel import Parcel
+from raysched.actors.parcel import pack_arguments
 from raysched.actors.pool import Rest
 
 IDLE_S = 5.0
@@ -94,14 +94,14 @@ class Lane:
 
     def _send(self, task: Task, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Have the call wait in the relay."""
-        parcel = Parcel.of((args, kwargs))
+        packed = pack_arguments(args, kwargs)
         after = [each for each in (*args, *kwargs.values()) if isinstance(each, ray.ObjectRef)]
         method = self._queue.get(task)
         if method is None:
             method = self._queue[task] = self._relay.call.options(name=task.name, num_returns=task.returns)
         self._sent += 1
         self._mine.clear()
-        return method.remote(self._id, task.function, parcel, after, task.returns, task.retries)
+        return method.remote([self._id, task.function, packed, after, task.returns, task.retries])
 
     def _harvest(self) -> None:
         """Find which direct calls have ended."""
@@ -125,7 +125,7 @@ class Lane:
                 return
             busy = {worker.job for worker in self._out.values()}
             now = time.monotonic()
-            for job in set(rest.resting) - self._mine:
+            for job in (set(rest.resting) & self._known.keys()) - self._mine:
                 self._mine.add(job)
                 if job not in busy:
                     self._known[job].since = now
@@ -144,8 +144,7 @@ class Lane:
                 self._harvest()
             before = time.monotonic() - IDLE_S
             for worker in [each for each in self._idle if each.since < before]:
-                self._idle.remove(worker)
-                self._mine.discard(worker.job)
+                self._forget(worker.job)  # news that is on its way must not bring it back
                 self._relay.give_back.remote(self._id, worker.job)
 
 

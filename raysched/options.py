@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -67,7 +68,8 @@ class Settings:
     @property
     def key(self) -> str:
         """Equal for all that can share leases."""
-        return json.dumps(dict(self.asked), sort_keys=True, default=str)
+        asked = json.dumps(dict(self.asked), sort_keys=True, default=str)
+        return hashlib.blake2b(asked.encode(), digest_size=8).hexdigest()
 
 
 def shape_of(name: str, asked: Mapping[str, Any]) -> Shape:

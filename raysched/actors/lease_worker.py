@@ -13,8 +13,8 @@ from typing import Any
 import ray
 from ray import cloudpickle
 
-from raysched.actors.calls import Call, Outcome, seal
-from raysched.actors.parcel import Failure
+from raysched.actors.calls import Call, Outcome, pack_values
+from raysched.actors.parcel import pack_error, unpack_arguments
 
 LONG_S = 0.05
 """A call that runs longer than this is looked after: what is behind it goes to other workers, what was
@@ -99,7 +99,7 @@ class LeaseWorker:
         try:
             while True:
                 last = time.monotonic() >= end
-                calls: list[Call] = ray.get(self._relay.pull.remote(self._pool, self._job, outcomes, last))
+                calls: list[Call] = ray.get(self._relay.pull.remote([self._pool, self._job, outcomes, last]))
                 if not calls:
                     return
                 outcomes = self._run_all(calls)
@@ -116,13 +116,13 @@ class LeaseWorker:
     def _run(self, call: Call) -> Outcome:
         start = time.monotonic()
         try:
-            args, kwargs = call.arguments.open()
+            args, kwargs = unpack_arguments(call.arguments)
             function = self._function(call.function)
             with self._interruptible():
                 value = invoke(function, *fetched(args, kwargs))
-            values, failure = seal(value, call.returns), None
+            values, failure = pack_values(value, call.returns), None
         except BaseException as error:
-            values, failure = [], Failure.of(error)
+            values, failure = [], pack_error(error)
         return Outcome(call.number, values, failure, time.monotonic() - start)
 
     def _function(self, id: str) -> Callable[..., Any]:

@@ -2,7 +2,7 @@
 
 A relay has neither the GPU nor, perhaps, the time to load the libraries that a caller's values need. So
 the ends pickle and unpickle, and the relay hands on bytes; only references to objects and actors stay
-visible to Ray, which counts them.
+visible to Ray, which counts them. Scalars travel as they are: Ray handles them fastest.
 """
 
 from __future__ import annotations
@@ -10,12 +10,17 @@ from __future__ import annotations
 import io
 import pickle
 import traceback
+from collections.abc import Sequence
 from typing import Any
 
 import ray
 from ray import cloudpickle
 from ray.actor import ActorHandle
 from ray.exceptions import RayTaskError
+
+SCALARS = frozenset({type(None), bool, int, float, str, bytes})
+INT_MAX = 1 << 63
+"""Whole numbers beyond it are pickled: they are too large for Ray's fast way."""
 
 
 class Parcel:
@@ -67,6 +72,25 @@ class _Opener(pickle.Unpickler):
         return self._links[pid]
 
 
+def pack_arguments(args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any] | Parcel:
+    """The arguments of a call, to be opened by `unpack_arguments`. Raises what pickling them raises."""
+    if all(map(is_scalar, args)) and all(map(is_scalar, kwargs.values())):
+        return [list(args), kwargs]
+    return Parcel.of((args, kwargs))
+
+
+def unpack_arguments(packed: list[Any] | Parcel) -> tuple[Sequence[Any], dict[str, Any]]:
+    """What `pack_arguments` was given."""
+    args, kwargs = packed.open() if isinstance(packed, Parcel) else packed
+    return args, kwargs
+
+
+def is_scalar(value: object) -> bool:
+    """Whether a value travels as it is."""
+    kind = type(value)
+    return kind in SCALARS and (kind is not int or -INT_MAX <= value < INT_MAX)
+
+
 def open_parcel(parcel: Parcel) -> Any:
     """The value of a parcel: what pickle calls for a Sealed or a Failure."""
     return parcel.open()
@@ -84,6 +108,16 @@ class Sealed:
         return open_parcel, (self.parcel,)
 
 
+def pack_value(value: object) -> Any:
+    """A value for the relay: a scalar as it is, else a parcel. Raises what pickling it raises."""
+    return value if is_scalar(value) else Parcel.of(value)
+
+
+def sealed(packed: Any) -> Any:
+    """What the relay returns for a packed value."""
+    return Sealed(packed) if isinstance(packed, Parcel) else packed
+
+
 class Failure(Exception):
     """An exception in a parcel: raised in the relay, it is the original one where Ray unpickles it."""
 
@@ -91,17 +125,17 @@ class Failure(Exception):
         super().__init__(text)
         self.parcel = parcel
 
-    @classmethod
-    def of(cls, error: BaseException) -> Failure:
-        """Pack an exception with its traceback as text; one that can't be pickled becomes a RuntimeError."""
-        text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-        cause = error.cause if isinstance(error, RayTaskError) else error
-        try:
-            parcel = Parcel.of(cause)
-            parcel.open()
-        except Exception:
-            parcel = Parcel.of(RuntimeError(f"{type(error).__name__}, which can't be pickled: {error}"))
-        return cls(parcel, f"\n{text}")
-
     def __reduce__(self) -> tuple[Any, ...]:
         return open_parcel, (self.parcel,)
+
+
+def pack_error(error: BaseException) -> tuple[Parcel, str]:
+    """An exception for the relay, and its traceback; one that can't be pickled becomes a RuntimeError."""
+    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    try:
+        parcel = Parcel.of(cause)
+        parcel.open()
+    except Exception:
+        parcel = Parcel.of(RuntimeError(f"{type(error).__name__}, which can't be pickled: {error}"))
+    return parcel, f"\n{text}"

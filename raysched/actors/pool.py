@@ -20,7 +20,7 @@ from ray.exceptions import ActorDiedError, RayError, WorkerCrashedError
 from raysched.actors.calls import Call, Outcome
 from raysched.actors.claims import Claims, Shape, apart
 from raysched.actors.lease_worker import LeaseWorker
-from raysched.actors.parcel import Parcel, Sealed
+from raysched.actors.parcel import Failure, Parcel
 from raysched.actors.placing import worker_options
 from raysched.actors.signals import fail, settle, until
 from raysched.core.work import Owned
@@ -32,6 +32,10 @@ RAMP = 4
 BATCH_S = 0.05
 """The work in seconds that a worker is given at once."""
 BATCH_CALLS = 64
+
+LITTLE_S = 0.002
+"""Calls that wait and are less work than this are left to the workers that are busy, which soon come for
+more: waking another one costs more than it brings. For no longer than this time, though."""
 
 PARK_S = 0.02
 """How long a worker without work waits here for the next call before it rests."""
@@ -53,7 +57,7 @@ class Waiting:
     it."""
 
     call: Call
-    done: asyncio.Future[list[Sealed]]
+    done: asyncio.Future[list[Any]]
     left: int | None
     alone: bool
 
@@ -99,6 +103,7 @@ class Pool:
         self._asking = 0
         self._trimmer: asyncio.Task[None] | None = None
         self._parked: list[asyncio.Future[None]] = []
+        self._later: asyncio.TimerHandle | None = None
         self._gone: list[str] = []
         self._numbers = itertools.count()
         self._mean = 0.0
@@ -108,12 +113,14 @@ class Pool:
 
     # ------------------------------------------------------------ the caller's side
 
-    async def run(self, function: str, arguments: Parcel, returns: int, retries: int) -> list[Sealed]:
-        """The values of a call. Raises Failure with the function's exception, WorkerCrashedError where its
-        worker died too often, and LeaseLost, Refused or Unreachable where no lease can be had."""
+    async def run(
+        self, function: str, arguments: list[Any] | Parcel, returns: int, retries: int
+    ) -> list[Any]:
+        """The packed values of a call. Raises Failure with the function's exception, WorkerCrashedError where
+        its worker died too often, and LeaseLost, Refused or Unreachable where no lease can be had."""
         self._received += 1
         call = Call(next(self._numbers), function, arguments, returns)
-        done: asyncio.Future[list[Sealed]] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
         waiting = Waiting(call, done, None if retries < 0 else retries, alone=retries == 0)
         self._waiting.append(waiting)
         self._serve()
@@ -136,9 +143,13 @@ class Pool:
     def give_back(self, job: str) -> None:
         """The calling process has not used a worker for a while: end it, unless it has work again."""
         worker = self._workers.get(job)
-        if worker is not None and not worker.held and not self._waiting:
-            self._drop(worker)
-            apart(self._claims.release(job))
+        if worker is None:
+            return
+        if worker.held or self._waiting:
+            worker.announced = False  # the calling process has forgotten it
+            return
+        self._drop(worker)
+        apart(self._claims.release(job))
 
     # ------------------------------------------------------------ the worker's side
 
@@ -190,12 +201,13 @@ class Pool:
             if outcome.failure is None:
                 settle(waiting.done, outcome.values)
             else:
-                fail(waiting.done, outcome.failure)
+                fail(waiting.done, Failure(*outcome.failure))
 
     def _take(self, worker: Worker) -> list[Call]:
         given: list[Call] = []
+        mean = max(self._mean, 1e-6)
         share = len(self._waiting) // (2 * max(1, len(self._workers)))
-        most = max(1, min(BATCH_CALLS, share, int(BATCH_S / max(self._mean, 1e-6))))
+        most = max(1, min(BATCH_CALLS, max(share, int(LITTLE_S / mean)), int(BATCH_S / mean)))
         while self._waiting and len(given) < most:
             if self._waiting[0].alone and given:
                 break
@@ -233,12 +245,24 @@ class Pool:
     # ------------------------------------------------------------ workers
 
     def _serve(self) -> None:
-        """Have a worker that waits here take a call; else every one that rests, for it may still have a
-        direct call to end first."""
-        if self._parked:
-            settle(self._parked.pop(), None)  # the latest, so that those not needed come to rest
-            return
-        for worker in self._workers.values():
+        """See that somebody takes the calls that wait."""
+        if not self._held or self._mean * len(self._waiting) >= LITTLE_S:
+            self._serve_now()
+        elif self._later is None:
+            self._later = asyncio.get_running_loop().call_later(LITTLE_S, self._serve_later)
+
+    def _serve_later(self) -> None:
+        self._later = None
+        self._serve_now()
+
+    def _serve_now(self) -> None:
+        """Wake workers that wait here for calls, the latest first, so that those not needed come to rest. If
+        they are too few, all that rest have to look: some may first have a direct call to end."""
+        left = len(self._waiting)
+        while left and self._parked:
+            settle(self._parked.pop(), None)
+            left -= 1
+        for worker in self._workers.values() if left else ():
             if not worker.serving:
                 worker.serving = True
                 apart(self._drain(worker))
