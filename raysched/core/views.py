@@ -16,6 +16,7 @@ from raysched.core.jobs import ENDED, Job
 from raysched.core.lease import Lease, Place
 from raysched.core.node import GPU, Node
 from raysched.core.queue import Look, survey
+from raysched.core.request import Request
 from raysched.core.state import State
 from raysched.core.work import Run
 from raysched.errors import Conflict, NotFound, RayschedError
@@ -145,10 +146,20 @@ def jobs_view(state: State, jobs: Iterable[Job], now: int) -> View:
 
 def queue_view(state: State, now: int) -> View:
     """The waiting jobs in the order in which they are looked at, each with the reason why it waits."""
-    return {"waiting": [_waiting_view(state, look, at, now) for at, look in enumerate(survey(state, now), 1)]}
+    reasons: dict[Request, str] = {}  # equal requests wait for the same reason
+    rows: list[View] = []
+    for position, look in enumerate(survey(state, now), 1):
+        own = bool(look.job.reason) or look.resting
+        why = None if own else reasons.get(look.job.request)
+        if why is None:
+            why = explain.waiting(state, look).why
+        if not own:
+            reasons[look.job.request] = why
+        rows.append(_waiting_view(look, position, why, now))
+    return {"waiting": rows}
 
 
-def _waiting_view(state: State, look: Look, position: int, now: int) -> View:
+def _waiting_view(look: Look, position: int, why: str, now: int) -> View:
     job = look.job
     return {
         "position": position,
@@ -161,7 +172,7 @@ def _waiting_view(state: State, look: Look, position: int, now: int) -> View:
         "asks": explain.asks(job.request),
         "submitted": stamp(job.submitted),
         "waits_s": _seconds(job.submitted, None, now),
-        "why": explain.waiting(state, look).why,
+        "why": why,
     }
 
 
