@@ -228,7 +228,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     with cluster(GPUS):
-        from raysched.connection import connect
+        from raysched.python.connection import connect
 
         connect()
         works = [float(work) for work in args.works.split(",")]

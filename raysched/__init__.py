@@ -14,12 +14,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from raysched.actor_class import kill
     from raysched.client import Client
-    from raysched.decorator import remote
     from raysched.errors import LeaseLost, RayschedError, Refused, SpecError, Unreachable
-    from raysched.leases import Lease, lease, placement_group, release
-    from raysched.submission import Job, submit
+    from raysched.python.actor_class import kill
+    from raysched.python.decorator import remote
+    from raysched.python.leases import Lease, lease, placement_group, release
+    from raysched.python.submission import Job, submit
 
 __version__ = "0.1.0"
 
@@ -42,14 +42,14 @@ __all__ = [
 
 _HOMES = {
     "Client": "client",
-    "Job": "submission",
-    "Lease": "leases",
-    "kill": "actor_class",
-    "lease": "leases",
-    "placement_group": "leases",
-    "release": "leases",
-    "remote": "decorator",
-    "submit": "submission",
+    "Job": "python.submission",
+    "Lease": "python.leases",
+    "kill": "python.actor_class",
+    "lease": "python.leases",
+    "placement_group": "python.leases",
+    "release": "python.leases",
+    "remote": "python.decorator",
+    "submit": "python.submission",
 }
 """The module of each name; errors, which are all the others, have one."""
 

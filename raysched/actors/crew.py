@@ -20,7 +20,7 @@ SIMULATE_LABEL = "raysched.io/simulate"
 def ensure(settings: Settings) -> None:
     """Make every actor that is not there yet."""
     from raysched.actors.backend import BackendActor
-    from raysched.actors.gateway import Gateway
+    from raysched.actors.gateway.actor import Gateway
     from raysched.actors.ledger import Ledger
 
     ledger = _ensure(Ledger, names.LEDGER, settings)

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from raysched import __version__
 from raysched.actors import crew
@@ -421,7 +422,7 @@ class Ledger:
         try:
             handle = relay[0] if relay else ray.get_actor(owner, namespace=NAMESPACE)
             await handle.forever.remote()
-        except (ray.exceptions.RayError, ValueError):
+        except (RayError, ValueError):
             pass
         finally:
             self.watched.pop(owner, None)

@@ -10,7 +10,7 @@ from rich.text import Text
 from raysched.cli.tables import wrap
 
 if TYPE_CHECKING:
-    from raysched.actors.cluster import Check
+    from raysched.cluster import Check
 
 
 def check_lines(checks: Sequence[Check], width: int | None) -> list[Text]:

@@ -14,8 +14,8 @@ import pytest
 from fastapi import FastAPI
 
 from raysched import errors
-from raysched.actors import guard
-from raysched.actors.api import build_app
+from raysched.actors.gateway import guard
+from raysched.actors.gateway.api import build_app
 from raysched.package import PackageStore
 
 TOKEN = "the-token"

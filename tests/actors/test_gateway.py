@@ -14,7 +14,7 @@ import pytest
 from pydantic import BaseModel
 from running import System, wait_until
 
-from raysched.actors import answers
+from raysched.actors.gateway import answers
 
 pytestmark = pytest.mark.ray
 MakeSystem = Callable[..., System]

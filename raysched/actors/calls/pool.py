@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 import ray
 from ray.exceptions import ActorDiedError, RayError, WorkerCrashedError
 
-from raysched.actors.calls import Call, Outcome
-from raysched.actors.claims import Claims, Shape, apart
-from raysched.actors.lease_worker import LeaseWorker
-from raysched.actors.parcel import Failure, Parcel
-from raysched.actors.placing import worker_options
-from raysched.actors.signals import fail, settle, until
+from raysched.actors.calls.calls import Call, Outcome
+from raysched.actors.calls.claims import Claims, Shape, apart
+from raysched.actors.calls.lease_worker import LeaseWorker
+from raysched.actors.calls.parcel import Failure, Parcel
+from raysched.actors.calls.placing import worker_options
+from raysched.actors.calls.signals import fail, settle, until
 from raysched.core.work import Owned
 from raysched.errors import LeaseLost
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import ray
 
-from raysched.actors.claims import Shape
+from raysched.actors.calls.claims import Shape
+from raysched.actors.calls.placing import place_options
 from raysched.actors.names import NAMESPACE
-from raysched.actors.placing import place_options
 
 
 class Front:

@@ -13,13 +13,13 @@ import ray
 from ray.exceptions import ActorDiedError, RayError
 from ray.util.placement_group import placement_group_table
 
-from raysched.actors.arrivals import Arrivals
-from raysched.actors.calls import Call, Outcome
-from raysched.actors.claims import Claims, Shape, apart
-from raysched.actors.parcel import sealed
-from raysched.actors.placing import group_of, place_options, sharing
-from raysched.actors.pool import Pool, Rest
-from raysched.actors.signals import fail, settle, until
+from raysched.actors.calls.arrivals import Arrivals
+from raysched.actors.calls.calls import Call, Outcome
+from raysched.actors.calls.claims import Claims, Shape, apart
+from raysched.actors.calls.parcel import sealed
+from raysched.actors.calls.placing import group_of, place_options, sharing
+from raysched.actors.calls.pool import Pool, Rest
+from raysched.actors.calls.signals import fail, settle, until
 from raysched.backends.ray.residents import Resident
 from raysched.core.work import Owned
 from raysched.errors import LeaseLost

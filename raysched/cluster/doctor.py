@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from raysched.actors import home as homes
-from raysched.actors import own_ray, record
-from raysched.actors.record import Record
 from raysched.client import Client
+from raysched.cluster import home as homes
+from raysched.cluster import own_ray, record
+from raysched.cluster.record import Record
 from raysched.discovery import find_access
 from raysched.errors import PortBusy, RayschedError
 from raysched.folders import state_folder
@@ -133,7 +133,7 @@ def _gateway() -> Iterator[Check]:
 
 def _not_up(detail: str) -> Check:
     """A system that is not up is no fault if it could be started."""
-    from raysched.actors.up import free_port
+    from raysched.cluster.up import free_port
     from raysched.specs.config import load_config
 
     try:

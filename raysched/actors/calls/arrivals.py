@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import ray
 
-from raysched.actors.claims import apart
-from raysched.actors.signals import settle
+from raysched.actors.calls.claims import apart
+from raysched.actors.calls.signals import settle
 
 LOOK_S = 0.005
 

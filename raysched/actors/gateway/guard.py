@@ -9,7 +9,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from raysched.actors.api_errors import error_answer
+from raysched.actors.gateway.errors import error_answer
 from raysched.errors import SpecError, Unauthorized
 from raysched.package import LIMIT
 

@@ -6,10 +6,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from raysched.actors import home as homes
-from raysched.actors import record, system
-from raysched.actors.record import Record
 from raysched.client import user
+from raysched.cluster import home as homes
+from raysched.cluster import record, system
+from raysched.cluster.record import Record
 from raysched.errors import Conflict, Unreachable
 from raysched.folders import state_folder
 from raysched.specs.job import check_job

@@ -15,10 +15,10 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 from typing_extensions import Unpack
 
-from raysched.actors.front import AsyncFront, Front
-from raysched.connection import connect
+from raysched.actors.calls.front import AsyncFront, Front
 from raysched.errors import SpecError
-from raysched.options import CallOptions, Settings
+from raysched.python.connection import connect
+from raysched.python.options import CallOptions, Settings
 
 T = TypeVar("T")
 

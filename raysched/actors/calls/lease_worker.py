@@ -13,8 +13,8 @@ from typing import Any
 import ray
 from ray import cloudpickle
 
-from raysched.actors.calls import Call, Outcome, pack_values
-from raysched.actors.parcel import pack_error, unpack_arguments
+from raysched.actors.calls.calls import Call, Outcome, pack_values
+from raysched.actors.calls.parcel import pack_error, unpack_arguments
 
 LONG_S = 0.05
 """A call that runs longer than this is looked after: what is behind it goes to other workers, what was

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from raysched.actors import own_ray
+from raysched.cluster import own_ray
 
 
 def test_ray_gets_an_interpreter_without_a_space_in_its_path(

@@ -12,12 +12,12 @@ from ray.exceptions import RayTaskError
 from ray.util.placement_group import PlacementGroup
 from typing_extensions import Self, Unpack
 
-from raysched.actors.placing import environment, group_of, place_options, sharing
-from raysched.connection import Connection, connect
+from raysched.actors.calls.placing import environment, group_of, place_options, sharing
 from raysched.core.request import WHOLE
 from raysched.core.work import Owned
 from raysched.errors import Conflict, SpecError
-from raysched.options import shape_of
+from raysched.python.connection import Connection, connect
+from raysched.python.options import shape_of
 from raysched.specs.resources import LeaseOptions, LeaseSpec, check_options
 
 

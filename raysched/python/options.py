@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from raysched.actors.claims import Shape
+from raysched.actors.calls.claims import Shape
 from raysched.errors import SpecError
 from raysched.specs.resources import LeaseOptions, LeaseSpec, check_options
 

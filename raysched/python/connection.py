@@ -12,15 +12,15 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from raysched.actors import record
-from raysched.actors.claims import find_ledger
+from raysched.actors.calls.claims import find_ledger
+from raysched.actors.calls.relay import Relay
 from raysched.actors.names import NAMESPACE
-from raysched.actors.relay import Relay
-from raysched.actors.system import reachable, use_token
 from raysched.client import user
-from raysched.dispatch import Dispatcher
+from raysched.cluster import record
+from raysched.cluster.system import reachable, use_token
 from raysched.errors import Unreachable
 from raysched.folders import state_folder
+from raysched.python.dispatch import Dispatcher
 
 PENDING = 1_000_000
 """How many calls may wait in a relay."""

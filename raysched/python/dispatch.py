@@ -17,9 +17,9 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from raysched.actors.claims import Shape
-from raysched.actors.parcel import pack_arguments
-from raysched.actors.pool import Rest
+from raysched.actors.calls.claims import Shape
+from raysched.actors.calls.parcel import pack_arguments
+from raysched.actors.calls.pool import Rest
 
 IDLE_S = 5.0
 """A lease that no call has used for so long goes back."""

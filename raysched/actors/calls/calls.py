@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from raysched.actors.parcel import Parcel, pack_value
+from raysched.actors.calls.parcel import Parcel, pack_value
 
 
 class Call(NamedTuple):

@@ -11,11 +11,11 @@ from typing import Any, Generic, Protocol, TypeVar, overload
 from ray import ObjectRef, cloudpickle
 from typing_extensions import Unpack
 
-from raysched.actor_class import RemoteClass
-from raysched.connection import connect
-from raysched.dispatch import Task
 from raysched.errors import SpecError
-from raysched.options import CallOptions, Settings
+from raysched.python.actor_class import RemoteClass
+from raysched.python.connection import connect
+from raysched.python.dispatch import Task
+from raysched.python.options import CallOptions, Settings
 
 R = TypeVar("R")
 T = TypeVar("T")

@@ -14,8 +14,8 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from raysched.actors.record import OwnRay
 from raysched.backends import runner
+from raysched.cluster.record import OwnRay
 from raysched.errors import RayschedError, StorageError, Unreachable
 
 MARK = "RAYSCHED_UP"

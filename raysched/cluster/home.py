@@ -7,9 +7,9 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from raysched.actors import own_ray, record, system
-from raysched.actors.record import Record
 from raysched.backends.runner import words
+from raysched.cluster import own_ray, record, system
+from raysched.cluster.record import Record
 from raysched.errors import Conflict, StorageError
 
 

@@ -8,10 +8,10 @@ import logging
 
 import uvicorn
 
-from raysched.actors.api import build_app
-from raysched.actors.link import Link
-from raysched.actors.listening import listen, url_host
+from raysched.actors.gateway.api import build_app
+from raysched.actors.gateway.link import Link
 from raysched.actors.settings import Settings
+from raysched.cluster.listening import listen, url_host
 from raysched.package import PackageStore
 
 RETRY_S = 1.0

@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from raysched.actors import home as homes
-from raysched.actors import own_ray, record, system
-from raysched.actors.interrupts import held, interruptible
-from raysched.actors.listening import listen, url_host
-from raysched.actors.record import Record
 from raysched.actors.settings import Settings
 from raysched.backends import runner
 from raysched.client import Client
+from raysched.cluster import home as homes
+from raysched.cluster import own_ray, record, system
+from raysched.cluster.interrupts import held, interruptible
+from raysched.cluster.listening import listen, url_host
+from raysched.cluster.record import Record
 from raysched.errors import AlreadyUp, ConfigError, Conflict, PortBusy, RayschedError, Unreachable
 from raysched.folders import state_folder
 from raysched.specs.config import Config

@@ -14,9 +14,9 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.security import HTTPBearer
 
 from raysched import __version__
-from raysched.actors import answers
-from raysched.actors.api_errors import RESPONSES, install_errors
-from raysched.actors.guard import Guard
+from raysched.actors.gateway import answers
+from raysched.actors.gateway.errors import RESPONSES, install_errors
+from raysched.actors.gateway.guard import Guard
 from raysched.core.jobs import JobState
 from raysched.package import PackageStore
 

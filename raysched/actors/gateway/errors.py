@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from raysched import errors
-from raysched.actors import answers
+from raysched.actors.gateway import answers
 
 STATUS: dict[type[errors.RayschedError], int] = {
     errors.SpecError: 422,

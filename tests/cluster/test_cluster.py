@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from running import System, wait_until
 
-from raysched.actors import own_ray
+from raysched.cluster import own_ray
 
 pytestmark = pytest.mark.ray
 MakeSystem = Callable[..., System]

@@ -11,9 +11,10 @@ import time
 from typing import Any, cast
 
 from raysched import errors
-from raysched.actors import names, own_ray
+from raysched.actors import names
 from raysched.actors.settings import Settings
 from raysched.client import Client
+from raysched.cluster import own_ray
 from raysched.errors import RayschedError, Unreachable
 
 READY_S = 90.0

@@ -1,0 +1,1 @@
+"""Decorated calls and client-held leases: what runs in Ray for them."""

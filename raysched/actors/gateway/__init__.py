@@ -1,0 +1,1 @@
+"""The gateway: the HTTP API in an actor of its own."""

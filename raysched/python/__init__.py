@@ -1,0 +1,1 @@
+"""What a Python program uses: decorators, leases, placement groups, submissions."""
