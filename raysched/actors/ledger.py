@@ -269,7 +269,8 @@ class Ledger:
         if key not in self.state.keys:
             requests = [self._job_request(job, f"jobs[{at}].spec") for at, job in enumerate(jobs)]
             await self.tell([commands.Submit(key, user, tuple(requests))])
-        return [views.job_view(self.state, self.state.jobs[id], _now()) for id in self._answer(key)]
+        accepted = [self.state.jobs[id] for id in self._answer(key)]
+        return views.jobs_view(self.state, accepted, _now())["jobs"]
 
     def _answer(self, key: str) -> list[str]:
         return [id for id in self.state.keys[key] if id in self.state.jobs]

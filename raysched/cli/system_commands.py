@@ -32,8 +32,8 @@ def up(
     as_json: AsJson = False,
 ) -> None:
     """Start raysched here, with a Ray of its own where none runs."""
-    from raysched.cli.start_stop import up_lines
     from raysched import cluster
+    from raysched.cli.start_stop import up_lines
     from raysched.specs.config import load_config
 
     output = Output(as_json)
@@ -54,8 +54,8 @@ def down(
 
     While jobs run this is refused, unless it is said what becomes of them.
     """
-    from raysched.cli.start_stop import down_lines
     from raysched import cluster
+    from raysched.cli.start_stop import down_lines
 
     output = Output(as_json)
     answer = cluster.down(cancel=cancel, keep=keep)
@@ -67,8 +67,8 @@ def doctor(as_json: AsJson = False) -> int:
 
     The exit code is 1 if something is wrong.
     """
-    from raysched.cli.checks import check_lines
     from raysched import cluster
+    from raysched.cli.checks import check_lines
 
     output = Output(as_json)
     checks = cluster.doctor()

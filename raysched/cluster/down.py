@@ -12,7 +12,6 @@ from raysched.cluster import record, system
 from raysched.cluster.record import Record
 from raysched.errors import Conflict, Unreachable
 from raysched.folders import state_folder
-from raysched.specs.job import check_job
 
 SETTLE_S = 30.0
 """How long jobs may take to end, beyond their own grace, before `down --cancel` gives up."""
@@ -99,16 +98,11 @@ def _cancel(jobs: list[View]) -> None:
     for job in sorted(jobs, key=lambda job: job["state"] != "waiting"):
         if job["state"] == "waiting" or job["state"] in ACTIVE:
             system.ledger_call("cancel", job["id"], user())
-    deadline = time.monotonic() + SETTLE_S + max(map(_grace, jobs), default=0.0)
+    deadline = time.monotonic() + SETTLE_S + max((job["grace_s"] for job in jobs), default=0.0)
     while left := _unfinished():
         if time.monotonic() > deadline:
             raise Conflict(f"{_listed(left)} not ended in time: see `raysched status`, and try again")
         time.sleep(0.1)
-
-
-def _grace(job: View) -> float:
-    """Seconds that the job has between SIGTERM and SIGKILL."""
-    return check_job(job["spec"]).grace / 1000 if job["kind"] == "command" else 0.0
 
 
 def _names(jobs: list[View]) -> list[str]:

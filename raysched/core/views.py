@@ -50,8 +50,8 @@ def _seconds(start: int | None, end: int | None, now: int) -> float | None:
 # ---------------------------------------------------------------- jobs
 
 
-def job_view(state: State, job: Job, now: int) -> View:
-    """One job."""
+def job_view(state: State, job: Job, now: int, *, spec: bool = True) -> View:
+    """One job; in a long list without its spec."""
     waited = job.granted if job.state != "waiting" else None
     return {
         "id": job.id,
@@ -75,7 +75,8 @@ def job_view(state: State, job: Job, now: int) -> View:
         "run_s": _seconds(job.started, job.ended, now),
         "exit_code": job.code,
         "asks": explain.asks(job.request),
-        "spec": job.spec,
+        "grace_s": job.grace / 1000,
+        "spec": job.spec if spec else None,
         "lease": _lease_view(state, job),
     }
 
@@ -137,8 +138,9 @@ def find_jobs(state: State, text: str) -> list[Job]:
 
 
 def jobs_view(state: State, jobs: Iterable[Job], now: int) -> View:
-    """Several jobs, in the order in which they came."""
-    return {"jobs": [job_view(state, job, now) for job in sorted(jobs, key=lambda job: job.order)]}
+    """Jobs in the order in which they came; several are shown without their specs."""
+    ordered = sorted(jobs, key=lambda job: job.order)
+    return {"jobs": [job_view(state, job, now, spec=len(ordered) == 1) for job in ordered]}
 
 
 # ---------------------------------------------------------------- the queue

@@ -40,6 +40,7 @@ def job(**changes: Any) -> dict[str, Any]:
         "run_s": 7200.0,
         "exit_code": None,
         "asks": "0.25 GPU, 4 CPUs",
+        "grace_s": 10.0,
         "spec": {"entrypoint": "python embed.py"},
         "lease": {
             "id": "5d0c4be1f2.1",

@@ -122,7 +122,8 @@ class Job(Shape):
     run_s: Seconds | None
     exit_code: int | None
     asks: str
-    spec: Json
+    grace_s: Seconds
+    spec: Json | None = Field(description="null where several jobs are listed")
     lease: Lease | None
 
 
