@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from raysched.core.commands import JobRequest
-from raysched.core.request import Request, Sharing
+from raysched.core.request import WHOLE, Request, Sharing
 from raysched.errors import Refused
 from raysched.specs.job import Backend, JobSpec
 from raysched.specs.resources import Resources
@@ -53,7 +53,15 @@ def compile_resources(resources: Resources, backend: Backend) -> Request:
         isolation=resources.isolation,
         gpu_types=resources.gpu_type or (),
         nodes=resources.nodes,
-        cpus=resources.cpus,
+        cpus=_cpus(resources),
         host_memory=resources.memory or 0,
         backends=_AUTO if backend == "auto" else (backend,),
     )
+
+
+def _cpus(resources: Resources) -> int:
+    """Work without a GPU counts a core unless it says otherwise: else nothing would keep an array of a
+    thousand from starting all at once."""
+    if resources.cpus is not None:
+        return resources.cpus
+    return 0 if resources.gpus else WHOLE

@@ -64,7 +64,11 @@ class Resources(Fields):
     nodes: Count | None = Field(
         default=None, description="Spread the GPUs evenly over this many nodes; null: as few as fit."
     )
-    cpus: Cores = Field(default=0, description="CPU cores on each node; 0 reserves none.", examples=[4, 0.5])
+    cpus: Cores | None = Field(
+        default=None,
+        description="CPU cores on each node, 0 reserves none; null: none beside GPUs, one without.",
+        examples=[4, 0.5],
+    )
     memory: Size | None = Field(
         default=None, description="Host memory on each node; null reserves none.", examples=["16GB"]
     )

@@ -21,6 +21,8 @@ def job(resources: dict[str, Any], **fields: Any) -> JobSpec:
     [
         ({}, Request()),
         ({"gpus": 0, "cpus": 2}, Request(gpus=0, cpus=20_000)),
+        ({"gpus": 0}, Request(gpus=0, cpus=10_000)),
+        ({"gpus": 0, "cpus": 0}, Request(gpus=0)),
         ({"gpus": 4, "nodes": 2}, Request(gpus=4, nodes=2)),
         ({"gpu_fraction": 1}, Request()),
         ({"gpus": 3, "gpu_fraction": 0.5}, Request(gpus=3, share=5000, sharing="fraction")),

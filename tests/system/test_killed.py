@@ -99,7 +99,7 @@ def test_each_acknowledged_job_runs_exactly_once_though_the_ledger_is_killed(
 def submit_some(system: System, folder: Path, number: int, acknowledged: list[str]) -> None:
     """25 jobs, every fifth with a share of a GPU."""
     for count in range(25):
-        resources = {"gpu_fraction": 0.05} if count % 5 == 0 else {"gpus": 0}
+        resources = {"gpu_fraction": 0.05} if count % 5 == 0 else {"gpus": 0, "cpus": 0}
         run = f"echo $RAYSCHED_JOB >> {folder}/runs"
         acknowledged.append(system.submit(f"client-{number}-{count}", run, resources=resources))
 
@@ -239,7 +239,7 @@ def test_killed_at_random_moments_nothing_runs_twice(faulty: System, tmp_path: P
             f"short-{number}",
             f"echo $RAYSCHED_JOB >> {tmp_path}/runs; sleep 0.5",
             backend=chance.choice(["vm", "ray"]),
-            resources=chance.choice([{"gpus": 0}, {"gpu_fraction": 0.5}, {"gpus": 1}]),
+            resources=chance.choice([{"gpus": 0, "cpus": 0}, {"gpu_fraction": 0.5}, {"gpus": 1}]),
         )
         for number in range(30)
     ]
