@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from typing import Any
@@ -281,12 +281,40 @@ def status_view(state: State) -> View:
 # ---------------------------------------------------------------- plans
 
 
-def plan_view(state: State, user: str, jobs: Iterable[JobRequest], now: int) -> View:
-    """Where each job would run if all were submitted now, in order. `state` is a copy and is used up."""
-    return {"jobs": [view for asked in jobs for view in _plan(state, user, asked, now)]}
+def plan_view(state: State, user: str, jobs: Sequence[JobRequest], now: int) -> View:
+    """Where each job would run if all were submitted now. `state` is a copy and is used up."""
+    refused = {asked.id: why for asked in jobs if (why := _refusal(state, user, asked, now)) is not None}
+    outcomes = _started(state, now)
+    for row in queue_view(state, now)["waiting"]:
+        outcomes[row["id"]] = {"outcome": "waits", "why": row["why"]}
+    return {"jobs": [view for asked in jobs for view in _planned(state, asked, refused, outcomes)]}
 
 
-def _plan(state: State, user: str, asked: JobRequest, now: int) -> Iterable[View]:
+def _refusal(state: State, user: str, asked: JobRequest, now: int) -> str | None:
+    """Why a job would be refused; otherwise it is submitted."""
+    try:
+        facts = decide(state, Submit(f"plan {asked.id}", user, (asked,)), now)
+    except RayschedError as error:
+        return str(error)
+    for fact in facts:
+        evolve(state, fact)
+    return None
+
+
+def _started(state: State, now: int) -> dict[str, View]:
+    """Grant what fits to all that wait, in the order of the queue: how each job starts, by its id."""
+    outcomes: dict[str, View] = {}
+    for look in survey(state, now):
+        if look.placement is not None:
+            for fact in grant(look.job, look.placement, False, now):
+                evolve(state, fact)
+            outcomes[look.job.id] = _starts(state, look.job)
+    return outcomes
+
+
+def _planned(
+    state: State, asked: JobRequest, refused: Mapping[str, str], outcomes: Mapping[str, View]
+) -> Iterable[View]:
     view: View = {
         "name": asked.name,
         "display": asked.name,
@@ -297,29 +325,9 @@ def _plan(state: State, user: str, asked: JobRequest, now: int) -> Iterable[View
         "env": {},
         "places": [],
     }
-    try:
-        facts = decide(state, Submit(f"plan {asked.id}", user, (asked,)), now)
-    except RayschedError as error:
-        return [{**view, "outcome": "refused", "why": str(error)}]
-    for fact in facts:
-        evolve(state, fact)
-    return [{**view, **outcome} for outcome in _outcomes(state, asked.id, now)]
-
-
-def _outcomes(state: State, group: str, now: int) -> Iterable[View]:
-    ids = set(state.groups[group])
-    for look in survey(state, now):
-        if look.placement is not None:
-            for fact in grant(look.job, look.placement, False, now):
-                evolve(state, fact)
-    waiting = {look.job.id: look for look in survey(state, now) if look.job.id in ids}
-    for id in state.groups[group]:
-        job = state.jobs[id]
-        if id in waiting:
-            why = explain.waiting(state, waiting[id]).why
-            yield {"display": job.display, "outcome": "waits", "why": why}
-        else:
-            yield _starts(state, job)
+    if asked.id in refused:
+        return [{**view, "outcome": "refused", "why": refused[asked.id]}]
+    return [{**view, "display": state.jobs[id].display, **outcomes[id]} for id in state.groups[asked.id]]
 
 
 def _starts(state: State, job: Job) -> View:
@@ -327,7 +335,6 @@ def _starts(state: State, job: Job) -> View:
     env = job_variables(job, Run(job.id, job.attempt, 0), f"{job.id}.{job.attempt}", job.places[0])
     spec_env = job.spec.get("env") or {}
     return {
-        "display": job.display,
         "outcome": "starts",
         "why": _chosen(state, job),
         "backend": job.backend,

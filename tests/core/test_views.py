@@ -7,7 +7,7 @@ import copy
 import pytest
 
 from raysched.core import views
-from raysched.core.commands import JobRequest
+from raysched.core.commands import JobRequest, Submit
 from raysched.errors import Conflict, NotFound
 from tests.core.world import World, memory, node, share, whole
 
@@ -73,6 +73,19 @@ def test_plan_is_what_submit_then_does_and_changes_nothing(world):
     assert [world.job(job.id).state for job in jobs] == ["starting", "waiting", "waiting"]
     assert [gpu["uuid"] for gpu in planned[0]["places"][0]["gpus"]] == world.gpus("a")
     assert planned[1]["why"] == world.why("b").why
+
+
+def test_plan_lets_a_higher_priority_go_first_as_the_queue_does(world):
+    low, high = asked("low", whole(2)), asked("high", whole(2), priority=5)
+    assert [each["outcome"] for each in plan(world, low, high)] == ["waits", "starts"]
+    world.do(Submit("both", "ana", (low, high)))
+    assert world.states() == {"low": "waiting", "high": "starting"}
+
+
+def test_plan_says_of_each_job_what_was_there_when_it_was_placed(world):
+    first, second = plan(world, asked("a", share(0.25)), asked("b", share(0.25)))
+    assert "first free one" in first["why"]
+    assert "beside other tenants" in second["why"]
 
 
 def test_plan_shows_the_variables_of_the_lease_and_not_the_specs(world):
