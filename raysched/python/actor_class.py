@@ -73,8 +73,8 @@ class RemoteClass(Generic[T]):
 
 
 class Actor(ActorHandle):
-    """The handle of a decorated class's actor. Calls go to its front until the actor is there and the calls
-    before have ended, then to the actor. To Ray it is a handle of the front, so that `ray.kill` ends both.
+    """The handle of a decorated class's actor. Calls go to its front until the actor is there, then to the
+    actor. To Ray it is a handle of the front, so that `ray.kill` ends both.
     """
 
     def __init__(self, name: str, methods: dict[str, Method], front: Any, started: Any) -> None:
@@ -85,7 +85,6 @@ class Actor(ActorHandle):
             "_front": front,
             "_started": started,
             "_actor": None,
-            "_before": [started],
             "_looked": 0.0,
             "_lock": threading.RLock(),
         }
@@ -129,23 +128,23 @@ class Actor(ActorHandle):
         front = self._front.stream if method.yields else self._front.call
         usual = {} if method.yields else {"num_returns": method.returns}
         call = front.options(**{"name": f"{self._name}.{name}", **usual, **options})
-        refs = call.remote([self._started], name, list(args), kwargs)
-        if isinstance(refs, ray.ObjectRef):
-            self._before.append(refs)
-        elif isinstance(refs, list):
-            self._before += refs
-        return refs
+        return call.remote([self._started], name, list(args), kwargs)
 
     def _there(self) -> Any:
         """The actor, once calls may go to it."""
         now = time.monotonic()
         if self._actor is None and now - self._looked > LOOK_S:
             self.__dict__["_looked"] = now
-            if _done(self._before[-1:]) and _done(self._before):
-                self.__dict__["_before"] = [self._started]
+            if ray.wait([self._started], timeout=0)[0]:
                 with suppress(RayError):  # no lease could be had: the front says so, call by call
-                    self.__dict__["_actor"] = ray.get(self._started)[0]
+                    self._change_over(ray.get(self._started)[0])
         return self._actor
+
+    def _change_over(self, actor: Any) -> None:
+        """Send all further calls to the actor. Ray sends what this process asks of an actor in order, so a
+        call whose argument comes from the end of the front's queue keeps the further ones behind it."""
+        actor.__ray_call__.remote(_nothing, self._front.mark.remote())
+        self.__dict__["_actor"] = actor
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,8 +182,8 @@ def _handle(name: str, methods: dict[str, Method], front: Any, started: list[Any
     return Actor(name, methods, front, started[0])
 
 
-def _done(refs: list[ray.ObjectRef]) -> bool:
-    return len(ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)[0]) == len(refs)
+def _nothing(actor: Any, mark: None) -> None:
+    """What the call that keeps the order does."""
 
 
 def _is_async(method: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ import ray
 
 import raysched
 
-MODULES: list[ModuleType] = [os, pytest, ray, raysched, signal, subprocess, sys, threading, time]
+MODULES: list[ModuleType] = [asyncio, os, pytest, ray, raysched, signal, subprocess, sys, threading, time]
 SPACE: dict[str, Any] = {"__name__": "__main__", "suppress": suppress}
 """The globals of all functions: each sees what an earlier one made global."""
 SPACE.update((module.__name__, module) for module in MODULES)

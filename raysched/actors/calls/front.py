@@ -45,6 +45,9 @@ class Front:
         for ref in getattr(self._real(started), method).remote(*args, **kwargs):
             yield ray.get(ref)
 
+    def mark(self) -> None:
+        """Ends when the calls before it have ended."""
+
     def _real(self, started: list[Any]) -> Any:
         return ray.get(started[0])[0]
 
@@ -64,6 +67,9 @@ class AsyncFront(Front):
         """See Front.call."""
         actor = (await started[0])[0]
         return await getattr(actor, method).remote(*args, **kwargs)
+
+    async def mark(self) -> None:
+        """Ends at once: these calls have no order."""
 
     async def stream(
         self, started: list[Any], method: str, args: list[Any], kwargs: dict[str, Any]

@@ -1,0 +1,184 @@
+"""What becomes of decorated calls when they are cancelled, and when processes die under them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import ray
+from programs import Driver
+from running import System, wait_until
+
+import raysched
+
+pytestmark = pytest.mark.ray
+StartDriver = Callable[..., Driver]
+
+
+def held(system: System) -> list[str]:
+    """The jobs that programs hold or wait for."""
+    return [job["id"] for job in system.client().jobs() if job["kind"] == "lease" and not job["ended"]]
+
+
+def test_cancelled_calls_end(driver: Driver) -> None:
+    """Running straight, running through the relay, and waiting: each ends, and others go on."""
+
+    @driver
+    def _() -> None:
+        @raysched.remote(gpu_fraction=0.5)
+        def nap(seconds):
+            time.sleep(seconds)
+            return seconds
+
+        @raysched.remote(gpu_fraction=0.5)
+        def child():
+            subprocess.run(["sleep", "100"], check=True)
+
+        ray.get([nap.remote(0.3) for _ in range(8)])
+        running = [nap.remote(100) for _ in range(4)]
+        waiting = [nap.remote(100) for _ in range(4)]
+        last = nap.remote(0.5)
+        time.sleep(1)
+        for ref in [waiting[0], running[0], waiting[1], running[1]]:
+            ray.cancel(ref)
+        for ref in [waiting[0], running[0], waiting[1], running[1]]:
+            with pytest.raises(ray.exceptions.TaskCancelledError):
+                ray.get(ref, timeout=30)
+        for ref in running + waiting:
+            ray.cancel(ref)
+        assert ray.get(last, timeout=30) == 0.5
+        refs = [child.remote() for _ in range(8)]
+        time.sleep(1)
+        for ref in refs:
+            ray.cancel(ref)
+        assert ray.get([nap.remote(0.01) for _ in range(8)], timeout=30) == [0.01] * 8
+
+
+def test_only_the_call_that_kills_its_worker_fails(driver: Driver, tmp_path: Path) -> None:
+    """It is started four times, like a plain task; calls beside it are not harmed."""
+
+    @driver
+    def _() -> None:
+        def read(path):
+            with open(path) as file:
+                return file.read()
+
+        @raysched.remote(gpu_fraction=0.5)
+        def work(path, kill):
+            if kill:
+                with open(path, "a") as file:
+                    file.write("x")
+                os.kill(os.getpid(), 9)
+            return 1
+
+        ray.get([work.remote(None, False) for _ in range(20)])
+        for number in range(2):  # straight, then through the relay
+            path = f"/tmp/raysched-test-{os.getpid()}-{number}"
+            before = [work.remote(None, False) for _ in range(30 * number)]
+            culprit = work.remote(path, True)
+            behind = [work.remote(None, False) for _ in range(30)]
+            assert ray.get(before + behind, timeout=100) == [1] * len(before + behind)
+            with pytest.raises((ray.exceptions.WorkerCrashedError, ray.exceptions.RayActorError)):
+                ray.get(culprit, timeout=100)
+            assert read(path) == "xxxx"
+            os.remove(path)
+        once = work.options(max_retries=0)
+        path = f"/tmp/raysched-test-{os.getpid()}"
+        refs = [once.remote(path, True)] + [once.remote(None, False) for _ in range(20)]
+        assert ray.get(refs[1:], timeout=60) == [1] * 20
+        with pytest.raises((ray.exceptions.WorkerCrashedError, ray.exceptions.RayActorError)):
+            ray.get(refs[0], timeout=60)
+        assert read(path) == "x"
+        os.remove(path)
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, None])
+def test_what_a_program_held_goes_back_with_it(
+    start_driver: StartDriver, system: System, end: signal.Signals | None
+) -> None:
+    """Calls that run and wait, a class, a lease and a placement group."""
+    driver = start_driver()
+
+    @driver
+    def _() -> None:
+        global kept
+
+        @raysched.remote(gpu_fraction=0.25)
+        def nap():
+            time.sleep(1000)
+
+        @raysched.remote(gpu_fraction=0.25)
+        class Model:
+            def ready(self):
+                return True
+
+        model = Model.remote()
+        assert ray.get(model.ready.remote())
+        kept = [model, raysched.placement_group(gpus=1), raysched.lease(gpu_fraction=0.25).__enter__()]
+        kept += [nap.remote() for _ in range(10)]
+        time.sleep(1)
+
+    assert len(held(system)) > 4
+    if end is None:
+        driver.close()
+    else:
+        os.kill(driver.process.pid, end)
+    wait_until(lambda: not held(system), "all of it went back")
+    wait_until(lambda: _free(system) == 2, "both GPUs are free")
+
+
+def _free(system: System) -> int:
+    gpus = [gpu for node in system.client().gpus()["nodes"] for gpu in node["gpus"]]
+    return sum(gpu["mode"] == "free" for gpu in gpus)
+
+
+def test_a_killed_ledger_takes_no_lease_away(driver: Driver, system: System) -> None:
+    """Calls go on while it is down, and new leases come when it is back."""
+    driver.begin(_work_on)
+    time.sleep(1)
+    assert system.kill("ray::Ledger")
+    driver.answer()
+    wait_until(lambda: not held(system), "every lease went back")
+
+
+def _work_on() -> None:
+    @raysched.remote(gpu_fraction=0.25)
+    def nap():
+        time.sleep(0.05)
+        return os.environ["RAYSCHED_LEASE"]
+
+    leases = set()
+    end = time.monotonic() + 4
+    while time.monotonic() < end:
+        leases |= set(ray.get([nap.remote() for _ in range(8)]))
+    assert len(leases) <= 8
+    wider = nap.options(gpu_fraction=0.3)
+    assert ray.get(wider.remote(), timeout=60)
+
+
+def test_a_cancelled_lease_is_replaced(driver: Driver, system: System) -> None:
+    """`raysched cancel` ends what runs under a lease: waiting calls start again under another one."""
+    driver.begin(_long_calls)
+    (job,) = wait_until(
+        lambda: [j["id"] for j in system.client().jobs() if j["name"] == "long" and j["state"] == "running"][
+            :1
+        ],
+        "one runs",
+    )
+    time.sleep(1)
+    system.cli("cancel", job)
+    driver.answer()
+
+
+def _long_calls() -> None:
+    @raysched.remote(gpus=1)
+    def long():
+        time.sleep(3)
+        return 1
+
+    assert ray.get([long.remote() for _ in range(3)], timeout=60) == [1, 1, 1]
