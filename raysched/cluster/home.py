@@ -46,7 +46,8 @@ def clear(home: Path, found: Record) -> None:
     """End what is left of a system's own Ray, and forget the system."""
     if found.own is not None:
         own_ray.stop(found.own)
-        own_ray.forget_address(found.ray)
+        if not system.reachable(found.ray):  # where it is, another Ray took that port first
+            own_ray.forget_address(found.ray)
     record.delete(home)
 
 

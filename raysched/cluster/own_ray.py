@@ -28,11 +28,24 @@ PORTS = {
 }
 """Ray's own choices, taken where they are free."""
 STARTED = b"Ray runtime started"
+TAKEN = (
+    b"does not match persisted value",
+    b"Failed to start the grpc server",
+    b"Failed to connect to GCS",
+    b"Authentication token is missing",
+    b"but is already running at",
+    b"Failed to bind to",
+)
+"""What a Ray says that met another one, or anything else, at a port that was free when it was chosen."""
 START_S = 120.0
 """How long Ray may take to start on a busy machine."""
 STOP_S = 20.0
 """How long Ray may take to end by itself before it is killed."""
 KILL_S = 10.0
+
+
+class PortsTaken(Unreachable):
+    """Somebody was quicker at a port: to be tried again with others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +59,11 @@ class Starting:
     process: subprocess.Popen[bytes]
 
 
-def spawn(folder: Path, gpus: int | None, environment: Mapping[str, str]) -> Starting:
-    """Begin to start Ray on this machine, with `gpus` made-up GPUs or, for None, those that Ray finds. It
-    goes on when this process ends."""
+def spawn(folder: Path, gpus: int | None, environment: Mapping[str, str], *, usual: bool = True) -> Starting:
+    """Begin to start Ray on this machine, with `gpus` made-up GPUs or, for None, those that Ray finds, at its
+    usual ports where they are free and wanted. It goes on when this process ends."""
     mark = secrets.token_hex(8)
-    ports = _free_ports()
+    ports = _free_ports(usual)
     output = folder / "ray.log"
     command = [_python(folder), "-m", "ray.scripts.scripts", "start", "--head", "--block"]
     command += ["--dashboard-host=127.0.0.1", "--log-style=record", "--disable-usage-stats"]
@@ -73,14 +86,39 @@ def spawn(folder: Path, gpus: int | None, environment: Mapping[str, str]) -> Sta
 
 
 def wait_started(starting: Starting) -> None:
-    """Return once Ray runs. Raises Unreachable with what it said."""
+    """Return once Ray runs. Raises PortsTaken, and Unreachable with what Ray said."""
     deadline = time.monotonic() + START_S
     while STARTED not in starting.output.read_bytes():
-        if starting.process.poll() is not None:
-            raise Unreachable(f"Ray did not start: {_last_line(starting.output)} (see {starting.output})")
+        _check(starting)
         if time.monotonic() > deadline:
             raise Unreachable(f"Ray did not start in {START_S:.0f} s: see {starting.output}")
-        time.sleep(0.05)
+        time.sleep(0.1)
+
+
+def _check(starting: Starting) -> None:
+    """Raises PortsTaken or Unreachable for a Ray that will not run."""
+    ended = starting.process.poll() is not None
+    said = starting.output.read_bytes()
+    if (ended and any(words in said for words in TAKEN)) or _lost_store(starting.own):
+        raise PortsTaken(f"Ray did not start: something else took its ports (see {starting.output})")
+    if ended:
+        raise Unreachable(f"Ray did not start: {_last_line(starting.output)} (see {starting.output})")
+
+
+def _lost_store(own: OwnRay) -> bool:
+    """Whether Ray's GCS is dead. If another Ray took its port, `ray start` may use that one's GCS, and wait
+    for it in vain when that goes, without a look at its own child."""
+    stats = {pid: runner.process(pid) for pid in runner.processes()}
+    dead = [pid for pid, stat in stats.items() if stat is not None and stat[:2] == ("Z", own.pid)]
+    return any(_name(pid) == "gcs_server" for pid in dead)
+
+
+def _name(pid: int) -> str:
+    """The name of a process, which it keeps when it is dead; empty if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
 
 
 def alive(own: OwnRay) -> bool:
@@ -212,18 +250,18 @@ def _address_file() -> Path:
     return Path(folder) / "ray" / "ray_current_cluster"
 
 
-def _free_ports() -> dict[str, int]:
+def _free_ports(usual: bool) -> dict[str, int]:
     """A free port for each of `PORTS`. All are held until each is chosen, so that no two are the same."""
     with ExitStack() as held:
-        return {name: _free_port(usual, held) for name, usual in PORTS.items()}
+        return {name: _free_port(port if usual else 0, held) for name, port in PORTS.items()}
 
 
-def _free_port(usual: int, held: ExitStack) -> int:
-    """`usual`, or else one that the system gives: those lie above the ports that Ray gives its workers."""
+def _free_port(wanted: int, held: ExitStack) -> int:
+    """`wanted`, or else one that the system gives: those lie above the ports that Ray gives its workers."""
     probe = held.enter_context(socket.socket())
     probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        probe.bind(("", usual))
+        probe.bind(("", wanted))
     except OSError:
         probe.bind(("", 0))
     return probe.getsockname()[1]

@@ -183,14 +183,30 @@ def _on_ray(plan: Plan, undo: ExitStack) -> Record:
         own=None,
         at=runner.now(),
     )
-    if plan.ray is not None:
-        return fresh
+    return fresh if plan.ray is not None else _start_ray(plan, fresh, undo)
+
+
+def _start_ray(plan: Plan, fresh: Record, undo: ExitStack) -> Record:
+    """Start a Ray, and again at other ports where somebody was quicker at one, such as another `up`."""
+    for usual in (True, False):
+        try:
+            return _try_ray(plan, fresh, undo, usual)
+        except own_ray.PortsTaken:
+            pass
+    return _try_ray(plan, fresh, undo, usual=False)
+
+
+def _try_ray(plan: Plan, fresh: Record, undo: ExitStack, usual: bool) -> Record:
     with held():
-        starting = own_ray.spawn(plan.home, plan.gpus, plan.settings.environment)
+        starting = own_ray.spawn(plan.home, plan.gpus, plan.settings.environment, usual=usual)
         ours = replace(fresh, ray=starting.address, dashboard=starting.dashboard, own=starting.own)
         undo.callback(homes.clear, plan.home, ours)
     ours.write(plan.home)
-    own_ray.wait_started(starting)
+    try:
+        own_ray.wait_started(starting)
+    except own_ray.PortsTaken:
+        homes.clear(plan.home, ours)
+        raise
     return ours
 
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from running import System
 
-from raysched.cluster import own_ray
+from raysched.actors.settings import Settings
+from raysched.cluster import own_ray, record
+from raysched.cluster.record import Record
+from raysched.cluster.up import Plan, _start_ray
 
 
 def test_ray_gets_an_interpreter_without_a_space_in_its_path(
@@ -24,3 +31,52 @@ def test_ray_gets_an_interpreter_without_a_space_in_its_path(
         assert " " not in python
         shown = subprocess.run([python, "-c", "print('runs')"], capture_output=True, text=True, check=True)
         assert shown.stdout == "runs\n"
+
+
+@pytest.fixture
+def taken(system: System, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The GCS port of another Ray, which is taken for a free one where the usual ports are wanted."""
+    port = int(json.loads((system.home / "up.json").read_text())["ray"].rpartition(":")[2])
+    choose = own_ray._free_ports
+    monkeypatch.setattr(
+        own_ray, "_free_ports", lambda usual: choose(False) | ({"port": port} if usual else {})
+    )
+    return port
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("token", ["the other's", "its own"])
+def test_a_port_that_another_ray_took_is_noticed(
+    system: System, make_system: Callable[..., System], taken: int, token: str
+) -> None:
+    ours = make_system()
+    if token == "the other's":
+        ours.env["RAY_AUTH_TOKEN_PATH"] = system.env["RAY_AUTH_TOKEN_PATH"]
+    starting = own_ray.spawn(ours.folder, 2, ours.env)
+    try:
+        with pytest.raises(own_ray.PortsTaken):
+            own_ray.wait_started(starting)
+    finally:
+        own_ray.stop(starting.own)
+        starting.process.wait()
+    assert not own_ray.processes(starting.own)
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore:subprocess:ResourceWarning")  # what `up` starts goes on without it
+def test_up_tries_other_ports_where_another_ray_took_them(
+    system: System, make_system: Callable[..., System], taken: int
+) -> None:
+    ours = make_system()
+    ours.home.mkdir()
+    settings = Settings(str(ours.home), environment=ours.env)
+    plan = Plan(ours.home, settings, token="", ray=None, before=None, gpus=2)
+    fresh = Record("", str(ours.home), "", None, None, None, 0)
+    with ExitStack() as undo:
+        started = _start_ray(plan, fresh, undo)
+        assert not started.ray.endswith(f":{taken}")
+        assert record.read(ours.home) == started
+        assert started.own is not None
+        assert own_ray.alive(started.own)
+    assert not ours.processes()
+    assert system.client().status()["nodes"] == 1
