@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -15,6 +16,8 @@ NODE_LABEL = "raysched.io/node"
 """A Ray node label that names the node; without it the host's name does."""
 SIMULATE_LABEL = "raysched.io/simulate"
 """A Ray node label that gives the node simulated GPUs, such as `2xA100-80GB`."""
+MAKE_S = 30.0
+"""How long somebody else may take to make the actor that we want too."""
 
 
 def ensure(settings: Settings) -> None:
@@ -33,8 +36,20 @@ def ensure(settings: Settings) -> None:
 
 def _ensure(cls: type, name: str, *args: Any) -> Any:
     """The detached actor `name` on the head node, made if it is not there."""
-    options = _options(name) | {"resources": {"node:__internal_head__": 0.001}}
-    return ray.remote(cls).options(**options).remote(*args)
+    return _make(cls, _options(name) | {"resources": {"node:__internal_head__": 0.001}}, *args)
+
+
+def _make(cls: type, options: dict[str, Any], *args: Any) -> Any:
+    """The actor with these options, made if it is not there. `up` and the ledger may make the same one at
+    once: Ray refuses it to the slower, who for a moment can't look it up either."""
+    deadline = time.monotonic() + MAKE_S
+    while True:
+        try:
+            return ray.remote(cls).options(**options).remote(*args)
+        except ValueError as error:
+            if "Failed to look up actor" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
 
 
 def _options(name: str) -> dict[str, Any]:
@@ -81,7 +96,7 @@ def ensure_agents(settings: Settings, alive: list[dict[str, Any]]) -> None:
             settings.simulate if _is_head(node) else None
         )
         options = _options(names.node_agent(name)) | {"scheduling_strategy": pin}
-        ray.remote(NodeAgent).options(**options).remote(settings, name, node["NodeID"], simulate)
+        _make(NodeAgent, options, settings, name, node["NodeID"], simulate)
 
 
 def dismiss_agents(nodes: list[str]) -> None:
