@@ -215,6 +215,14 @@ def submit_specs(client: Client, specs: Sequence[JobSpec], base: Path) -> list[J
     return client.submit(bodies, packages, _key_in_ray_job(bodies, packages))
 
 
+def check_folders(specs: Sequence[JobSpec], base: Path) -> None:
+    """Raise what submitting the jobs would raise for a working directory that can't be packed."""
+    from raysched.package import check
+
+    for folder in {spec.working_dir for spec in specs if spec.working_dir is not None}:
+        check(base / folder)
+
+
 def _upload_all(client: Client, specs: Sequence[JobSpec], base: Path) -> list[str | None]:
     """Pack each different working directory once, upload it, and give each job's digest."""
     import tempfile

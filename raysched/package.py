@@ -52,10 +52,7 @@ def pack(folder: Path, archive: Path, limit: int = LIMIT) -> str:
     Raises FileMissing where there is no such folder, SpecError for what can't be packed (a link that leaves
     the folder, a socket, more than `limit` bytes), and StorageError where the archive can't be written.
     """
-    if not folder.is_dir():
-        raise FileMissing(f"working_dir: {folder} is not a folder")
-    entries = sorted(_entries(folder), key=lambda entry: os.fsencode(entry.name))
-    _check_size(folder, entries, limit)
+    entries = _checked(folder, limit)
     with _storing(archive), archive.open("wb") as file:
         sink = _Hashing(file)
         # Neither a name nor a time goes into the gzip header: equal folders, equal bytes.
@@ -66,6 +63,20 @@ def pack(folder: Path, archive: Path, limit: int = LIMIT) -> str:
             for entry in entries:
                 _add(tar, entry)
     return sink.digest.hexdigest()
+
+
+def check(folder: Path, limit: int = LIMIT) -> None:
+    """Raise what `pack` would raise for a folder that can't be packed."""
+    _checked(folder, limit)
+
+
+def _checked(folder: Path, limit: int) -> list[_Entry]:
+    """All that is packed, in order. Raises FileMissing and SpecError."""
+    if not folder.is_dir():
+        raise FileMissing(f"working_dir: {folder} is not a folder")
+    entries = sorted(_entries(folder), key=lambda entry: os.fsencode(entry.name))
+    _check_size(folder, entries, limit)
+    return entries
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +128,10 @@ def _ignored(name: str, is_folder: bool, rules: _Above) -> bool:
 
 
 def _entry(root: Path, path: Path, name: str) -> _Entry:
-    status = path.lstat()
+    try:
+        status = path.lstat()
+    except OSError as error:
+        _unreadable(path, error)
     if stat.S_ISLNK(status.st_mode):
         return _Entry(name, path, status, _target(root, path, name))
     if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):

@@ -137,6 +137,16 @@ def test_too_much_is_refused_with_the_largest(work: Path) -> None:
     assert "main.py" in packed(work, limit=1000)
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may look into every folder")
+def test_a_folder_that_may_be_listed_and_not_entered_is_named(work: Path, tmp_path: Path) -> None:
+    closed = work / "closed"
+    closed.mkdir()
+    (closed / "file").touch()
+    closed.chmod(0o600)
+    with pytest.raises(SpecError, match=r"closed/file can't be packed"):
+        pack(work, tmp_path / "package.tar.gz")
+
+
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     """A file is none."""
     (tmp_path / "file").touch()

@@ -47,11 +47,15 @@ def plan(
     The exit code is 80 if one of them would be refused.
     """
     from raysched.cli.job_detail import plan_lines
+    from raysched.client import check_folders
     from raysched.errors import Refused
     from raysched.specs.job import load_jobs
 
     client, output = Client.from_environment(), Output(as_json)
-    plans = client.plan([spec.as_json() for spec in load_jobs(*_source(file))])
+    path, text = _source(file)
+    specs = load_jobs(path, text)
+    check_folders(specs, path.absolute().parent)
+    plans = client.plan([spec.as_json() for spec in specs])
     output.answer({"jobs": plans}, plan_lines(plans, output.width, with_env=env), client)
     return Refused.exit_code if any(plan["outcome"] == "refused" for plan in plans) else 0
 

@@ -192,6 +192,25 @@ def test_a_plan_of_the_impossible_exits_as_the_submission_does(system: System, t
     assert done.stderr.startswith("error: ")
 
 
+def test_a_plan_refuses_the_working_directory_that_the_submission_does(
+    system: System, tmp_path: Path
+) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("entrypoint: 'true'\nworking_dir: nowhere\n", encoding="utf-8")
+    planned, submitted = (system.cli(command, str(file), check=False) for command in ("plan", "submit"))
+    assert (planned.returncode, planned.stderr) == (submitted.returncode, submitted.stderr)
+    assert "nowhere is not a folder" in planned.stderr
+
+
+def test_output_of_an_attempt_or_a_node_that_was_not_is_refused(system: System) -> None:
+    job = system.submit("once", "true", resources={"gpus": 0})
+    _ended(system, job)
+    for option, words in (("--attempt", "no attempt 2"), ("--rank", "no node 2")):
+        done = system.cli("logs", job, option, "2", check=False)
+        assert (done.returncode, done.stdout) == (81, "")
+        assert words in done.stderr
+
+
 def test_a_file_may_come_from_stdin(system: System) -> None:
     spec = "name: piped\nentrypoint: echo through\nworking_dir: null\nresources: {gpus: 0}\n"
     done = subprocess.run(
