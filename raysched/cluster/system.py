@@ -42,6 +42,7 @@ def connect(address: str) -> None:
     from ray.exceptions import RayError
 
     use_token()
+    os.environ.pop("RAY_BACKEND_LOG_LEVEL", None)  # with it Ray writes a line to stderr; actors have theirs
     try:
         ray.init(address, namespace=names.NAMESPACE, log_to_driver=False, logging_level=logging.CRITICAL)
     except (RayError, ConnectionError, RuntimeError) as error:
@@ -92,17 +93,10 @@ def create(settings: Settings) -> None:
 
     from raysched.actors import crew
 
-    deadline = time.monotonic() + CALL_S
-    while True:
-        try:
-            return crew.ensure(settings)
-        except RayError as error:
-            raise raised(error) from None
-        except ValueError as error:
-            # The ledger makes agents too, and Ray can't look an actor up that it is just making for another.
-            if time.monotonic() > deadline:
-                raise raised(error) from None
-            time.sleep(0.2)
+    try:
+        crew.ensure(settings)
+    except (RayError, ValueError) as error:
+        raise raised(error) from None
 
 
 def raised(error: Exception) -> RayschedError:
