@@ -64,6 +64,7 @@ class RemoteClass(Generic[T]):
         kind = AsyncFront if any(map(_is_async, vars(self._cls).values())) else Front
         here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
         front = ray.remote(kind).options(num_cpus=0, label_selector=here).remote(shape.name, relay)
+        relay.adopt.remote([front])
         started = front.start.remote(self._cls, shape, list(args), kwargs)
         return Actor(self._cls.__name__, self._methods, front, started)
 
@@ -113,6 +114,11 @@ class Actor(ActorHandle):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _handle, (self._name, self._methods, self._front, [self._started])
+
+    def _serialization_helper(self) -> Any:
+        """What Ray sends where the handle itself is an argument, which can only be one of an actor: so this
+        waits until there is one. Within another value the handle travels as it is."""
+        return ray.get(self._started)[0]._serialization_helper()
 
     def _call(self, name: str, args: Any, kwargs: Any, options: dict[str, Any]) -> Any:
         """Send a call to where the next one has to go."""

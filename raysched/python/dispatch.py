@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
 from raysched.actors.calls.claims import Shape
@@ -81,7 +82,7 @@ class Lane:
         with self._lock:
             if not self._idle and self._out and self._mine:
                 self._harvest()
-            if not self._idle:
+            if not self._idle or any(isinstance(each, ActorHandle) for each in (*args, *kwargs.values())):
                 return self._send(task, args, kwargs)
             worker = self._idle.pop()
             try:

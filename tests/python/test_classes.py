@@ -72,7 +72,7 @@ def test_everything_that_methods_can_be(driver: Driver) -> None:
                 return 1, 2
 
             def numbers(self, n):
-                yield from range(n)
+                yield from (number for number in range(n))
 
             def fail(self):
                 raise KeyError("mine")
@@ -140,6 +140,10 @@ def test_handles_travel(driver: Driver) -> None:
         def plain(handles):
             return ray.get(handles[0].add.remote())
 
+        @ray.remote(num_cpus=0)
+        def bare(handle):
+            return ray.get(handle.add.remote())
+
         @raysched.remote(gpu_fraction=0.25)
         def decorated(handle):
             return ray.get(handle.add.remote())
@@ -150,6 +154,8 @@ def test_handles_travel(driver: Driver) -> None:
         assert ray.get(counter.add.remote()) == 3
         assert ray.get(plain.remote([counter])) == 4
         assert ray.get(decorated.remote(counter)) == 5
+        assert ray.get(bare.remote(counter)) == 6
+        assert ray.get(bare.remote(Counter.remote())) == 1
 
 
 @pytest.mark.parametrize("end", ["ray.kill", "raysched.kill", "cancel", "kill -9", "handle dropped"])

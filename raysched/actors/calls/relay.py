@@ -22,7 +22,7 @@ from raysched.actors.calls.pool import Pool, Rest
 from raysched.actors.calls.signals import fail, settle, until
 from raysched.backends.ray.residents import Resident
 from raysched.core.work import Owned
-from raysched.errors import LeaseLost
+from raysched.errors import LeaseLost, RayschedError
 
 LOOK_S = 1.0
 """Time between two looks at whether an actor, or a placement group that the caller may remove, is there."""
@@ -38,6 +38,7 @@ class Relay:
         self._functions: dict[str, asyncio.Future[bytes]] = {}
         self._pools: dict[str, asyncio.Future[Pool]] = {}
         self._arrivals = Arrivals()
+        self._fronts: dict[Any, Any] = {}
         self._keepers: dict[str, list[Any]] = {}
         self._changed: set[str] = set()
         self._news: asyncio.Future[None] = _future()
@@ -131,12 +132,20 @@ class Relay:
             ray.kill(keeper)
         await self._claims.release(job)
 
+    async def adopt(self, front: list[Any]) -> None:
+        """Keep a front alive as long as its actor, whether or not the caller still has a handle."""
+        self._fronts[front[0]] = front[0]
+
     async def house(self, shape: Shape, front: list[Any]) -> Owned:
         """A lease for the actor behind a front, given back when the front dies. Raises like `obtain`."""
         bound: asyncio.Future[Owned] = _future()
-        job = await self._request(shape, bound)
-        apart(self._release_after(front[0], job))
-        return await bound
+        try:
+            job = await self._request(shape, bound)
+            apart(self._release_after(front[0], job))
+            return await bound
+        except RayschedError:
+            self._fronts.pop(front[0], None)  # it is there to tell why, as long as somebody asks
+            raise
 
     async def housed(self, front: list[Any], actor: list[Any]) -> None:
         """The front has made its actor: end the front with it."""
@@ -180,11 +189,12 @@ class Relay:
 
     async def _release_after(self, actor: Any, job: str) -> None:
         await _death(actor)
+        self._fronts.pop(actor, None)
         await self._claims.release(job)
 
     async def _end_with(self, actor: Any, front: Any) -> None:
         await _death(actor)
-        ray.kill(front)
+        front.__ray_terminate__.remote()  # behind the calls that it has, which learn why the actor died
 
     async def _release_with_group(self, job: str, group: str) -> None:
         while True:
