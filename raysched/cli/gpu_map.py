@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from rich.text import Text
 
 from raysched.cli.tables import flow, wrap
-from raysched.cli.words import clean, duration, memory, memory_of, percent
+from raysched.cli.words import clean, count, duration, memory, memory_of, percent
 from raysched.client import Json
 
 BAR = 20
@@ -70,7 +70,7 @@ def _heading(node: Json) -> list[Text]:
         Text("simulated" if node["simulated"] else "", "yellow"),
         Text(f"driver {node['driver']}" if node["driver"] else ""),
         Text(", ".join(node["backends"])),
-        Text(f"{cpus['used']:g} of {cpus['total']:g} CPUs"),
+        Text(f"{cpus['used']:g} of {count(cpus['total'], 'CPU')}"),
         Text(memory_of(host["used"], host["total"])),
     ]
     return [part for part in parts if part.plain]

@@ -11,7 +11,7 @@ from rich.text import Text
 from raysched.cli.gpu_map import SHORTEST
 from raysched.cli.job_list import by_state, job_table, state_text
 from raysched.cli.tables import Cell, Column, fields, table, wrap
-from raysched.cli.words import clean, duration, instant, memory, percent
+from raysched.cli.words import clean, count, duration, instant, memory, percent
 from raysched.client import Json
 
 PLAN = [
@@ -90,7 +90,7 @@ def place(answer: Json, width: int | None) -> str:
         f"{percent(gpu['share'])}, {memory(gpu['memory_mib'])}"
         for gpu in answer["gpus"]
     ]
-    host = [f"{answer['cpus']:g} CPUs"] if answer["cpus"] else []
+    host = [count(answer["cpus"], "CPU")] if answer["cpus"] else []
     host += [f"{memory(answer['memory_mib'])} host memory"] if answer["memory_mib"] else []
     return f"{clean(answer['node'])}: {'; '.join([*gpus, *host]) or 'no GPU'}"
 

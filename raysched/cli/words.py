@@ -41,9 +41,10 @@ def memory_of(used: int, total: int) -> str:
     return f"{used / MIB_IN_GIB:.1f} of {total / MIB_IN_GIB:.1f} GiB"
 
 
-def count(number: int, noun: str, plural: str | None = None) -> str:
-    """`1 job`, `2 jobs`."""
-    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+def count(number: float, noun: str, plural: str | None = None) -> str:
+    """`1 job`, `2 jobs`, `0.5 CPUs`."""
+    shown = f"{number:g}" if isinstance(number, float) else number
+    return f"{shown} {noun if number == 1 else plural or noun + 's'}"
 
 
 def instant(iso: str | None) -> str:

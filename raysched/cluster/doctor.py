@@ -126,9 +126,13 @@ def _gateway() -> Iterator[Check]:
     except RayschedError as error:
         yield Check("gateway", False, f"no answer from {access.address}", str(error))
         return
-    nodes, gpus = status["nodes"], status["gpus"]["total"]
+    has = f"{_count(status['nodes'], 'node')}, {_count(status['gpus']['total'], 'GPU')}"
     made_up = ", simulated" if status["simulated"] else ""
-    yield Check("gateway", True, f"{access.address}, token accepted; {nodes} nodes, {gpus} GPUs{made_up}")
+    yield Check("gateway", True, f"{access.address}, token accepted; {has}{made_up}")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _not_up(detail: str) -> Check:
@@ -145,7 +149,8 @@ def _not_up(detail: str) -> Check:
         return Check(
             "configuration", False, str(error), "mend the file, or name another with RAYSCHED_CONFIG"
         )
-    return Check("gateway", True, f"{detail}; port {gateway.port} is free")
+    port = f"port {gateway.port} is free" if gateway.port else "it will take a free port"
+    return Check("gateway", True, f"{detail}; {port}")
 
 
 def _clock() -> Iterator[Check]:

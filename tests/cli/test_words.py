@@ -52,6 +52,7 @@ def test_memory_is_in_the_unit_of_the_larger() -> None:
 
 def test_counts_agree_with_their_noun() -> None:
     assert (words.count(1, "job"), words.count(2, "job")) == ("1 job", "2 jobs")
+    assert [words.count(cpus, "CPU") for cpus in (1.0, 0.5, 4.0)] == ["1 CPU", "0.5 CPUs", "4 CPUs"]
 
 
 @pytest.mark.parametrize("zone", ["Asia/Kolkata", "America/New_York", "UTC"])
