@@ -27,7 +27,8 @@ def up(
         str | None, typer.Option(metavar="RAY", help="The Ray cluster to use, such as 10.0.0.1:6379.")
     ] = None,
     port: Annotated[
-        int | None, typer.Option(min=1, max=65535, metavar="PORT", help="The gateway's port.")
+        int | None,
+        typer.Option(min=0, max=65535, metavar="PORT", help="The gateway's port; 0 takes a free one."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -44,10 +45,10 @@ def up(
 
 
 def down(
-    cancel: Annotated[bool, typer.Option("--cancel", help="End the jobs that run first.")] = False,
-    keep: Annotated[
-        bool, typer.Option("--keep", help="Let jobs of the vm backend run on; the next `up` finds them.")
+    cancel: Annotated[
+        bool, typer.Option("--cancel", help="End all jobs first, those that wait too.")
     ] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Let jobs run on; the next `up` finds them.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Stop raysched, and Ray where `up` started it.

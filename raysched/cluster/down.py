@@ -87,7 +87,7 @@ def _refuse(active: list[View], keep: bool) -> None:
         return
     if not keep:
         raise Conflict(
-            f"{_listed(active)} not ended: `down --cancel` ends what runs, `down --keep` lets it run on"
+            f"{_listed(active)} not ended: `down --cancel` ends all jobs, `down --keep` lets what runs run on"
         )
     if leases := [job for job in active if job["kind"] == "lease"]:
         raise Conflict(f"{_listed(leases)} held by programs, which can't go on: end them, or `down --cancel`")

@@ -9,6 +9,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from raysched.actors.settings import Settings
 from raysched.backends import runner
@@ -76,11 +77,16 @@ def _plan(home: Path, config: Config, simulate: str | None, address: str | None,
     settings = Settings(
         folder=str(homes.prepare(_data_folder(config, home))),
         host=host,
-        port=number if before else free_port(host, number),
+        port=_port_from_before(before, number) if before else free_port(host, number),
         simulate=simulate,
         environment=dict(os.environ) | {"RAYSCHED_HOME": str(home)},
     )
     return Plan(home, settings, _token(home), ray, before, _count(simulate))
+
+
+def _port_from_before(before: Record, port: int) -> int:
+    """`port`, or for 0 the one that was taken then: the gateway may still listen there."""
+    return port or urlsplit(before.gateway).port or 0
 
 
 def _before(home: Path) -> Record | None:
@@ -218,7 +224,7 @@ def _check_foreign_ray(plan: Plan, address: str) -> None:
     gpus = int(ray.cluster_resources().get("GPU", 0))
     if plan.gpus is not None and gpus < plan.gpus:
         raise ConfigError(
-            f"the Ray at {address} counts {gpus} GPUs, too few for --simulate {plan.settings.simulate}: "
+            f"the Ray at {address} has too few GPUs for --simulate {plan.settings.simulate} ({gpus}): "
             f"start it with --num-gpus={plan.gpus}, or give no address, and a Ray of its own is started"
         )
 
