@@ -64,7 +64,7 @@ class Waiting:
 
 @dataclass(eq=False, slots=True)
 class Worker:
-    """A lease worker. `held` are the calls that it was given, by number."""
+    """A lease worker. `held` are the calls that it was given, by number; `proven`: its process runs."""
 
     job: str
     actor: Any
@@ -133,7 +133,8 @@ class Pool:
 
     def rest(self) -> Rest:
         """What the calling process may use now."""
-        resting = [worker for worker in self._workers.values() if not worker.held and not worker.parked]
+        started = [worker for worker in self._workers.values() if worker.proven]
+        resting = [worker for worker in started if not worker.held and not worker.parked]
         new = [worker for worker in self._workers.values() if not worker.announced]
         for worker in new:
             worker.announced = True
@@ -268,7 +269,7 @@ class Pool:
                 apart(self._drain(worker))
 
     async def _drain(self, worker: Worker) -> None:
-        while self._waiting and worker.job in self._workers:
+        while worker.job in self._workers and (self._waiting or not worker.proven):
             try:
                 await worker.actor.drain.remote()
             except ActorDiedError as error:
@@ -370,12 +371,9 @@ class Pool:
             .options(**options)
             .remote(self._shape.name, self._id, owned.job, self._relay)
         )
-        self._workers[owned.job] = Worker(owned.job, actor)
-        if self._waiting:
-            self._serve()
-            self._ask()
-        else:
-            self._changed()
+        self._workers[owned.job] = worker = Worker(owned.job, actor, serving=True)
+        apart(self._drain(worker))
+        self._ask()
 
     def _end(self, owned: Owned) -> None:
         """A lease, or what was asked for, ended without the calling process wanting it."""
