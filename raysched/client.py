@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from raysched.discovery import find_access
+from raysched.errors import NotFound
 from raysched.transport import PATIENCE, Ask, Query, StreamIdle, StreamLost, Transport
 
 if TYPE_CHECKING:
@@ -253,5 +254,7 @@ def _key_in_ray_job(specs: Sequence[Json], packages: Sequence[str | None]) -> st
 
 
 def _of(job: str, what: str | None = None) -> str:
-    path = f"/v1/jobs/{quote(job, safe='')}"
+    if not job:
+        raise NotFound("no job has an empty name: `raysched status` lists those that are known")
+    path = f"/v1/jobs/{quote(os.fsencode(job), safe='')}"
     return path if what is None else f"{path}/{what}"

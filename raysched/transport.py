@@ -12,7 +12,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import SplitResult, urlencode, urlsplit
 
 from raysched.errors import ConfigError, RayschedError, Unauthorized, Unreachable, by_code
 
@@ -65,9 +65,14 @@ class Transport:
         self.patience = patience
         self._notice = notice
         self._authorization = {"Authorization": f"Bearer {token}"}
-        self._parts = urlsplit(self.address)
-        if self._parts.scheme not in ("http", "https") or not self._parts.hostname:
-            raise ConfigError(f"{address!r} is not the address of a gateway: write http://HOST:PORT")
+        try:
+            self._parts = _parsed(self.address)
+        except ValueError:
+            raise ConfigError(
+                f"{address!r} is not the address of a gateway: write http://HOST:PORT"
+            ) from None
+        if not (token.isascii() and token.isprintable()):
+            raise self.error(Answer(http.client.FORBIDDEN, "", b""))
 
     def request(self, ask: Ask) -> Answer:
         """Ask, again while the gateway can't be reached, and return its answer whatever the status. So only
@@ -172,6 +177,15 @@ class Transport:
                 told = True
                 self._notice(f"{self.address} does not answer; trying for {self.patience:.0f} s")
             time.sleep(min(0.5, 0.05 + waited / 4))
+
+
+def _parsed(address: str) -> SplitResult:
+    """The parts of a URL. Raises ValueError where it has no host to connect to, or no possible port."""
+    parts = urlsplit(address)
+    host = (parts.hostname or "").encode("idna")
+    if parts.scheme not in ("http", "https") or not host or b" " in host or parts.port == 0:
+        raise ValueError
+    return parts
 
 
 def _write(connection: http.client.HTTPConnection, ask: Ask, target: str, headers: dict[str, str]) -> None:

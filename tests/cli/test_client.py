@@ -121,9 +121,40 @@ def test_a_gateway_that_stays_away_is_unreachable_and_the_user_is_told_once() ->
     assert told == [f"{server.address} does not answer; trying for 2 s"]
 
 
-def test_an_address_that_is_none_is_refused() -> None:
+@pytest.mark.parametrize(
+    "address",
+    [
+        "ftp://host",
+        "http://",
+        "http://host:port",
+        "http://host:99999",
+        "http://host:0",
+        "http://[::1",
+        "http://a host",
+        "http://..",
+        f"http://{'a' * 80}.example",
+    ],
+)
+def test_an_address_that_is_none_is_refused(address: str) -> None:
     with pytest.raises(ConfigError, match="write http://HOST:PORT"):
-        Client("ftp://example", "x")
+        _client(address)
+
+
+@pytest.mark.parametrize("token", ["a\nb", "w\u4e2dng"])
+def test_a_token_that_no_header_can_carry_is_a_wrong_one(token: str) -> None:
+    with pytest.raises(Unauthorized, match="does not accept the token"):
+        Client("http://127.0.0.1:1", token)
+
+
+def test_a_name_that_no_job_can_have_is_not_found() -> None:
+    with scripted(
+        answer({"error": {"code": "not_found", "message": "no such job"}}, "404 Not Found")
+    ) as server:
+        with pytest.raises(NotFound):
+            _client(server.address).job("\udcff")
+        with pytest.raises(NotFound, match="empty"):
+            _client(server.address).job("")
+    assert [asked.line for asked in server.asked] == ["GET /v1/jobs/%FF HTTP/1.1"]
 
 
 def test_a_package_is_uploaded_once(tmp_path: Path) -> None:
