@@ -334,3 +334,15 @@ def test_events_begin_after_the_last_one_seen(app: FastAPI, ledger: ScriptedLedg
         asyncio.run(asyncio.wait_for(answered, 10))
     assert [json.loads(line)["seq"] for line in sent[1].splitlines()] == [42, 43]
     assert [call[1] for call in ledger.calls if call[0] == "events"][:2] == [41, 43]
+
+
+def test_a_name_with_slashes_reaches_the_ledger_whole(ask: Ask, ledger: ScriptedLedger) -> None:
+    ledger.answers["locate"] = [{"run": "a.1.0", "backend": None, "ended": True}]
+    for method, what in (("GET", ""), ("POST", "/cancel"), ("GET", "/explain"), ("GET", "/logs")):
+        assert ask(method, f"/v1/jobs/a%2Fb%20c{what}").status_code == 200
+    assert ledger.calls == [
+        ("view", "job", {"job": "a/b c"}),
+        ("cancel", "a/b c", "the API"),
+        ("view", "explain", {"job": "a/b c"}),
+        ("locate", "a/b c", None, 0),
+    ]

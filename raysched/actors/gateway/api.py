@@ -81,7 +81,7 @@ def build_app(ledger: Ledger, packages: PackageStore, token: str) -> FastAPI:
     install_errors(app)
     app.include_router(_health())
     bearer = Security(HTTPBearer(auto_error=False, description="The token of gateway.json."))
-    for routes in (_system(ledger), _packages(packages), _jobs(ledger), _streams(ledger)):
+    for routes in (_system(ledger), _packages(packages), _streams(ledger), _jobs(ledger)):
         app.include_router(routes, prefix="/v1", dependencies=[bearer], responses=RESPONSES)
     return app
 
@@ -178,18 +178,19 @@ def _jobs(ledger: Ledger) -> APIRouter:
     async def jobs(state: JobState | None = None, group: str | None = None) -> Response:
         return JSONResponse(await ledger.view("jobs", state=state, group=group))
 
-    @routes.get("/jobs/{job}", response_model=answers.Jobs, summary="A job, or the elements of an array")
-    async def job(job: str) -> Response:
-        return JSONResponse(await ledger.view("job", job=job))
-
-    @routes.post("/jobs/{job}/cancel", response_model=answers.Jobs, summary="End a job or an array")
+    @routes.post("/jobs/{job:path}/cancel", response_model=answers.Jobs, summary="End a job or an array")
     async def cancel(job: str, body: answers.Cancellation | None = None) -> Response:
         by = body.user if body else None
         return JSONResponse(await ledger.cancel(job, by or "the API"))
 
-    @routes.get("/jobs/{job}/explain", response_model=answers.Explanation, summary="Why a job waits")
+    @routes.get("/jobs/{job:path}/explain", response_model=answers.Explanation, summary="Why a job waits")
     async def explain(job: str) -> Response:
         return JSONResponse(await ledger.view("explain", job=job))
+
+    # The last one: the name of a job may hold slashes, so this path matches those above too.
+    @routes.get("/jobs/{job:path}", response_model=answers.Jobs, summary="A job, or the elements of an array")
+    async def job(job: str) -> Response:
+        return JSONResponse(await ledger.view("job", job=job))
 
     return routes
 
@@ -205,7 +206,7 @@ def _streams(ledger: Ledger) -> APIRouter:
     routes = APIRouter(tags=["jobs"])
 
     @routes.get(
-        "/jobs/{job}/logs",
+        "/jobs/{job:path}/logs",
         response_class=StreamingResponse,
         summary="The output of a job as bytes",
         description="Of the last attempt unless one is named. `follow` goes on until that attempt has ended.",
