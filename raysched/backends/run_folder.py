@@ -111,6 +111,8 @@ class RunFolder:
         """At most `limit` bytes of the output from `offset`."""
         try:
             with open(self.path / "output.log", "rb") as file:
+                if offset >= os.fstat(file.fileno()).st_size:
+                    return b""  # also where no file could be so long, which `seek` refuses
                 file.seek(offset)
                 return file.read(limit)
         except FileNotFoundError:
