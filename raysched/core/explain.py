@@ -37,7 +37,7 @@ def asks(request: Request) -> str:
     """What a request asks for, in a few words: `0.25 GPU`, `2 GPUs`, `3 x 2000 MiB of a GPU`."""
     parts = [_asks_gpus(request)]
     if request.cpus:
-        parts.append(f"{number(request.cpus)} CPUs")
+        parts.append(f"{number(request.cpus)} CPU{'' if request.cpus == WHOLE else 's'}")
     if request.host_memory:
         parts.append(f"{request.host_memory} MiB of memory")
     if request.nodes and request.nodes > 1:

@@ -130,9 +130,8 @@ def find_jobs(state: State, text: str) -> list[Job]:
         raise NotFound(f"no job {text}: `raysched status` lists those that are known")
     active = sorted({job.group for job in named if job.state not in ENDED})
     if len(active) > 1:
-        raise Conflict(
-            f"{text} names {len(active)} jobs that have not ended: say which by id: {', '.join(active)}"
-        )
+        ids = ", ".join(active[:5]) + (", ..." if len(active) > 5 else "")
+        raise Conflict(f"{text} names {len(active)} jobs that have not ended: say which by id: {ids}")
     group = active[0] if active else max(named, key=lambda job: job.order).group
     return [job for job in named if job.group == group]
 

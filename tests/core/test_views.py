@@ -127,6 +127,13 @@ def test_a_name_that_two_running_jobs_have_must_be_told_apart(world):
     assert [job.id for job in views.find_jobs(world.state, "train")] == ["j1"]
 
 
+def test_of_many_jobs_with_one_name_a_few_ids_are_told(world):
+    for number in range(7):
+        world.submit(f"j{number}", share(0.1), name="train")
+    with pytest.raises(Conflict, match=r"names 7 jobs .*: j0, j1, j2, j3, j4, \.\.\.$"):
+        views.find_jobs(world.state, "train")
+
+
 def test_times_are_iso_in_utc_and_durations_are_never_negative(world):
     """Case ui-03."""
     job = world.submit("j", share(0.25))
