@@ -26,7 +26,7 @@ PORTS = {
     "ray-client-server-port": 10001,
     "dashboard-agent-listen-port": 52365,
 }
-"""Ray's own choices, taken where they are free."""
+"""Ray's own choices, taken where all are free."""
 STARTED = b"Ray runtime started"
 TAKEN = (
     b"does not match persisted value",
@@ -251,19 +251,21 @@ def _address_file() -> Path:
 
 
 def _free_ports(usual: bool) -> dict[str, int]:
-    """A free port for each of `PORTS`. All are held until each is chosen, so that no two are the same."""
+    """A free port for each of `PORTS`: the usual ones if none is taken. One that is taken tells of another
+    Ray, which may be about to take the others, and a Ray dies of that even after it has started."""
     with ExitStack() as held:
-        return {name: _free_port(port if usual else 0, held) for name, port in PORTS.items()}
+        if usual:
+            with suppress(OSError):
+                return {name: _hold(port, held) for name, port in PORTS.items()}
+        return {name: _hold(0, held) for name in PORTS}
 
 
-def _free_port(wanted: int, held: ExitStack) -> int:
-    """`wanted`, or else one that the system gives: those lie above the ports that Ray gives its workers."""
+def _hold(port: int, held: ExitStack) -> int:
+    """Keep `port` from others; 0 is one that the system gives: those lie above the ports of Ray's workers.
+    Raises OSError where it is taken."""
     probe = held.enter_context(socket.socket())
     probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        probe.bind(("", wanted))
-    except OSError:
-        probe.bind(("", 0))
+    probe.bind(("", port))
     return probe.getsockname()[1]
 
 

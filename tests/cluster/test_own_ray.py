@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -31,6 +32,15 @@ def test_ray_gets_an_interpreter_without_a_space_in_its_path(
         assert " " not in python
         shown = subprocess.run([python, "-c", "print('runs')"], capture_output=True, text=True, check=True)
         assert shown.stdout == "runs\n"
+
+
+def test_the_usual_ports_are_taken_all_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another Ray that is starting has some of its ports already, and will take the others in a moment."""
+    usual = own_ray._free_ports(usual=False)
+    monkeypatch.setattr(own_ray, "PORTS", usual)
+    assert own_ray._free_ports(usual=True) == usual
+    with socket.create_server(("127.0.0.1", usual["port"])):
+        assert not set(usual.values()) & set(own_ray._free_ports(usual=True).values())
 
 
 @pytest.fixture
