@@ -74,11 +74,6 @@ def start(
         print(context.get_help())
 
 
-def run() -> None:
-    """The entry point of the `raysched` command."""
-    sys.exit(main(sys.argv[1:]))
-
-
 def main(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code. Errors are one sentence on stderr, or with --json an object
     on stdout; the traceback of a fault in raysched itself is shown where RAYSCHED_DEBUG is set."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ STATUS = answer(samples.status())
 
 def _run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY", "COLUMNS"))}
-    command = [sys.executable, "-c", "from raysched.cli.main import run; run()", *arguments]
+    command = [sys.executable, "-c", "from raysched.cli.entry import run; run()", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=kept | variables)
 
 
@@ -131,7 +132,7 @@ def test_output_is_printed_byte_for_byte() -> None:
     """Case ui-02: a job that prints colours keeps them."""
     coloured = b"\x1b[31mred\x1b[0m\r\xff\n"
     with scripted(answer({"jobs": [samples.job()]}), pieces(coloured)) as server:
-        command = [sys.executable, "-c", "from raysched.cli.main import run; run()", "logs", "embed"]
+        command = [sys.executable, "-c", "from raysched.cli.entry import run; run()", "logs", "embed"]
         env = {**os.environ, "RAYSCHED_ADDRESS": server.address, "RAYSCHED_TOKEN": "x"}
         assert subprocess.run(command, capture_output=True, check=True, env=env).stdout == coloured
 
@@ -142,8 +143,25 @@ def test_the_output_of_an_array_is_marked() -> None:
     assert done.stdout == "hpo[0] | a\nhpo[0] | b\nhpo[1] | c\n"
 
 
+def test_ctrl_c_while_the_command_is_being_imported_shows_no_traceback() -> None:
+    begin = (
+        "import os, signal, sys\n"
+        "from raysched.cli.entry import run\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'typer':\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "run()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", begin, "--help"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
 def test_a_reader_that_has_enough_is_no_error() -> None:
-    shell = f"{sys.executable} -c 'from raysched.cli.main import run; run()' schema | head -n 1"
+    shell = f"{sys.executable} -c 'from raysched.cli.entry import run; run()' schema | head -n 1"
     done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("{\n", "")
 
