@@ -37,7 +37,7 @@ def asks(request: Request) -> str:
     """What a request asks for, in a few words: `0.25 GPU`, `2 GPUs`, `3 x 2000 MiB of a GPU`."""
     parts = [_asks_gpus(request)]
     if request.cpus:
-        parts.append(f"{number(request.cpus)} CPU{'' if request.cpus == WHOLE else 's'}")
+        parts.append(_cores(request.cpus))
     if request.host_memory:
         parts.append(f"{request.host_memory} MiB of memory")
     if request.nodes and request.nodes > 1:
@@ -54,6 +54,10 @@ def _asks_gpus(request: Request) -> str:
     times = f"{request.gpus} x " if request.gpus > 1 else ""
     part = number(request.share) + " GPU" if request.share is not None else f"{request.memory} MiB of a GPU"
     return f"{times}{part}{kind}"
+
+
+def _cores(count: int) -> str:
+    return f"{number(count)} CPU{'' if count == WHOLE else 's'}"
 
 
 def mechanism(request: Request) -> str:
@@ -281,8 +285,7 @@ def _host_shortage(nodes: list[Node], request: Request, kept: Kept) -> tuple[str
     if request.cpus > best.cpus_free:
         return (
             "cpus",
-            f"needs {number(request.cpus)} CPUs on one node; "
-            f"{best.info.name} has {number(best.cpus_free)} free",
+            f"needs {_cores(request.cpus)} on one node; {best.info.name} has {number(best.cpus_free)} free",
         )
     roomy = max(nodes, key=lambda node: node.memory_free)
     if request.host_memory > roomy.memory_free:
