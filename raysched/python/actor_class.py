@@ -63,7 +63,7 @@ class RemoteClass(Generic[T]):
         shape = self._settings.shape(self._cls.__name__)
         kind = AsyncFront if any(map(_is_async, vars(self._cls).values())) else Front
         here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-        front = ray.remote(kind).options(num_cpus=0, label_selector=here).remote(shape.name, relay)
+        front: Any = ray.remote(kind).options(num_cpus=0, label_selector=here).remote(shape.name, relay)
         relay.adopt.remote([front])
         started = front.start.remote(self._cls, shape, list(args), kwargs)
         return Actor(self._cls.__name__, self._methods, front, started)

@@ -8,7 +8,8 @@ import uuid
 from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar, overload
 
-from ray import ObjectRef, cloudpickle
+from ray import ObjectRef
+from ray.cloudpickle.cloudpickle import dumps
 from typing_extensions import Unpack
 
 from raysched.errors import SpecError
@@ -49,7 +50,7 @@ class RemoteFunction(Generic[R]):
         self._signature.bind(*args, **kwargs)
         dispatcher = connect().dispatcher
         if not dispatcher.has(self._lane, self._id):
-            dispatcher.define(self._id, cloudpickle.dumps(self._function))
+            dispatcher.define(self._id, dumps(self._function))
             dispatcher.open(self._lane, self._settings.shape(self._name))
         return dispatcher.call(self._lane, self._task, args, kwargs)
 
@@ -62,13 +63,17 @@ class Decorator(Protocol):
     """What `raysched.remote(...)` with options returns."""
 
     @overload
-    def __call__(self, target: type[T], /) -> RemoteClass[T]: ...
+    def __call__(  # pyright: ignore[reportOverlappingOverload]
+        self, target: type[T], /
+    ) -> RemoteClass[T]: ...
     @overload
     def __call__(self, target: Callable[..., R], /) -> RemoteFunction[R]: ...
 
 
 @overload
-def remote(target: type[T], /) -> RemoteClass[T]: ...
+def remote(  # pyright: ignore[reportOverlappingOverload]
+    target: type[T], /
+) -> RemoteClass[T]: ...
 @overload
 def remote(target: Callable[..., R], /) -> RemoteFunction[R]: ...
 @overload

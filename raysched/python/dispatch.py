@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray.actor import ActorHandle
@@ -217,7 +217,7 @@ class Dispatcher:
         try:
             there, _ = ray.wait([self._news], timeout=0)
             if there:
-                news = ray.get(self._news)
+                news = cast(dict[str, Rest], ray.get(self._news))
                 self._news = self._relay.news.remote(NEWS_S)
                 for lane, rest in news.items():
                     self._lanes[lane].hear(rest)

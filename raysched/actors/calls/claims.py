@@ -52,11 +52,15 @@ class Claims:
         key = secrets.token_hex(16)
         asked = (key, self._user, shape.name, shape.resources, shape.queue, count, self._owner)
         jobs: list[str] = await self._call("request_leases", *asked)
-        for job in jobs:
-            self._listeners[job] = listener
-            if job in self._heard:
-                listener(self._heard[job])
+        self._listeners.update((job, listener) for job in jobs)
+        asyncio.get_running_loop().call_soon(self._repeat, jobs)  # once the caller knows its jobs
         return jobs
+
+    def _repeat(self, jobs: list[str]) -> None:
+        """Tell of jobs what was heard before their ids came."""
+        for job in jobs:
+            if job in self._heard and job in self._listeners:
+                self._tell(self._listeners[job], self._heard[job])
 
     async def release(self, job: str) -> None:
         """Give a lease back, or what was asked for; silent if it has ended or raysched is down."""

@@ -7,18 +7,17 @@ front, which Ray regards as the real actor's owner, is then only what `ray.kill`
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from typing import Any, cast
 
 import ray
 
 from raysched.actors.calls.claims import Shape
 from raysched.actors.calls.placing import place_options
 from raysched.actors.names import NAMESPACE
+from raysched.core.work import Owned
 
 
-class Front:
-    """For classes with plain methods: itself such a class, as only these keep the order of their calls."""
-
+class _Front:
     def __init__(self, name: str, relay: Any) -> None:
         self._name = name
         self._relay = relay
@@ -26,10 +25,14 @@ class Front:
     def __repr__(self) -> str:
         return f"Front({self._name})"
 
+
+class Front(_Front):
+    """For classes with plain methods: itself such a class, as only these keep the order of their calls."""
+
     def start(self, cls: type, shape: Shape, args: list[Any], kwargs: dict[str, Any]) -> list[Any]:
         """Wait for the lease and make the actor. Its handle comes in a list, as Ray counts it there."""
         me = ray.get_runtime_context().current_actor
-        owned = ray.get(self._relay.house.remote(shape, [me]))
+        owned = cast(Owned, ray.get(self._relay.house.remote(shape, [me])))
         strong, actor = make(cls, place_options(owned, 0), f"{shape.name} ({owned.lease})", args, kwargs)
         self._relay.housed.remote([me], [actor])
         return [strong]
@@ -52,7 +55,7 @@ class Front:
         return ray.get(started[0])[0]
 
 
-class AsyncFront(Front):
+class AsyncFront(_Front):
     """For classes with async methods, whose calls run beside each other."""
 
     async def start(self, cls: type, shape: Shape, args: list[Any], kwargs: dict[str, Any]) -> list[Any]:

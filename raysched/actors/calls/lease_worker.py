@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import pickle
 import signal
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray import cloudpickle
 
 from raysched.actors.calls.calls import Call, Outcome, pack_values
 from raysched.actors.calls.parcel import pack_error, unpack_arguments
@@ -127,7 +127,7 @@ class LeaseWorker:
 
     def _function(self, id: str) -> Callable[..., Any]:
         if id not in self._functions:
-            self._functions[id] = cloudpickle.loads(ray.get(self._relay.function.remote(id)))
+            self._functions[id] = pickle.loads(ray.get(self._relay.function.remote(id)))
             if len(self._functions) > FUNCTIONS_KEPT:
                 self._functions.popitem(last=False)
         return self._functions[id]
@@ -135,7 +135,7 @@ class LeaseWorker:
     # ------------------------------------------------------------ long calls, cancelled calls
 
     @contextmanager
-    def _interruptible(self) -> Iterator[None]:
+    def _interruptible(self) -> Generator[None, None, None]:
         self._turn += 1
         self._running = True
         try:

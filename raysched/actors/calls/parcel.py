@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
-from ray import cloudpickle
 from ray.actor import ActorHandle
+from ray.cloudpickle.cloudpickle import Pickler as CloudPickler
 from ray.exceptions import RayTaskError
 
 SCALARS = frozenset({type(None), bool, int, float, str, bytes})
@@ -49,7 +49,7 @@ class Parcel:
         return Parcel, (self.payload, [pickle.PickleBuffer(each) for each in self.buffers], self.links)
 
 
-class _Packer(cloudpickle.CloudPickler):
+class _Packer(CloudPickler):  # pyright: ignore[reportUntypedBaseClass]
     """Sets references aside, so that they travel where Ray sees them."""
 
     def __init__(self, stream: io.BytesIO, buffers: list[pickle.PickleBuffer], links: list[Any]) -> None:
@@ -85,7 +85,7 @@ def unpack_arguments(packed: list[Any] | Parcel) -> tuple[Sequence[Any], dict[st
     return args, kwargs
 
 
-def is_scalar(value: object) -> bool:
+def is_scalar(value: Any) -> bool:
     """Whether a value travels as it is."""
     kind = type(value)
     return kind in SCALARS and (kind is not int or -INT_MAX <= value < INT_MAX)

@@ -44,7 +44,7 @@ TRIM_S = 0.25
 """Requests that no waiting call needs are taken back after this time."""
 
 REST_S = 0.2
-"""The time before a worker whose process died is tried again."""
+"""The time before what failed is tried again: a worker whose process died, or a request."""
 
 BIRTHS = 3
 """After so many workers in a row that could not start, waiting calls fail with the reason."""
@@ -336,12 +336,13 @@ class Pool:
     async def _request(self, count: int) -> None:
         try:
             jobs = await self._claims.ask(self._shape, count, self._hear)
-            self._requests.update(job for job in jobs if job not in self._workers)
         except Exception as error:
             if not self._workers:
                 self._fail(error)
-        finally:
-            self._asking -= count
+            await asyncio.sleep(REST_S)
+        else:
+            self._requests.update(jobs)
+        self._asking -= count
         self._ask()
 
     async def _trim(self) -> None:
@@ -380,5 +381,5 @@ class Pool:
         if worker := self._workers.get(owned.job):
             self._drop(worker)
             self._ask()
-        elif not self._workers and not self._requests:
+        elif not self._workers and not self._requests and not self._asking:
             self._fail(LeaseLost(f"no lease for {self._shape.name}: {owned.reason}"))

@@ -181,7 +181,7 @@ class Relay:
         if sharing(owned) == "exclusive":
             return
         options = [place_options(owned, place) for place in range(len(owned.groups))]
-        keepers = [
+        keepers: list[Any] = [
             ray.remote(Resident).options(**each, max_restarts=-1).remote(shape.name) for each in options
         ]
         self._keepers[owned.job] = keepers
