@@ -139,7 +139,7 @@ def _row(job: Json) -> list[Cell]:
 
 
 def _remark(job: Json) -> str:
-    if job["lease"] and job["state"] not in ENDED:
+    if job["lease"] and job["lease"]["state"] != "released" and job["state"] not in ENDED:
         return where(job["lease"]["places"])
     return clean(job["reason"])
 
@@ -148,7 +148,7 @@ def _array_row(group: Sequence[Json]) -> list[Cell]:
     first = group[0]
     states = {job["state"] for job in group}
     state = state_text(first["state"]) if len(states) == 1 else Text("mixed")
-    name = Text(f"{clean(first['name'])}[{len(group)}]", "bold")
+    name = Text(f"{clean(first['name'])} ({count(len(group), 'job')})", "bold")
     longest = max(group, key=lambda job: job["run_s"] or 0)
     return [
         first["group"],

@@ -23,7 +23,7 @@ NODE_PATIENCE = 60_000
 REST = 3_000
 """Milliseconds before a job is looked at again after an engine said no."""
 JOBS_KEPT = 2_000
-"""Ended jobs that the ledger remembers."""
+"""How many jobs have to end after a job, or after the last element of an array, until it is forgotten."""
 
 
 def decide(state: State, command: Command, now: int) -> list[Fact]:
@@ -105,24 +105,20 @@ def _launched(state: State, job: Job) -> bool:
 
 
 def _release(state: State, command: commands.Release, now: int) -> Iterator[Fact]:
-    job = find(state, command.job)
-    if job.state not in ENDED:
-        held = job.state == "running"
-        yield from _end(
-            state,
-            job,
-            "succeeded" if held else "cancelled",
-            None,
-            "released" if held else "no longer asked for",
-            now,
-        )
+    yield from _give_back(state, find(state, command.job), "released", now)
 
 
 def _owner_lost(state: State, command: commands.OwnerLost, now: int) -> Iterator[Fact]:
     for id in state.owned.get(command.owner, {}):
-        if state.jobs[id].state in ENDED:
-            continue
-        yield from _end(state, state.jobs[id], "cancelled", None, "the program that held it has ended", now)
+        yield from _give_back(state, state.jobs[id], "given back as its program ended", now)
+
+
+def _give_back(state: State, job: Job, reason: str, now: int) -> Iterator[Fact]:
+    """End a lease that its holder no longer needs, or that it did not wait for."""
+    if job.state == "running":
+        yield from _end(state, job, "succeeded", None, reason, now)
+    elif job.state not in ENDED:
+        yield from _end(state, job, "cancelled", None, "no longer asked for", now)
 
 
 def find(state: State, id: str) -> Job:
@@ -286,11 +282,20 @@ def _tick(state: State, _: commands.Tick, now: int) -> Iterator[Fact]:
             yield from _lose(state, job, lost, now)
         elif job is not None and _overdue(job, now):
             yield facts.Stopping(now, job.id, "failed", explain.too_long(job))
+    yield from _forget(state, now)
+
+
+def _forget(state: State, now: int) -> Iterator[Fact]:
+    """Forget what ended long ago; an array as a whole, so that who follows it learns how each element ended."""
     surplus = len(state.ended) - JOBS_KEPT
-    if surplus > 0:
-        held = {lease.job for lease in state.leases.values()}
-        old = [id for id, _ in zip(state.ended, range(surplus), strict=False) if id not in held]
-        yield facts.Forgotten(now, tuple(old))
+    if surplus <= 0:
+        return
+    held = {lease.job for lease in state.leases.values()}
+    old = {id for id, _ in zip(state.ended, range(surplus), strict=False) if id not in held}
+    groups = dict.fromkeys(state.jobs[id].group for id in state.ended if id in old)
+    whole = [state.groups[group] for group in groups if old.issuperset(state.groups[group])]
+    if whole:
+        yield facts.Forgotten(now, tuple(id for group in whole for id in group))
 
 
 def _lost_node(state: State, lease: Lease, now: int) -> Node | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from typing import Any
@@ -50,9 +50,8 @@ def _seconds(start: int | None, end: int | None, now: int) -> float | None:
 # ---------------------------------------------------------------- jobs
 
 
-def job_view(state: State, job: Job, now: int, *, spec: bool = True) -> View:
-    """One job; in a long list without its spec."""
-    waited = job.granted if job.state != "waiting" else None
+def job_view(state: State, job: Job, now: int, *, why: str = "", spec: bool = True) -> View:
+    """One job; `why` is what it waits for, and in a long list it is shown without its spec."""
     return {
         "id": job.id,
         "group": job.group,
@@ -65,13 +64,13 @@ def job_view(state: State, job: Job, now: int, *, spec: bool = True) -> View:
         "priority": job.priority,
         "backend": job.backend or job.request.backends[0],
         "state": job.state,
-        "reason": job.reason,
+        "reason": why or job.reason,
         "attempt": job.attempt,
         "submitted": stamp(job.submitted),
         "granted": stamp(job.granted),
         "started": stamp(job.started),
         "ended": stamp(job.ended),
-        "wait_s": _seconds(job.submitted, waited or job.ended, now),
+        "wait_s": _seconds(job.submitted, job.started or job.ended, now),
         "run_s": _seconds(job.started, job.ended, now),
         "exit_code": job.code,
         "asks": explain.asks(job.request),
@@ -139,7 +138,10 @@ def find_jobs(state: State, text: str) -> list[Job]:
 def jobs_view(state: State, jobs: Iterable[Job], now: int) -> View:
     """Jobs in the order in which they came; several are shown without their specs."""
     ordered = sorted(jobs, key=lambda job: job.order)
-    return {"jobs": [job_view(state, job, now, spec=len(ordered) == 1) for job in ordered]}
+    waits = any(job.state == "waiting" for job in ordered)
+    reasons = {look.job.id: why for look, why in _reasons(state, now)} if waits else {}
+    spec = len(ordered) == 1
+    return {"jobs": [job_view(state, job, now, why=reasons.get(job.id, ""), spec=spec) for job in ordered]}
 
 
 # ---------------------------------------------------------------- the queue
@@ -147,17 +149,21 @@ def jobs_view(state: State, jobs: Iterable[Job], now: int) -> View:
 
 def queue_view(state: State, now: int) -> View:
     """The waiting jobs in the order in which they are looked at, each with the reason why it waits."""
-    reasons: dict[Request, str] = {}  # equal requests wait for the same reason
-    rows: list[View] = []
-    for position, look in enumerate(survey(state, now), 1):
+    looks = enumerate(_reasons(state, now), 1)
+    return {"waiting": [_waiting_view(look, position, why, now) for position, (look, why) in looks]}
+
+
+def _reasons(state: State, now: int) -> Iterator[tuple[Look, str]]:
+    """Each waiting job with the reason. Equal requests wait for the same one, so it is worded once."""
+    known: dict[Request, str] = {}
+    for look in survey(state, now):
         own = bool(look.job.reason) or look.resting
-        why = None if own else reasons.get(look.job.request)
+        why = None if own else known.get(look.job.request)
         if why is None:
             why = explain.waiting(state, look).why
         if not own:
-            reasons[look.job.request] = why
-        rows.append(_waiting_view(look, position, why, now))
-    return {"waiting": rows}
+            known[look.job.request] = why
+        yield look, why
 
 
 def _waiting_view(look: Look, position: int, why: str, now: int) -> View:

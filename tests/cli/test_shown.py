@@ -112,7 +112,7 @@ def test_in_a_pipe_each_job_is_one_line_with_its_id() -> None:
 
 def test_on_a_terminal_an_array_is_one_line() -> None:
     lines = _plain(job_list.overview(samples.array(["running"] * 3 + ["waiting"]), 80))
-    assert lines[1].split()[:3] == ["77aa01b2c3", "hpo[4]", "mixed"]
+    assert lines[1].split()[:5] == ["77aa01b2c3", "hpo", "(4", "jobs)", "mixed"]
     assert lines[1].endswith("1 waiting, 3 running")
 
 

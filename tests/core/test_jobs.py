@@ -213,7 +213,7 @@ def test_an_owner_that_dies_gives_everything_back(world):
         world.submit(id, share(0.6), kind="lease", owner="driver")
     world.hold("a")
     world.do(OwnerLost("driver"))
-    assert world.states() == {"a": "cancelled", "b": "cancelled"}
+    assert world.states() == {"a": "succeeded", "b": "cancelled"}
     world.do(Gone("a.1"))
     assert not world.state.leases
     assert not world.do(OwnerLost("driver"))
@@ -271,6 +271,22 @@ def test_jobs_that_are_over_are_forgotten_in_the_end(world, monkeypatch):
     world.do(Tick())
     assert set(world.state.jobs) == {"c", "d"}
     assert known_runs(world.state, "vm") == {Run("c", 1, 0), Run("d", 1, 0)}
+
+
+def test_an_array_is_forgotten_as_a_whole_once_enough_ended_after_it(world, monkeypatch):
+    monkeypatch.setattr(decide, "JOBS_KEPT", 2)
+    world.submit("many", whole(), array=5)
+    for element in range(4):
+        world.finish(f"many.{element}")
+        world.do(Tick())
+    assert len(world.state.jobs) == 5, "one goes on"
+    for id in "ab":
+        world.submit(id, whole())
+    for id in ("many.4", "a", "b"):
+        assert "many.0" in world.state.jobs
+        world.finish(id)
+        world.do(Tick())
+    assert set(world.state.jobs) == {"a", "b"}
 
 
 def test_a_job_that_is_not_known_is_said_to_be_not_known(world):

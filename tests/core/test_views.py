@@ -149,3 +149,21 @@ def test_a_job_that_ended_still_shows_what_it_had(world):
     shown = views.job_view(world.state, job, world.now)
     assert shown["lease"]["state"] == "released"
     assert shown["lease"]["places"][0]["gpus"][0]["share"] == 2500
+
+
+def test_a_waiting_job_says_why_wherever_it_is_shown(world):
+    world.submit("one", share(0.5))
+    job = world.submit("pair", whole(2))
+    for jobs in ([job], world.state.jobs.values()):
+        shown = views.jobs_view(world.state, jobs, world.now)["jobs"][-1]
+        assert shown["reason"] == "1 of 2 whole GPUs free; GPU-a-0 is shared until one ends"
+
+
+def test_the_time_until_a_job_started_is_its_wait(world):
+    job = world.submit("j", share(0.25))
+    world.now += 2_000
+    world.hold("j")
+    world.now += 3_000
+    world.report("j", "running")
+    shown = views.job_view(world.state, job, world.now + 4_000)
+    assert (shown["wait_s"], shown["run_s"]) == (5, 4)

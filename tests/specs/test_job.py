@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from raysched.errors import FileMissing, Problem, SpecError
 from raysched.specs.job import JobSpec, check_job, load_jobs
+from raysched.specs.resources import Resources
 
 FILE = Path("job.yaml")
 
@@ -461,3 +463,11 @@ def test_a_checked_job_reads_back_as_the_same(value: dict[str, object]) -> None:
         return
     assert check_job(job.as_json()) == job
     assert JobSpec.model_validate(job.model_dump()) == job
+
+
+def test_every_field_stands_in_the_page_on_the_job_file() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "jobs.md").read_text(encoding="utf-8")
+    names = "".join(line.split("|")[1] for line in page.splitlines() if line.startswith("|"))
+    told = set(re.findall(r"`(\w+)`", names))
+    fields = {*JobSpec.model_fields, *Resources.model_fields} - {"resources"}
+    assert fields <= told, fields - told
