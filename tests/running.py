@@ -169,14 +169,6 @@ class System:
             wait_until(lambda: not self.processes(), "its processes are gone", 15)
         finally:
             self.kill()
-            shutil.copytree(
-                self.folder / "ray",
-                f"/tmp/h7/keep/{self.folder.name}",
-                ignore_dangling_symlinks=True,
-                dirs_exist_ok=True,
-                ignore=shutil.ignore_patterns("sockets"),
-                symlinks=True,
-            ) if (self.folder / "ray").exists() else None
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
