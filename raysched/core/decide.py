@@ -286,7 +286,7 @@ def _tick(state: State, _: commands.Tick, now: int) -> Iterator[Fact]:
 
 
 def _forget(state: State, now: int) -> Iterator[Fact]:
-    """Forget what ended long ago; an array as a whole, so that who follows it learns how each element ended."""
+    """Forget what ended long ago; an array as a whole, so that who follows it learns how each one ended."""
     surplus = len(state.ended) - JOBS_KEPT
     if surplus <= 0:
         return
