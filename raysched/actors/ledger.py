@@ -222,7 +222,7 @@ class Ledger:
         now = wanted(self.state, backend, cached.version)
         if now != cached.wanted:
             cached.version += 1
-            cached.wanted = wanted(self.state, backend, cached.version)
+            cached.wanted = replace(now, version=cached.version)
         return cached.wanted
 
     async def owned(self, owner: str, version: int, timeout: float) -> tuple[int, list[Owned]]:

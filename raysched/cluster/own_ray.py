@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
@@ -146,6 +148,12 @@ def stop(own: OwnRay) -> None:
         raise RayschedError(
             f"processes {left} of Ray can't be ended: end them by hand, or restart the machine"
         )
+    shutil.rmtree(_scratch(own.mark), ignore_errors=True)
+
+
+def _scratch(mark: str) -> Path:
+    """The folder for temporary files of that Ray's processes, some of which leave theirs behind."""
+    return Path(tempfile.gettempdir()) / f"raysched-{mark}"
 
 
 def _wait_gone(own: OwnRay, seconds: float) -> list[int]:
@@ -193,6 +201,10 @@ def _environment(base: Mapping[str, str], mark: str, hide: bool) -> dict[str, st
     env["PATH"] = os.pathsep.join([here, env.get("PATH", os.defpath)])
     env[MARK] = mark
     env.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    env.setdefault("RAY_TMPDIR", tempfile.gettempdir())  # where Ray's own commands look for it
+    scratch = _scratch(mark)
+    scratch.mkdir(mode=0o700)
+    env["TMPDIR"] = str(scratch)
     # Ray listens on every interface, and who may speak to it may run what they like.
     if env.setdefault("RAY_AUTH_MODE", "token").lower() == "token":
         ensure_token(env)
