@@ -32,6 +32,8 @@ MODES: dict[str, int] = {"one at a time": 1, "16 in flight": 16, "1000 at once":
 SLOTS = 16
 BUSY_SLOTS = 8
 GPUS = 4
+SETTLE_S = 3.0
+"""A pause after many processes were started."""
 CELL_S = 1.5
 """About how long a cell takes for calls that do work."""
 
@@ -124,6 +126,8 @@ def compare(works: list[float], modes: list[str], repeats: int) -> list[dict[str
     for repeat in range(repeats):
         for kind, function in (("plain", plain), ("decorated", decorated)):
             wait_free()
+            warm(function.remote)
+            time.sleep(SETTLE_S)
             for mode, work in cells:
                 warm(function.remote)
                 seconds = work / 1000

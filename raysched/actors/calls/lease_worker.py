@@ -9,7 +9,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import ray
 
@@ -17,8 +17,7 @@ from raysched.actors.calls.calls import Call, Outcome, pack_values
 from raysched.actors.calls.parcel import pack_error, unpack_arguments
 
 LONG_S = 0.05
-"""A call that runs longer than this is looked after: what is behind it goes to other workers, what was
-before it is delivered, and it can be cancelled."""
+"""A call that runs longer than this is looked after, so that it can be cancelled."""
 
 SESSION_S = 1.0
 """After this time a worker that runs waiting calls lets a direct one in between, if there is one."""
@@ -30,9 +29,11 @@ WAKE = signal.SIGURG
 
 
 class Batch:
-    """Calls that a worker was given, and how far it is. Its main thread and its watch share it."""
+    """Calls that a worker was given, and how far it is. Its main thread and its watch share it. After a call
+    ran for `patience` seconds, what is behind it goes to other workers, and what was before is delivered."""
 
-    def __init__(self, calls: Sequence[Call]) -> None:
+    def __init__(self, calls: Sequence[Call], patience: float) -> None:
+        self.patience = patience
         self._lock = threading.Lock()
         self._calls = deque(calls)
         self._outcomes: list[Outcome] = []
@@ -99,15 +100,16 @@ class LeaseWorker:
         try:
             while True:
                 last = time.monotonic() >= end
-                calls: list[Call] = ray.get(self._relay.pull.remote([self._pool, self._job, outcomes, last]))
+                pull = self._relay.pull.remote([self._pool, self._job, outcomes, last])
+                calls, patience = cast(tuple[list[Call], float], ray.get(pull))
                 if not calls:
                     return
-                outcomes = self._run_all(calls)
+                outcomes = self._run_all(Batch(calls, patience))
         finally:
             self._busy.clear()
 
-    def _run_all(self, calls: list[Call]) -> list[Outcome]:
-        batch = self._batch = Batch(calls)
+    def _run_all(self, batch: Batch) -> list[Outcome]:
+        self._batch = batch
         while call := batch.next():
             batch.finish(self._run(call))
         self._batch = None
@@ -175,8 +177,10 @@ class LeaseWorker:
         call = batch.current
         if call is None:
             return
-        outcomes, rest = batch.take()
-        if not ray.get(self._relay.attend.remote(self._pool, self._job, call.number, outcomes, rest)):
+        cancelled = self._relay.attend.remote(self._pool, self._job, call.number)
+        if not ray.wait([cancelled], timeout=batch.patience)[0]:
+            self._relay.take_back.remote(self._pool, self._job, *batch.take())
+        if not ray.get(cancelled):
             return
         self._doomed = call.number
         signal.siginterrupt(WAKE, True)  # waiting for a child process, for instance, must not hold it up

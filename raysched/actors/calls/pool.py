@@ -29,9 +29,13 @@ from raysched.errors import LeaseLost
 RAMP = 4
 """At least so many leases may be asked for at once; beyond that as many as there are already."""
 
-BATCH_S = 0.05
-"""The work in seconds that a worker is given at once."""
+BATCH_S = 0.2
+"""The work in seconds that a worker is given at once, where many calls wait."""
 BATCH_CALLS = 64
+
+PATIENCE_S = 0.05
+PATIENCE = 3
+"""A call that runs so much longer than usual keeps no others waiting behind it."""
 
 LITTLE_S = 0.002
 """Calls that wait and are less work than this are left to the workers that are busy, which soon come for
@@ -154,42 +158,47 @@ class Pool:
 
     # ------------------------------------------------------------ the worker's side
 
-    async def pull(self, job: str, outcomes: list[Outcome], last: bool) -> list[Call]:
-        """Take outcomes from a worker, and give it calls; none ends its session."""
+    async def pull(self, job: str, outcomes: list[Outcome], last: bool) -> tuple[list[Call], float]:
+        """Take outcomes from a worker, and give it calls, with the time that one of them may take before the
+        rest of them is given to others; none ends its session."""
+        patience = max(PATIENCE_S, PATIENCE * self._mean)
         worker = self._workers.get(job)
         if worker is None:
-            return []
+            return [], patience
         worker.proven = True
         self._stillborn = 0
         self._settle(worker, outcomes)
         settle(worker.attended, False)
         if last:
-            return []
+            return [], patience
         if not self._waiting and self._held:
             await self._park(worker)
         given = self._take(worker)
         if not given:
             self._changed()
-        return given
+        return given, patience
 
-    async def attend(self, job: str, number: int, outcomes: list[Outcome], rest: list[int]) -> bool:
-        """A call runs long: take the outcomes before it and the calls behind it. Returns once the call has
-        ended, or true as soon as it is cancelled."""
+    async def attend(self, job: str, number: int) -> bool:
+        """A call runs long: returns once it has ended, or true as soon as it is cancelled."""
         worker = self._workers.get(job)
-        if worker is None:
-            return False
-        self._settle(worker, outcomes)
-        for waiting in [worker.held.pop(each) for each in reversed(rest) if each in worker.held]:
-            self._held -= 1
-            self._waiting.appendleft(waiting)
-        self._serve()
-        self._ask()
-        if number not in worker.held:
+        if worker is None or number not in worker.held:
             return False
         if worker.held[number].done.cancelled():
             return True
         worker.attended = asyncio.get_running_loop().create_future()
         return await worker.attended
+
+    def take_back(self, job: str, outcomes: list[Outcome], rest: list[int]) -> None:
+        """A call runs too long: take the outcomes of those before it and the calls behind it."""
+        worker = self._workers.get(job)
+        if worker is None:
+            return
+        self._settle(worker, outcomes)
+        back = [worker.held.pop(number) for number in rest if number in worker.held]
+        self._held -= len(back)
+        self._waiting.extendleft(reversed(back))
+        self._serve()
+        self._ask()
 
     def _settle(self, worker: Worker, outcomes: list[Outcome]) -> None:
         done = [(worker.held.pop(o.number), o) for o in outcomes if o.number in worker.held]

@@ -76,16 +76,18 @@ class Relay:
         values = await found.run(function, arguments, returns, retries)
         return sealed(values[0]) if returns == 1 else tuple(map(sealed, values))
 
-    async def pull(self, order: list[Any]) -> list[Call]:
+    async def pull(self, order: list[Any]) -> tuple[list[Call], float]:
         """See Pool.pull; `order` lists the pool and its arguments."""
         pool, job, outcomes, last = order
         return await (await self._pool(pool)).pull(job, outcomes, last)
 
-    async def attend(
-        self, pool: str, job: str, number: int, outcomes: list[Outcome], rest: list[int]
-    ) -> bool:
+    async def attend(self, pool: str, job: str, number: int) -> bool:
         """See Pool.attend."""
-        return await (await self._pool(pool)).attend(job, number, outcomes, rest)
+        return await (await self._pool(pool)).attend(job, number)
+
+    async def take_back(self, pool: str, job: str, outcomes: list[Outcome], rest: list[int]) -> None:
+        """See Pool.take_back."""
+        (await self._pool(pool)).take_back(job, outcomes, rest)
 
     async def give_back(self, pool: str, job: str) -> None:
         """See Pool.give_back."""
