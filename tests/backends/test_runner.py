@@ -193,6 +193,8 @@ def test_a_stop_that_comes_while_the_run_is_being_started_is_not_lost(runs: Runs
     runs.start(launch, None)
     runs.stop(launch.run, 0)
     ended(runs, launch)
+    first = runner.read_json(str(folder(runs, launch)), "run.json")
+    wait_for(lambda: runner.ticks(first["pid"]) != first["ticks"])  # it has let go of the folder's lock
     for name in ("run.json", "exit.json", "output.log"):
         (folder(runs, launch) / name).unlink()
     again = Runs(runs.root, os.environ)
