@@ -155,6 +155,7 @@ def test_a_function_without_gpus_sees_none(driver: Driver, system: System) -> No
 
 def test_what_fits_no_card_waits(start_driver: StartDriver, system: System, tmp_path: Path) -> None:
     """Case sharing-04: two of 0.6 run on different cards; the third waits with us, not in Ray."""
+    wait_until(lambda: not held(system), "the others' leases went back")
     driver = start_driver(FOLDER=str(tmp_path))
 
     def begin() -> None:
