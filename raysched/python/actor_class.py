@@ -15,7 +15,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 from typing_extensions import Unpack
 
-from raysched.actors.calls.front import AsyncFront, Front
+from raysched.actors.calls.front import AsyncFront, Front, Plan
 from raysched.errors import SpecError
 from raysched.python.connection import connect
 from raysched.python.options import CallOptions, Settings
@@ -63,9 +63,10 @@ class RemoteClass(Generic[T]):
         shape = self._settings.shape(self._cls.__name__)
         kind = AsyncFront if any(map(_is_async, vars(self._cls).values())) else Front
         here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-        front: Any = ray.remote(kind).options(num_cpus=0, label_selector=here).remote(shape.name, relay)
+        plan = Plan(self._cls, shape, list(args), kwargs)
+        front: Any = ray.remote(kind).options(num_cpus=0, label_selector=here).remote(plan, relay)
         relay.adopt.remote([front])
-        started = front.start.remote(self._cls, shape, list(args), kwargs)
+        started = front.start.remote()
         return Actor(self._cls.__name__, self._methods, front, started)
 
     def options(self, **options: Unpack[CallOptions]) -> RemoteClass[T]:
