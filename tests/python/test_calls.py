@@ -176,7 +176,9 @@ def test_what_fits_no_card_waits(start_driver: StartDriver, system: System, tmp_
     driver(begin)
     wait_until(lambda: len(notes()) == 2 and all(notes()), "two run")
     assert len(set(notes())) == 2
-    (waiting,) = wait_until(system.client().queue, "one waits")
+    (waiting,) = wait_until(
+        lambda: [each for each in system.client().queue() if each["display"] == "hold"], "one waits"
+    )
     assert "0.6" in waiting["why"]
     assert "0.4" in str(system.client().explain(waiting["id"])["change"])
     assert "(no resource demands)" in system.ray("status").stdout

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -35,10 +34,6 @@ def test_cancelled_calls_end(driver: Driver) -> None:
             time.sleep(seconds)
             return seconds
 
-        @raysched.remote(gpu_fraction=0.5)
-        def child():
-            subprocess.run(["sleep", "100"], check=True)
-
         ray.get([nap.remote(0.3) for _ in range(8)])
         running = [nap.remote(100) for _ in range(4)]
         waiting = [nap.remote(100) for _ in range(4)]
@@ -52,11 +47,7 @@ def test_cancelled_calls_end(driver: Driver) -> None:
         for ref in running + waiting:
             ray.cancel(ref)
         assert ray.get(last, timeout=100) == 0.5
-        refs = [child.remote() for _ in range(8)]
-        time.sleep(1)
-        for ref in refs:
-            ray.cancel(ref)
-        assert ray.get([nap.remote(0.01) for _ in range(8)], timeout=100) == [0.01] * 8
+        assert ray.get([nap.remote(0.01) for _ in range(8)], timeout=30) == [0.01] * 8
 
 
 def test_only_the_call_that_kills_its_worker_fails(driver: Driver, tmp_path: Path) -> None:

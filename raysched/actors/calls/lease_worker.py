@@ -75,7 +75,7 @@ class LeaseWorker:
         self._running = False
         self._busy = threading.Event()
         signal.signal(WAKE, self._interrupt)
-        signal.siginterrupt(WAKE, False)
+        signal.siginterrupt(WAKE, False)  # a library that waits in the kernel is not to notice
         threading.Thread(target=self._watch, name="raysched watch", daemon=True).start()
 
     def __repr__(self) -> str:
@@ -168,7 +168,7 @@ class LeaseWorker:
                 continue
             batch = self._batch
             if batch is None:
-                signal.pthread_kill(threading.main_thread().ident or 0, WAKE)
+                self._wake()
             else:
                 self._attend(batch)
 
@@ -180,14 +180,13 @@ class LeaseWorker:
         cancelled = self._relay.attend.remote(self._pool, self._job, call.number)
         if not ray.wait([cancelled], timeout=batch.patience)[0]:
             self._relay.take_back.remote(self._pool, self._job, *batch.take())
-        if not ray.get(cancelled):
-            return
-        self._doomed = call.number
-        signal.siginterrupt(WAKE, True)  # waiting for a child process, for instance, must not hold it up
+        if ray.get(cancelled):
+            self._doomed = call.number
+            self._wake()
+
+    def _wake(self) -> None:
+        """Have the main thread run `_interrupt`, as soon as it runs Python code again."""
         signal.pthread_kill(threading.main_thread().ident or 0, WAKE)
-        while batch.current is call:
-            time.sleep(LONG_S)
-        signal.siginterrupt(WAKE, False)
 
 
 def invoke(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
