@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import ActorDiedError, RayError
 
 from raysched import __version__
 from raysched.actors import crew
@@ -423,14 +423,17 @@ class Ledger:
             self.watched[owner] = asyncio.create_task(self._watch(owner, relay))
 
     async def _watch(self, owner: str, relay: list[Any] | None) -> None:
-        try:
-            handle = relay[0] if relay else ray.get_actor(owner, namespace=NAMESPACE)
-            await handle.forever.remote()
-        except (RayError, ValueError):
-            pass
-        finally:
-            self.watched.pop(owner, None)
-            self.owned_told.pop(owner, None)
+        handle = relay[0] if relay else None
+        while True:
+            try:
+                handle = handle or await asyncio.to_thread(ray.get_actor, owner, namespace=NAMESPACE)
+                await handle.forever.remote()
+            except (ActorDiedError, ValueError):  # dead, or not known any more
+                break
+            except RayError:  # out of reach for a moment
+                await asyncio.sleep(TICK_S)
+        self.watched.pop(owner, None)
+        self.owned_told.pop(owner, None)
         await self.tell([commands.OwnerLost(owner)])
 
     def _owners(self) -> list[str]:

@@ -73,12 +73,13 @@ def test_a_refused_hold_makes_the_backend_look_again(world: Any) -> None:
     world.until(lambda: world.free("node-b") == 0)
     ray.kill(second)
     world.until(lambda: world.free("node-b") == 1)
-    assert world.outside()["node-b"] == ("GPU-node-b-0",)
+    (kept,) = ray.get(first.indices.remote())
+    assert world.outside()["node-b"] == (f"GPU-node-b-{kept}",)
     second = start(world, "node-b", 1)
     world.until(lambda: world.free("node-b") == 0)  # Ray's numbers lag behind
     ray.kill(first)
     world.until(lambda: world.free("node-b") == 1)
-    (answer,) = world.hold(world.lease(world.place("node-b", "1", WHOLE // 2)))
-    assert answer.refused == "GPU 1 of node-b is held by other work in Ray"
-    assert world.outside()["node-b"] == ("GPU-node-b-1",)
+    (answer,) = world.hold(world.lease(world.place("node-b", str(1 - kept), WHOLE // 2)))
+    assert answer.refused == f"GPU {1 - kept} of node-b is held by other work in Ray"
+    assert world.outside()["node-b"] == (f"GPU-node-b-{1 - kept}",)
     ray.kill(second)
