@@ -75,7 +75,7 @@ class LeaseWorker:
         self._running = False
         self._busy = threading.Event()
         signal.signal(WAKE, self._interrupt)
-        signal.siginterrupt(WAKE, False)  # a library that waits in the kernel is not to notice
+        # What waits in the kernel has to be interrupted too, so the signal is not one that restarts calls.
         threading.Thread(target=self._watch, name="raysched watch", daemon=True).start()
 
     def __repr__(self) -> str:
