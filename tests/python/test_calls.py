@@ -176,9 +176,12 @@ def test_what_fits_no_card_waits(start_driver: StartDriver, system: System, tmp_
     driver(begin)
     wait_until(lambda: len(notes()) == 2 and all(notes()), "two run")
     assert len(set(notes())) == 2
-    (waiting,) = wait_until(
-        lambda: [each for each in system.client().queue() if each["display"] == "hold"], "one waits"
-    )
+
+    def queue() -> list[dict[str, Any]]:
+        return [each for each in system.client().queue() if each["display"] == "hold"]
+
+    wait_until(lambda: len(queue()) == 1, "one waits, and what was asked for in excess is taken back")
+    (waiting,) = queue()
     assert "0.6" in waiting["why"]
     assert "0.4" in str(system.client().explain(waiting["id"])["change"])
     assert "(no resource demands)" in system.ray("status").stdout
