@@ -165,6 +165,7 @@ def busy_shares(calls: int, work_ms: float) -> dict[str, Any]:
     wait_free()
     for _ in range(3):
         ray.get([work.remote(0.1) for _ in range(3 * BUSY_SLOTS)])
+    ray.get([work.remote(work_ms / 1000) for _ in range(10 * BUSY_SLOTS)])
     found = ray.get([work.remote(work_ms / 1000) for _ in range(calls)])
     start, end = min(s for _, s, _ in found), max(e for _, _, e in found)
     last: dict[str, float] = {}

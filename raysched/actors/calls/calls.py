@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from raysched.actors.calls.parcel import Parcel, pack_value
 
@@ -16,6 +16,20 @@ class Call(NamedTuple):
     function: str
     arguments: list[Any] | Parcel
     returns: int
+
+
+class Given(NamedTuple):
+    """What a worker gets: calls, the seconds that one of them may take before those behind it are given to
+    others, and whether many more wait."""
+
+    calls: list[Call]
+    patience: float
+    more: bool
+
+
+When = Literal["now", "ahead", "last"]
+"""A worker asks for calls because it has none, because it will soon have none, or it brings outcomes and
+wants none any more."""
 
 
 class Outcome(NamedTuple):

@@ -13,13 +13,13 @@ from typing import Any, cast
 
 import ray
 
-from raysched.actors.calls.calls import Call, Outcome, pack_values
+from raysched.actors.calls.calls import Call, Given, Outcome, When, pack_values
 from raysched.actors.calls.parcel import pack_error, unpack_arguments
 
 LONG_S = 0.05
 """A call that runs longer than this is looked after, so that it can be cancelled."""
 
-SESSION_S = 1.0
+SESSION_S = 3.0
 """After this time a worker that runs waiting calls lets a direct one in between, if there is one."""
 
 FUNCTIONS_KEPT = 256
@@ -28,21 +28,39 @@ WAKE = signal.SIGURG
 """The signal that stops at a cancelled call; Ray keeps SIGINT blocked, and programs leave this one alone."""
 
 
-class Batch:
-    """Calls that a worker was given, and how far it is. Its main thread and its watch share it. After a call
-    ran for `patience` seconds, what is behind it goes to other workers, and what was before is delivered."""
+class Feed:
+    """The calls that the relay gives to a worker in one session, and how far the worker is. Its main thread
+    and its watch share it.
 
-    def __init__(self, calls: Sequence[Call], patience: float) -> None:
-        self.patience = patience
+    Where many calls wait, the next ones are asked for while the last of those here runs. `pull` takes
+    outcomes to the relay and brings a Given.
+    """
+
+    def __init__(self, pull: Callable[[list[Outcome], When], Any]) -> None:
+        self._pull = pull
+        self._end = time.monotonic() + SESSION_S
         self._lock = threading.Lock()
-        self._calls = deque(calls)
+        self._calls: deque[Call] = deque()
         self._outcomes: list[Outcome] = []
+        self._coming: Any = None
+        self._given = Given([], 0.0, False)
         self.current: Call | None = None
 
+    @property
+    def patience(self) -> float:
+        """After a call ran for so many seconds, what is behind it goes to other workers."""
+        return self._given.patience
+
     def next(self) -> Call | None:
-        """The next call to run, if one is left."""
+        """The next call to run; none ends the session."""
         with self._lock:
+            self._receive()
+            if not self._calls:
+                self._ask("last" if self._over else "now")
+                self._receive()
             self.current = self._calls.popleft() if self._calls else None
+            if self.current and not self._calls and self._given.more and not self._over:
+                self._ask("ahead")
             return self.current
 
     def finish(self, outcome: Outcome) -> None:
@@ -54,10 +72,28 @@ class Batch:
     def take(self) -> tuple[list[Outcome], list[int]]:
         """The outcomes so far, and the numbers of the calls that were not begun and no longer will be."""
         with self._lock:
-            outcomes, self._outcomes = self._outcomes, []
+            self._receive()
             rest = [call.number for call in self._calls]
             self._calls.clear()
-            return outcomes, rest
+            return self._delivered(), rest
+
+    @property
+    def _over(self) -> bool:
+        return time.monotonic() >= self._end
+
+    def _ask(self, when: When) -> None:
+        self._coming = self._pull(self._delivered(), when)
+
+    def _delivered(self) -> list[Outcome]:
+        outcomes, self._outcomes = self._outcomes, []
+        return outcomes
+
+    def _receive(self) -> None:
+        """Take in what was asked for. Only once nothing is left here, or all of it is to go back."""
+        if self._coming is not None and not self._calls:
+            self._given = cast(Given, ray.get(self._coming))
+            self._coming = None
+            self._calls.extend(self._given.calls)
 
 
 class LeaseWorker:
@@ -69,7 +105,7 @@ class LeaseWorker:
         self._job = job
         self._relay = relay
         self._functions: OrderedDict[str, Callable[..., Any]] = OrderedDict()
-        self._batch: Batch | None = None
+        self._feed: Feed | None = None
         self._doomed: int | None = None
         self._turn = 0
         self._running = False
@@ -94,26 +130,17 @@ class LeaseWorker:
 
     def drain(self) -> None:
         """Run what waits in the relay, until nothing does or the session's time is over."""
-        end = time.monotonic() + SESSION_S
-        outcomes: list[Outcome] = []
+        feed = self._feed = Feed(self._pull)
         self._busy.set()
         try:
-            while True:
-                last = time.monotonic() >= end
-                pull = self._relay.pull.remote([self._pool, self._job, outcomes, last])
-                calls, patience = cast(tuple[list[Call], float], ray.get(pull))
-                if not calls:
-                    return
-                outcomes = self._run_all(Batch(calls, patience))
+            while call := feed.next():
+                feed.finish(self._run(call))
         finally:
             self._busy.clear()
+            self._feed = None
 
-    def _run_all(self, batch: Batch) -> list[Outcome]:
-        self._batch = batch
-        while call := batch.next():
-            batch.finish(self._run(call))
-        self._batch = None
-        return batch.take()[0]
+    def _pull(self, outcomes: list[Outcome], when: When) -> Any:
+        return self._relay.pull.remote([self._pool, self._job, outcomes, when])
 
     def _run(self, call: Call) -> Outcome:
         start = time.monotonic()
@@ -149,11 +176,11 @@ class LeaseWorker:
         """In the main thread, on the watch's signal: end the call if it is the one that was cancelled."""
         if not self._running:
             return
-        batch = self._batch
-        if batch is None:
+        feed = self._feed
+        if feed is None:
             cancelled = ray.get_runtime_context().is_canceled()
         else:
-            cancelled = batch.current is not None and batch.current.number == self._doomed
+            cancelled = feed.current is not None and feed.current.number == self._doomed
         if cancelled:
             raise KeyboardInterrupt
 
@@ -166,20 +193,20 @@ class LeaseWorker:
             time.sleep(LONG_S)
             if not self._running or turn != self._turn:
                 continue
-            batch = self._batch
-            if batch is None:
+            feed = self._feed
+            if feed is None:
                 self._wake()
             else:
-                self._attend(batch)
+                self._attend(feed)
 
-    def _attend(self, batch: Batch) -> None:
+    def _attend(self, feed: Feed) -> None:
         """Wait with the relay for the end of the running call, and end it early if it is cancelled."""
-        call = batch.current
+        call = feed.current
         if call is None:
             return
         cancelled = self._relay.attend.remote(self._pool, self._job, call.number)
-        if not ray.wait([cancelled], timeout=batch.patience)[0]:
-            self._relay.take_back.remote(self._pool, self._job, *batch.take())
+        if not ray.wait([cancelled], timeout=feed.patience)[0]:
+            self._relay.take_back.remote(self._pool, self._job, *feed.take())
         if ray.get(cancelled):
             self._doomed = call.number
             self._wake()

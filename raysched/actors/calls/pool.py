@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import ray
 from ray.exceptions import ActorDiedError, RayError, WorkerCrashedError
 
-from raysched.actors.calls.calls import Call, Outcome
+from raysched.actors.calls.calls import Call, Given, Outcome, When
 from raysched.actors.calls.claims import Claims, Shape, apart
 from raysched.actors.calls.lease_worker import LeaseWorker
 from raysched.actors.calls.parcel import Failure, Parcel
@@ -32,6 +32,9 @@ RAMP = 4
 BATCH_S = 0.2
 """The work in seconds that a worker is given at once, where many calls wait."""
 BATCH_CALLS = 64
+
+RENEWAL = 0.3
+"""How much each call counts in the usual length of calls."""
 
 PATIENCE_S = 0.05
 PATIENCE = 3
@@ -158,25 +161,33 @@ class Pool:
 
     # ------------------------------------------------------------ the worker's side
 
-    async def pull(self, job: str, outcomes: list[Outcome], last: bool) -> tuple[list[Call], float]:
-        """Take outcomes from a worker, and give it calls, with the time that one of them may take before the
-        rest of them is given to others; none ends its session."""
-        patience = max(PATIENCE_S, PATIENCE * self._mean)
+    async def pull(self, job: str, outcomes: list[Outcome], when: When) -> Given:
+        """Take outcomes from a worker and give it calls; none ends its session."""
         worker = self._workers.get(job)
         if worker is None:
-            return [], patience
+            return self._given([])
         worker.proven = True
         self._stillborn = 0
         self._settle(worker, outcomes)
+        if when == "ahead":
+            return self._given(self._take(worker) if self._many else [])
         settle(worker.attended, False)
-        if last:
-            return [], patience
+        if when == "last":
+            return self._given([])
         if not self._waiting and self._held:
             await self._park(worker)
-        given = self._take(worker)
-        if not given:
+        calls = self._take(worker)
+        if not calls:
             self._changed()
-        return given, patience
+        return self._given(calls)
+
+    def _given(self, calls: list[Call]) -> Given:
+        return Given(calls, max(PATIENCE_S, PATIENCE * self._mean), self._many)
+
+    @property
+    def _many(self) -> bool:
+        """Whether enough calls wait for a busy worker to have some in store."""
+        return len(self._waiting) >= 2 * len(self._workers)
 
     async def attend(self, job: str, number: int) -> bool:
         """A call runs long: returns once it has ended, or true as soon as it is cancelled."""
@@ -207,7 +218,7 @@ class Pool:
             self._unpark()
             self._changed()  # before the results, so that the next call already finds the worker at rest
         for waiting, outcome in done:
-            self._mean += 0.2 * (outcome.seconds - self._mean)
+            self._mean += RENEWAL * (outcome.seconds - self._mean)
             if outcome.failure is None:
                 settle(waiting.done, outcome.values)
             else:
@@ -215,11 +226,13 @@ class Pool:
 
     def _take(self, worker: Worker) -> list[Call]:
         given: list[Call] = []
+        if any(waiting.alone for waiting in worker.held.values()):
+            return given
         mean = max(self._mean, 1e-6)
         share = len(self._waiting) // (2 * max(1, len(self._workers)))
         most = max(1, min(BATCH_CALLS, max(share, int(LITTLE_S / mean)), int(BATCH_S / mean)))
         while self._waiting and len(given) < most:
-            if self._waiting[0].alone and given:
+            if self._waiting[0].alone and worker.held:
                 break
             waiting = self._waiting.popleft()
             if waiting.done.done():

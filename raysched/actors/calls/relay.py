@@ -14,7 +14,7 @@ from ray.exceptions import ActorDiedError, RayError
 from ray.util.placement_group import placement_group_table
 
 from raysched.actors.calls.arrivals import Arrivals
-from raysched.actors.calls.calls import Call, Outcome
+from raysched.actors.calls.calls import Given, Outcome
 from raysched.actors.calls.claims import Claims, Shape, apart
 from raysched.actors.calls.parcel import sealed
 from raysched.actors.calls.placing import group_of, place_options, sharing
@@ -76,10 +76,10 @@ class Relay:
         values = await found.run(function, arguments, returns, retries)
         return sealed(values[0]) if returns == 1 else tuple(map(sealed, values))
 
-    async def pull(self, order: list[Any]) -> tuple[list[Call], float]:
+    async def pull(self, order: list[Any]) -> Given:
         """See Pool.pull; `order` lists the pool and its arguments."""
-        pool, job, outcomes, last = order
-        return await (await self._pool(pool)).pull(job, outcomes, last)
+        pool, job, outcomes, when = order
+        return await (await self._pool(pool)).pull(job, outcomes, when)
 
     async def attend(self, pool: str, job: str, number: int) -> bool:
         """See Pool.attend."""
