@@ -10,6 +10,7 @@ from typing import Any
 
 from raysched.core.jobs import GRACE, Kind
 from raysched.core.lease import Group
+from raysched.core.mig import Cut
 from raysched.core.node import NodeInfo
 from raysched.core.request import Request
 from raysched.core.work import Seen
@@ -97,6 +98,16 @@ class Outside:
 
 
 @dataclass(frozen=True, slots=True)
+class CutRefused:
+    """The driver would not make an instance at `cut`, or (without one) switch the GPU's MIG mode."""
+
+    node: str
+    gpu: str
+    cut: Cut | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Held:
     """A lease is held in Ray; one group a place."""
 
@@ -141,6 +152,7 @@ Command = (
     | NodeGone
     | Usage
     | Outside
+    | CutRefused
     | Held
     | Denied
     | Report

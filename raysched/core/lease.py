@@ -5,20 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from raysched.core.mig import Cut
 from raysched.core.request import Isolation, Sharing
 
-LeaseState = Literal["granted", "bound", "releasing"]
-"""granted: written down; bound: held on every node, work may start; releasing: the work is over, its
-processes and holds are being ended, and the capacity is not free yet."""
+LeaseState = Literal["granted", "held", "bound", "releasing"]
+"""granted: written down; held: held in Ray, and its GPUs are being cut for it; bound: work may start;
+releasing: the work is over, its processes and holds are being ended, and the capacity is not free yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """Part of one GPU: `share` in ten-thousandths, `memory` in MiB."""
+    """Part of one GPU: `share` in ten-thousandths, `memory` in MiB. Of a GPU in MIG mode it is the instance
+    at `cut`, whose UUID is `instance` once it exists."""
 
     gpu: str
     share: int
     memory: int
+    cut: Cut | None = None
+    instance: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

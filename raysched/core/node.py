@@ -6,20 +6,34 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from raysched.core.lease import Slice
+from raysched.core.mig import UNCUT, Geometry, Layout
 from raysched.core.request import WHOLE, Sharing
 
 Mode = Literal["free", "exclusive", "shared", "mig"]
+Mechanism = Literal["mig", "mps", "memory_limit", "hami"]
+"""What can hold a tenant to its share of a GPU (hard isolation)."""
+
+REPLICAS = 4
+"""Tenants that a time-sliced GPU takes, where the node does not say otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
 class GPUInfo:
     """A physical GPU as a node agent found it. `index` is the one that Ray and CUDA use on the node;
-    `memory` in MiB; `model` without the vendor's name, such as `A100-80GB`."""
+    `memory` in MiB; `model` without the vendor's name, such as `A100-80GB`. `mig` says what it can be cut
+    into (None: it has no MIG) and `layout` how it is cut now. `mechanisms` are those that its node can
+    enforce on it, `replicas` the tenants that it takes when time-sliced. `fault` says in words why it must
+    not be used (an XID error, failed row remapping); empty: it is healthy."""
 
     uuid: str
     index: int
     model: str
     memory: int
+    mig: Geometry | None = None
+    layout: Layout = UNCUT
+    mechanisms: tuple[Mechanism, ...] = ()
+    replicas: int = REPLICAS
+    fault: str = ""
 
 
 @dataclass(frozen=True, slots=True)

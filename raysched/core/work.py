@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from raysched.core.lease import Group, Place
+from raysched.core.mig import Cut
 from raysched.core.request import Sharing
 
 
@@ -84,6 +85,17 @@ class Wanted:
     stops: tuple[Stop, ...] = ()
     holds: tuple[Hold, ...] = ()
     releases: tuple[Hold, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """How a node agent has to change one GPU: first `destroy` these instances, then turn the MIG mode on or
+    off as `mig` says, then `create` these. What is so already is left as it is; all else on the GPU too."""
+
+    gpu: str
+    mig: bool
+    destroy: tuple[Cut, ...] = ()
+    create: tuple[Cut, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from raysched.core.mig import Cut
 from raysched.core.node import GPUInfo
+from raysched.core.work import Partition
+from raysched.errors import RayschedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +38,17 @@ class GPUUse:
     processes: tuple[ProcessUse, ...] = ()
 
 
+class PartitionRefused(RayschedError):
+    """The driver would not cut a GPU as asked: `cut` is the instance that could not be made or destroyed,
+    None where it is the MIG mode that could not be switched. The message says why and what to do."""
+
+    def __init__(self, reason: str, cut: Cut | None = None) -> None:
+        super().__init__(reason)
+        self.cut = cut
+
+
 class Driver(Protocol):
-    """Reads the GPUs of this node. Raises RayschedError, in words, where the driver is broken."""
+    """Reads and cuts the GPUs of this node. Raises RayschedError, in words, where the driver is broken."""
 
     def discover(self) -> Discovery:
         """The GPUs that are ours to share, in the order of their index."""
@@ -44,6 +56,11 @@ class Driver(Protocol):
 
     def sample(self) -> dict[str, GPUUse]:
         """What is in use now, by UUID, for each GPU of `discover`."""
+        ...
+
+    def partition(self, change: Partition) -> None:
+        """Cut a GPU; what is so already is left as it is. Raises PartitionRefused; what was done before that
+        stays done, and the next `discover` tells it."""
         ...
 
     def close(self) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import pynvml
 
 from raysched.core.node import GPUInfo
+from raysched.core.work import Partition
 from raysched.errors import RayschedError
-from raysched.gpu.driver import Discovery, GPUUse, ProcessUse
+from raysched.gpu.driver import Discovery, GPUUse, PartitionRefused, ProcessUse
 from raysched.gpu.models import model_of_product
 from raysched.gpu.visible import visible
 
@@ -66,6 +67,10 @@ class NVMLDriver:
             return {uuid: _use(uuid, handle) for _, uuid, handle in self._ours()}
         except pynvml.NVMLError as problem:
             raise _worded("list the GPUs", problem) from problem
+
+    def partition(self, change: Partition) -> None:
+        """Not yet."""
+        raise PartitionRefused("this driver can't cut GPUs yet")
 
     def close(self) -> None:
         """Let go of the library."""

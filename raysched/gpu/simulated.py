@@ -6,8 +6,9 @@ import re
 import uuid
 
 from raysched.core.node import GPUInfo
+from raysched.core.work import Partition
 from raysched.errors import ConfigError
-from raysched.gpu.driver import Discovery, GPUUse
+from raysched.gpu.driver import Discovery, GPUUse, PartitionRefused
 from raysched.gpu.models import MODELS
 
 _PART = re.compile(r"(?:(\d{1,9})x)?(\S+)", re.IGNORECASE)
@@ -34,6 +35,10 @@ class SimulatedDriver:
     def sample(self) -> dict[str, GPUUse]:
         """Nothing is measured."""
         return {gpu.uuid: GPUUse(memory_mib=None) for gpu in self._gpus}
+
+    def partition(self, change: Partition) -> None:
+        """Not yet."""
+        raise PartitionRefused("this driver can't cut GPUs yet")
 
     def close(self) -> None:
         """Nothing to let go of."""

@@ -102,6 +102,7 @@ class Lane:
             method = self._queue[task] = self._relay.call.options(name=task.name, num_returns=task.returns)
         self._sent += 1
         self._mine.clear()
+        self._idle.clear()
         return method.remote([self._id, task.function, packed, after, task.returns, task.retries])
 
     def _harvest(self) -> None:

@@ -1,0 +1,63 @@
+"""NVIDIA's Multi-Instance GPU: what a GPU can be cut into, and how it is cut.
+
+A GPU has a grid of memory slices. A profile is a size of instance and the places on the grid where it may
+start; two instances may not overlap. That no two overlap is the whole rule: disjoint placements never need
+more compute slices than there are (NVIDIA MIG User Guide, "Supported MIG profiles").
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A size of instance on one GPU. `id` is NVML's GPU instance profile id, which no driver changes;
+    `name` is this driver's name of it. `slices` counts compute slices, `memory` is in MiB, `size` and
+    `starts` are in memory slices; `most` is how many of it fit at once."""
+
+    id: int
+    name: str
+    slices: int
+    memory: int
+    starts: tuple[int, ...]
+    size: int
+    most: int
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """What a GPU can be cut into. `cells` is its number of memory slices, `slices` of compute slices;
+    `switchable` says whether raysched may turn the MIG mode on and off."""
+
+    cells: int
+    slices: int
+    profiles: tuple[Profile, ...]
+    switchable: bool
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Cut:
+    """A placement: an instance of the profile with this id that begins at memory slice `start`."""
+
+    profile: int
+    start: int
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """An instance that exists, by the UUID that CUDA knows it by (`MIG-...`)."""
+
+    uuid: str
+    cut: Cut
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a GPU is cut now: whether it is in MIG mode, and its instances in the order of their start."""
+
+    enabled: bool = False
+    instances: tuple[Instance, ...] = ()
+
+
+UNCUT = Layout()
