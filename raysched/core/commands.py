@@ -139,6 +139,16 @@ class Gone:
 
 
 @dataclass(frozen=True, slots=True)
+class SetClock:
+    """The ledger's clock, at its start and whenever the wall clock jumped by `shift` ms; `boot` names this
+    start of the machine, which has been up for `uptime` ms."""
+
+    boot: str
+    uptime: int
+    shift: int
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time went by: time-outs are looked at, and old jobs forgotten."""
 
@@ -157,5 +167,6 @@ Command = (
     | Denied
     | Report
     | Gone
+    | SetClock
     | Tick
 )

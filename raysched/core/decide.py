@@ -272,6 +272,10 @@ def _outside(state: State, command: commands.Outside, now: int) -> Iterator[Fact
 # ---------------------------------------------------------------- time
 
 
+def _set_clock(state: State, command: commands.SetClock, now: int) -> Iterator[Fact]:
+    yield facts.ClockSet(now + command.shift, command.boot, command.uptime, command.shift)
+
+
 def _tick(state: State, _: commands.Tick, now: int) -> Iterator[Fact]:
     for lease in list(state.leases.values()):
         job = state.jobs.get(lease.job)
@@ -335,5 +339,6 @@ _DECIDE: dict[type, Callable[[State, Any, int], Iterator[Fact]]] = {
     commands.Denied: _denied,
     commands.Report: _report,
     commands.Gone: _gone,
+    commands.SetClock: _set_clock,
     commands.Tick: _tick,
 }

@@ -36,7 +36,9 @@ def _job_of(state: State, fact: Fact) -> str | None:
         return fact.lease.job
     if isinstance(fact, facts.Bound | facts.Releasing | facts.Released):
         return fact.lease.rpartition(".")[0]
-    if isinstance(fact, facts.NodeJoined | facts.NodeLost | facts.GPUObserved | facts.Forgotten):
+    if isinstance(
+        fact, facts.NodeJoined | facts.NodeLost | facts.GPUObserved | facts.ClockSet | facts.Forgotten
+    ):
         return None
     return fact.job
 

@@ -12,7 +12,7 @@ from raysched.core.facts import Fact
 from raysched.core.jobs import Job
 from raysched.core.lease import Lease
 from raysched.core.node import GPU, Node, NodeInfo
-from raysched.core.state import State
+from raysched.core.state import Reading, State
 
 KEYS_KEPT = 20_000
 """How many idempotency keys are remembered: far more than can be in flight."""
@@ -219,6 +219,19 @@ def _released(state: State, fact: facts.Released) -> None:
                     del node.gpus[slice.gpu]
 
 
+def _clock_set(state: State, fact: facts.ClockSet) -> None:
+    state.clock = Reading(fact.at, fact.boot, fact.uptime)
+    if not fact.shift:
+        return
+    for job in state.jobs.values():
+        for name in ("submitted", "granted", "started", "ended", "until"):
+            if (time := getattr(job, name)) is not None:
+                setattr(job, name, time + fact.shift)
+    for node in state.nodes.values():
+        if node.lost is not None:
+            node.lost += fact.shift
+
+
 def _forgotten(state: State, fact: facts.Forgotten) -> None:
     for id in fact.jobs:
         job = state.jobs.pop(id)
@@ -253,5 +266,6 @@ _FOLD: dict[type, Callable[[State, Any], None]] = {
     facts.Ended: _ended,
     facts.Releasing: _releasing,
     facts.Released: _released,
+    facts.ClockSet: _clock_set,
     facts.Forgotten: _forgotten,
 }

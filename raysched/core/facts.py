@@ -161,6 +161,17 @@ class Released:
 
 
 @dataclass(frozen=True, slots=True)
+class ClockSet:
+    """It was `at` when the start `boot` of the machine had been up for `uptime` ms. All times before this
+    fact move by `shift` ms: the wall clock jumped by so much, and no time went by."""
+
+    at: int
+    boot: str
+    uptime: int
+    shift: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Forgotten:
     """Ended jobs that the ledger no longer remembers."""
 
@@ -183,5 +194,6 @@ Fact = (
     | Ended
     | Releasing
     | Released
+    | ClockSet
     | Forgotten
 )

@@ -9,13 +9,24 @@ from raysched.core.lease import Lease
 from raysched.core.node import Node
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The ledger's clock at one moment: it was `at` (ms since 1970) when the start `boot` of the machine had
+    been up for `uptime` ms."""
+
+    at: int
+    boot: str
+    uptime: int
+
+
 @dataclass(slots=True)
 class State:
     """The folded journal.
 
     `groups` maps a submission to its jobs; `waiting` holds (-priority, order, id) of the waiting jobs,
     sorted; `ended` the ids of ended jobs, oldest first; `keys` the jobs of a submission by idempotency key;
-    `owned` the ids of the jobs that a client process holds. `count` numbers jobs as they come.
+    `owned` the ids of the jobs that a client process holds. `count` numbers jobs as they come. `clock` is
+    the last reading of the ledger's clock.
     """
 
     nodes: dict[str, Node] = field(default_factory=dict[str, Node])
@@ -27,3 +38,4 @@ class State:
     keys: dict[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     owned: dict[str, dict[str, None]] = field(default_factory=dict[str, dict[str, None]])
     count: int = 0
+    clock: Reading | None = None

@@ -1,0 +1,138 @@
+"""The ledger's clock on a machine whose wall clock is set, and which sleeps and starts again."""
+
+from __future__ import annotations
+
+import pytest
+
+from raysched.actors.clock import DRIFT, JUMP, Clock, boot_id, uptime, wall_clock
+from raysched.core.commands import NodeGone, SetClock, Tick
+from raysched.core.request import Request
+from raysched.core.state import Reading
+from tests.core.world import World, node
+
+HOUR = 3_600_000
+
+
+class Machine:
+    """A machine whose clocks a test moves."""
+
+    def __init__(self) -> None:
+        self.wall = 1_700_000_000_000
+        self.up = 50_000
+        self.boot = "boot-1"
+
+    def clock(self) -> Clock:
+        return Clock(lambda: self.wall, lambda: self.up, lambda: self.boot)
+
+    def run(self, ms: int) -> None:
+        self.wall += ms
+        self.up += ms
+
+
+@pytest.fixture
+def machine() -> Machine:
+    return Machine()
+
+
+def test_time_goes_by_as_on_the_machine(machine: Machine) -> None:
+    clock = machine.clock()
+    machine.run(1234)
+    assert clock.now() == machine.wall
+    assert clock.look() == 0
+
+
+@pytest.mark.parametrize("jump", [HOUR, -HOUR, 30 * 24 * HOUR])
+def test_a_jump_of_the_wall_clock_is_told_and_passes_no_time(machine: Machine, jump: int) -> None:
+    clock = machine.clock()
+    before = clock.now()
+    machine.wall += jump
+    machine.run(10)
+    assert clock.now() == before + 10
+    assert clock.look() == jump
+    clock.shift(jump)
+    assert clock.now() == machine.wall
+    assert clock.look() == 0
+
+
+def test_a_sleeping_machine_passes_no_time(machine: Machine) -> None:
+    """Its uptime stands still (CLOCK_MONOTONIC), its wall clock goes on."""
+    clock = machine.clock()
+    before = clock.now()
+    machine.wall += 8 * HOUR
+    assert clock.now() == before
+    assert clock.look() == 8 * HOUR
+
+
+@pytest.mark.parametrize("drift", [JUMP - 1, 1 - JUMP])
+def test_drift_is_followed_and_time_never_runs_backwards(machine: Machine, drift: int) -> None:
+    clock = machine.clock()
+    machine.wall += drift
+    seen = [clock.now()]
+    for _ in range(JUMP // DRIFT + 1):
+        machine.run(1000)
+        assert clock.look() == 0
+        seen.append(clock.now())
+    assert seen == sorted(seen)
+    assert clock.now() == machine.wall
+
+
+def test_a_ledger_that_was_down_counts_the_time_and_not_the_jump(machine: Machine) -> None:
+    first = machine.clock()
+    reading = Reading(first.now(), first.boot, first.uptime())
+    machine.run(HOUR)
+    machine.wall += 5 * HOUR
+    second = machine.clock()
+    second.resume(reading, reading.at)
+    assert second.now() == reading.at + HOUR
+    assert second.look() == 5 * HOUR
+
+
+def test_after_a_new_start_of_the_machine_the_wall_clock_counts_but_never_backwards(machine: Machine) -> None:
+    reading = Reading(machine.wall, "boot-0", 10)
+    clock = machine.clock()
+    clock.resume(reading, reading.at)
+    assert clock.now() == machine.wall
+    machine.wall -= HOUR
+    clock = machine.clock()
+    clock.resume(reading, reading.at)
+    assert clock.now() == reading.at
+    machine.run(100)
+    assert clock.now() == reading.at + 100
+    assert clock.look() == -HOUR
+
+
+def test_this_machine_has_clocks() -> None:
+    assert boot_id()
+    assert uptime() <= uptime()
+    assert wall_clock() > 1_700_000_000_000
+
+
+@pytest.mark.parametrize("jump", [24 * HOUR, -24 * HOUR])
+def test_a_jump_neither_ends_a_job_early_nor_lets_it_run_for_ever(jump: int) -> None:
+    world = World(node("a", 1))
+    world.submit("j", Request(), max_runtime=HOUR)
+    world.run("j")
+    world.now += HOUR - 1
+    world.do(SetClock("boot-1", 1, jump))
+    world.now += jump
+    world.do(Tick())
+    assert world.job("j").state == "running"
+    world.now += 1
+    world.do(Tick())
+    assert world.job("j").state == "stopping"
+    assert world.state.clock == Reading(world.now - 1, "boot-1", 1)
+
+
+@pytest.mark.parametrize("jump", [24 * HOUR, -24 * HOUR])
+def test_a_jump_does_not_lose_a_node(jump: int) -> None:
+    world = World(node("a", 1))
+    world.submit("j", Request())
+    world.run("j")
+    world.do(NodeGone("a"))
+    world.do(SetClock("boot-1", 1, jump))
+    world.now += jump + 1000
+    world.do(Tick())
+    assert world.job("j").state == "running"
+    world.now += 60_000
+    world.do(Tick())
+    assert world.job("j").reason == "node a is gone"
