@@ -72,7 +72,7 @@ class Lane:
         self._lock = threading.RLock()  # pickling an argument may call something decorated
         self._known: dict[str, Worker] = {}
         self._mine: set[str] = set()
-        self._idle: list[Worker] = []
+        self._idle: dict[str, Worker] = {}
         self._out: dict[ray.ObjectRef, Worker] = {}
         self._sent = 0
         self._queue: dict[Task, Any] = {}
@@ -84,11 +84,12 @@ class Lane:
                 self._harvest()
             if not self._idle or any(isinstance(each, ActorHandle) for each in (*args, *kwargs.values())):
                 return self._send(task, args, kwargs)
-            worker = self._idle.pop()
+            _, worker = self._idle.popitem()  # the one that was used last, so that others come to be given back
             try:
                 refs = worker.call(task, args, kwargs)
             except BaseException:
-                self._idle.append(worker)
+                if worker.job in self._mine:
+                    self._idle[worker.job] = worker
                 raise
             self._out[refs if task.returns == 1 else refs[0]] = worker
             return refs
@@ -114,7 +115,7 @@ class Lane:
             worker = self._out.pop(ref)
             if worker.job in self._mine:
                 worker.since = now
-                self._idle.append(worker)
+                self._idle[worker.job] = worker
 
     def hear(self, rest: Rest) -> None:
         """News from the relay."""
@@ -131,13 +132,12 @@ class Lane:
                 self._mine.add(job)
                 if job not in busy:
                     self._known[job].since = now
-                    self._idle.append(self._known[job])
+                    self._idle[job] = self._known[job]
 
     def _forget(self, job: str) -> None:
-        worker = self._known.pop(job, None)
+        self._known.pop(job, None)
         self._mine.discard(job)
-        if worker in self._idle:
-            self._idle.remove(worker)
+        self._idle.pop(job, None)
 
     def reap(self) -> None:
         """Give back the workers that have been idle for a while."""
@@ -145,7 +145,7 @@ class Lane:
             if self._out:
                 self._harvest()
             before = time.monotonic() - IDLE_S
-            for worker in [each for each in self._idle if each.since < before]:
+            for worker in [each for each in self._idle.values() if each.since < before]:
                 self._forget(worker.job)  # news that is on its way must not bring it back
                 self._relay.give_back.remote(self._id, worker.job)
 

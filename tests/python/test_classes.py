@@ -158,6 +158,39 @@ def test_handles_travel(driver: Driver) -> None:
         assert ray.get(bare.remote(Counter.remote())) == 1
 
 
+def test_no_call_goes_to_a_worker_that_went_back(driver: Driver, system: System) -> None:
+    """A call with a handle among its arguments goes through the relay though a worker is idle, which must not
+    be counted twice then: it was called again after it had been given back."""
+    wait_until(lambda: used(system) == 0, "nothing is held")
+
+    @driver
+    def _() -> None:
+        global echo, keeper
+
+        @raysched.remote(gpu_fraction=0.25)
+        class Keeper:
+            def here(self):
+                return True
+
+        @raysched.remote(gpu_fraction=0.25)
+        def echo(value):
+            return value
+
+        keeper = Keeper.remote()
+        assert ray.get(keeper.here.remote(), timeout=60)
+        for _ in range(3):
+            ray.get(echo.remote(keeper), timeout=60)
+            assert ray.get(echo.remote(1), timeout=60) == 1
+
+    wait_until(lambda: used(system) == 2500, "only the actor still holds its share")
+
+    @driver
+    def _() -> None:
+        global keeper
+        assert ray.get([echo.remote(n) for n in range(8)], timeout=60) == list(range(8))
+        keeper = None
+
+
 @pytest.mark.parametrize("end", ["ray.kill", "raysched.kill", "cancel", "kill -9", "handle dropped"])
 def test_the_share_is_free_when_all_its_processes_are_gone(driver: Driver, system: System, end: str) -> None:
     """Case ray-03: an actor ends in any way, and a child of it that called setsid ends too, before the share
