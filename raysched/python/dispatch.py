@@ -84,7 +84,7 @@ class Lane:
                 self._harvest()
             if not self._idle or any(isinstance(each, ActorHandle) for each in (*args, *kwargs.values())):
                 return self._send(task, args, kwargs)
-            _, worker = self._idle.popitem()  # the one that was used last, so that others come to be given back
+            _, worker = self._idle.popitem()  # the last one used, so that others come to be given back
             try:
                 refs = worker.call(task, args, kwargs)
             except BaseException:
