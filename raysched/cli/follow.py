@@ -63,30 +63,36 @@ def _marked(pieces: Iterator[bytes], start: bytes) -> Iterator[bytes]:
 
 
 def _follow_one(client: Client, job: Json, output: bool) -> Json:
+    """Show each attempt in its turn, also one that was over before it was looked at."""
     shown = 0
     while True:
         now = _next_attempt(client, job, shown)
         if now["attempt"] == shown:
             note(_ending(now))
             return now
-        shown = now["attempt"]
+        shown += 1
+        if now["started"] and now["attempt"] == shown:
+            note(f"{clean(now['display'])} running on {where(now['lease']['places'])}")
         if output:
             write_output(client.logs(job["id"], follow=True, attempt=shown), None)
 
 
 def _next_attempt(client: Client, job: Json, shown: int) -> Json:
-    """Wait, telling what happens, until an attempt after the one shown has begun, or the job has ended."""
+    """Wait, telling what happens, until the attempt after the one shown has begun, or the job has ended."""
     notes = Notes()
+    again = f"attempt {shown} did not succeed; it starts again" if shown else ""
     for (now,) in _looks(client, [job]):
-        new = now["attempt"] > shown
-        if now["state"] in ENDED:
+        name = clean(now["display"])
+        new, waits = now["attempt"] > shown, now["state"] == "waiting"
+        if again and (new or waits):
+            notes.tell(f"{name} {again}")
+            again = ""
+        if now["state"] in ENDED or now["attempt"] > shown + 1 or (new and now["started"] and not waits):
             return now
-        if now["state"] == "waiting":
-            notes.progress(f"{clean(now['display'])} waits: {clean(client.explain(job['id'])['why'])}")
+        if waits:
+            notes.progress(f"{name} waits: {clean(client.explain(job['id'])['why'])}")
         elif new and now["lease"]:
-            notes.tell(f"{clean(now['display'])} {now['state']} on {where(now['lease']['places'])}")
-        if new and now["state"] in ("running", "stopping"):
-            return now
+            notes.tell(f"{name} starting on {where(now['lease']['places'])}")
     raise AssertionError("looks do not end")
 
 

@@ -70,6 +70,18 @@ def test_follow_gives_the_output_byte_for_byte_and_the_exit_code(system: System,
     assert re.search(rb"job failed after \d+s: exit code 3\n$", done.stderr)
 
 
+def test_follow_shows_every_attempt(system: System, tmp_path: Path) -> None:
+    script = 'echo "attempt $RAYSCHED_ATTEMPT"; test "$RAYSCHED_ATTEMPT" = 3'
+    file = _file(
+        tmp_path, f"name: again\nentrypoint: '{script}'\nretries: 2\nresources: {{gpu_fraction: 0.5}}\n"
+    )
+    done = system.cli("submit", file, "--follow")
+    assert done.stdout == "attempt 1\nattempt 2\nattempt 3\n"
+    told = [line for line in done.stderr.splitlines() if "did not succeed" in line]
+    assert told == [f"raysched: again attempt {n} did not succeed; it starts again" for n in (1, 2)]
+    assert re.search(r"again succeeded after \d+s\n$", done.stderr)
+
+
 def test_follow_of_an_array_marks_each_line_and_exits_as_the_first_that_failed(
     system: System, tmp_path: Path
 ) -> None:
