@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Callable, Iterator
 
 import pytest
+from engines import need
 from running import System
 
 SIMULATED = "2xA100-80GB"
 
 
 @pytest.fixture(scope="session")
-def engine() -> Callable[[bool, str], None]:
-    """`engine(there, install)`: skips the test where a real engine is missing, and says how to install it.
-    In continuous integration, where all are installed, that fails."""
-
-    def need(there: bool, install: str) -> None:
-        if not there:
-            (pytest.fail if os.environ.get("CI") else pytest.skip)(f"needs an engine: {install}")
-
+def engine() -> Callable[[object, str], None]:
+    """`engine(there, install)`, the rule of `engines.need`."""
     return need
 
 
 @pytest.fixture(scope="session")
-def _ray(engine: Callable[[bool, str], None]) -> None:
+def _ray(engine: Callable[[object, str], None]) -> None:
     engine(importlib.util.find_spec("ray") is not None, "pip install 'ray[default]'")
 
 
