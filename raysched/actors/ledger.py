@@ -1,9 +1,4 @@
-"""The ledger actor: the shell around the core.
-
-It takes all waiting commands, decides them in order, writes the facts of the batch in one transaction, and
-only then answers and wakes those who wait. If the write fails, memory is thrown away and folded anew from
-the journal, and every command of the batch gets the error.
-"""
+"""The ledger actor: what of the ledger needs Ray, around its desk and its book."""
 
 from __future__ import annotations
 
@@ -12,11 +7,11 @@ import json
 import logging
 import os
 import pickle
+import random
 import time
 import uuid
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -24,52 +19,31 @@ from ray.exceptions import ActorDiedError, RayError
 
 from raysched import __version__
 from raysched.actors import crew
+from raysched.actors.desk import Desk
 from raysched.actors.names import NAMESPACE
 from raysched.actors.settings import Settings
 from raysched.core import commands, views
 from raysched.core.commands import Command, JobRequest
 from raysched.core.compile import compile_job, compile_resources
-from raysched.core.events import event_view
-from raysched.core.evolve import evolve
-from raysched.core.facts import Fact
 from raysched.core.jobs import ENDED, Job
 from raysched.core.node import NodeInfo
-from raysched.core.scheduler import Scheduler
 from raysched.core.state import State
-from raysched.core.wanted import known_runs, owned, packages, wanted
+from raysched.core.wanted import packages
 from raysched.core.work import Owned, Run, Wanted
-from raysched.errors import NotFound, RayschedError, SpecError, StorageError
+from raysched.errors import NotFound, SpecError
 from raysched.package import PackageStore
 from raysched.specs.job import JobSpec, check_job
 from raysched.specs.resources import check_options
+from raysched.store.book import Book
 from raysched.store.journal import Journal
 
 View = dict[str, Any]
 
-SNAPSHOT_EVERY = 5_000
-"""Facts between two snapshots."""
-EVENTS_KEPT = 10_000
 TICK_S = 1.0
 NODES_S = 2.0
 SWEEP_S = 60.0
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class Entry:
-    """A command that waits to be decided, and the future of its answer."""
-
-    command: Command
-    done: asyncio.Future[None]
-
-
-@dataclass(slots=True)
-class Cached:
-    """What a backend was last told, to tell it again only when it changed."""
-
-    version: int = 0
-    wanted: Wanted = field(default_factory=lambda: Wanted(0))
 
 
 class Ledger:
@@ -78,18 +52,12 @@ class Ledger:
     async def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.since = _now()
-        self.journal = Journal(settings.journal)
+        self.desk = Desk(Book(Journal(settings.journal), random.getrandbits(48)), _now)
         self.packages = PackageStore(settings.packages)
-        self.inbox: asyncio.Queue[Entry] = asyncio.Queue()
-        self.events_kept: deque[View] = deque(maxlen=EVENTS_KEPT)
-        self.change = asyncio.Event()
-        self.told: dict[str, Cached] = {}
-        self.owned_told: dict[str, tuple[int, list[Owned]]] = {}
         self.watched: dict[str, asyncio.Task[None]] = {}
         self.usage: dict[str, views.Usage] = {}
-        self._fold()
         self.tasks = [
-            asyncio.create_task(self._decide_for_ever()),
+            asyncio.create_task(self._serve()),
             asyncio.create_task(self._repeat(self._tick, TICK_S)),
             asyncio.create_task(self._repeat(self._look_at_nodes, NODES_S)),
             asyncio.create_task(self._repeat(self._sweep, SWEEP_S)),
@@ -100,85 +68,29 @@ class Ledger:
     def __repr__(self) -> str:
         return "Ledger"
 
-    # ------------------------------------------------------------ decide, record, answer
+    # ------------------------------------------------------------ commands, and waiting for changes
 
     async def tell(self, told: Sequence[Command]) -> None:
         """Decide commands and return once their facts are written. Raises what the first refused one raises;
         the others are decided all the same."""
-        loop = asyncio.get_running_loop()
-        entries = [Entry(command, loop.create_future()) for command in told]
-        for entry in entries:
-            self.inbox.put_nowait(entry)
-        answers = await asyncio.gather(*(entry.done for entry in entries), return_exceptions=True)
-        for answer in answers:
-            if isinstance(answer, BaseException):
-                raise answer
+        await self.desk.tell(told)
 
-    async def _decide_for_ever(self) -> None:
-        while True:
-            batch = [await self.inbox.get()]
-            while not self.inbox.empty():
-                batch.append(self.inbox.get_nowait())
-            self._decide_batch(batch)
+    async def wanted(self, backend: str, version: int, timeout: float) -> Wanted:
+        """What must exist at a backend: as soon as that is not `version`, or at the end of the time."""
+        return await self.desk.wanted(backend, version, timeout)
 
-    def _decide_batch(self, batch: list[Entry]) -> None:
-        refused: dict[int, Exception] = {}
-        facts: list[Fact] = []
+    async def owned(self, owner: str, version: int, timeout: float) -> tuple[int, list[Owned]]:
+        """The jobs of a client process and their version: as soon as it is not `version`."""
+        return await self.desk.owned(owner, version, timeout)
+
+    async def events(self, after: int, job: str | None, timeout: float) -> list[View]:
+        """The events after number `after`, at least one unless the time ends first."""
+        return await self.desk.events(after, job, timeout)
+
+    async def _serve(self) -> None:
+        """Decide for ever, or end this process: Ray starts a new one, whose callers ask again."""
         try:
-            for at, entry in enumerate(batch):
-                try:
-                    facts += self.scheduler.handle(entry.command, _now())
-                except RayschedError as error:
-                    refused[at] = error
-            if facts or _is_tick(batch):
-                facts += self.scheduler.schedule(_now())
-            if facts:
-                self._record(facts)
-        except Exception as error:
-            log.exception("The batch was not written; the state is read again from the journal.")
-            refused = dict.fromkeys(range(len(batch)), error)
-            self._fold_or_die()
-        for at, entry in enumerate(batch):
-            if entry.done.cancelled():
-                continue
-            if at in refused:
-                entry.done.set_exception(refused[at])
-            else:
-                entry.done.set_result(None)
-
-    def _record(self, facts: list[Fact]) -> None:
-        last = self.journal.append(facts)
-        for seq, fact in enumerate(facts, last - len(facts) + 1):
-            event = event_view(self.state, seq, fact)
-            if event is not None:
-                self.events_kept.append(event)
-        self.seq = last
-        self._wake()
-        if last - self.snapshot_seq >= SNAPSHOT_EVERY:
-            self._snapshot(last)
-
-    def _snapshot(self, last: int) -> None:
-        """Keep a snapshot; without it the next start only takes longer."""
-        self.snapshot_seq = last
-        try:
-            self.journal.snapshot(self.state, last)
-        except StorageError as error:
-            log.warning("No snapshot was kept: %s", error)
-
-    def _fold(self) -> None:
-        state, self.seq, facts = self.journal.load()
-        self.snapshot_seq = self.seq
-        state = state or State()
-        for fact in facts:
-            evolve(state, fact)
-            self.seq += 1
-        self.scheduler = Scheduler(state)
-        self._wake()
-
-    def _fold_or_die(self) -> None:
-        """Fold again, or end this process: Ray starts a new one, whose callers ask again."""
-        try:
-            self._fold()
+            await self.desk.serve()
         except Exception:
             log.exception("The journal can't be read; the ledger starts again.")
             os._exit(1)
@@ -186,81 +98,7 @@ class Ledger:
     @property
     def state(self) -> State:
         """All that the ledger knows."""
-        return self.scheduler.state
-
-    # ------------------------------------------------------------ waiting for changes
-
-    def _wake(self) -> None:
-        self.change.set()
-        self.change = asyncio.Event()
-
-    async def _until(self, ready: Callable[[], Any], timeout: float) -> Any:
-        """What `ready` returns, once that is true, or at the end of the time."""
-        deadline = time.monotonic() + timeout
-        while True:
-            change = self.change
-            found = ready()
-            left = deadline - time.monotonic()
-            if found or left <= 0:
-                return found
-            try:
-                await asyncio.wait_for(change.wait(), left)
-            except asyncio.TimeoutError:
-                return ready()
-
-    async def wanted(self, backend: str, version: int, timeout: float) -> Wanted:
-        """What must exist at a backend: as soon as that is not `version`, or at the end of the time."""
-
-        def ready() -> Wanted | None:
-            current = self._current(backend)
-            return current if current.version != version else None
-
-        return await self._until(ready, timeout) or self._current(backend)
-
-    def _current(self, backend: str) -> Wanted:
-        cached = self.told.setdefault(backend, Cached(version=self.since))
-        now = wanted(self.state, backend, cached.version)
-        if now != cached.wanted:
-            cached.version += 1
-            cached.wanted = replace(now, version=cached.version)
-        return cached.wanted
-
-    async def owned(self, owner: str, version: int, timeout: float) -> tuple[int, list[Owned]]:
-        """The jobs of a client process and their version: as soon as it is not `version`."""
-
-        def ready() -> tuple[int, list[Owned]] | None:
-            current = self._current_owned(owner)
-            return current if current[0] != version else None
-
-        return await self._until(ready, timeout) or self._current_owned(owner)
-
-    def _current_owned(self, owner: str) -> tuple[int, list[Owned]]:
-        version, listed = self.owned_told.get(owner, (self.since, []))
-        now = owned(self.state, owner)
-        if now != listed:
-            version, listed = version + 1, now
-            self.owned_told[owner] = (version, listed)
-        return version, listed
-
-    async def events(self, after: int, job: str | None, timeout: float) -> list[View]:
-        """The events after number `after`, at least one unless the time ends first."""
-
-        def ready() -> list[View]:
-            return [
-                event
-                for event in self._events_after(after)
-                if job is None or job in (event["job"], event["group"])
-            ]
-
-        return await self._until(ready, timeout)
-
-    def _events_after(self, after: int) -> Iterable[View]:
-        if self.events_kept and self.events_kept[0]["seq"] <= after + 1:
-            return [event for event in self.events_kept if event["seq"] > after]
-        if after >= self.seq:
-            return []
-        found = (event_view(self.state, seq, fact) for seq, fact in self.journal.facts(after))
-        return [event for event in found if event is not None][:EVENTS_KEPT]
+        return self.desk.state
 
     # ------------------------------------------------------------ submissions
 
@@ -367,11 +205,11 @@ class Ledger:
 
     async def nodes(self) -> dict[str, NodeInfo]:
         """The nodes that are there, as their agents described them."""
-        return {name: node.info for name, node in self.state.nodes.items() if node.lost is None}
+        return await self.desk.nodes()
 
     async def known(self, backend: str) -> frozenset[Run]:
         """The runs that are remembered; a backend may delete the files of others."""
-        return known_runs(self.state, backend)
+        return await self.desk.known(backend)
 
     async def sample(self, node: str, usage: views.Usage) -> None:
         """What an agent measured on its node just now; kept for the views, not written down."""
@@ -383,7 +221,7 @@ class Ledger:
 
     async def ping(self) -> View:
         """Whether the ledger answers."""
-        return {"since": self.since, "seq": self.seq, "nodes": len(await self.nodes())}
+        return {"since": self.since, "seq": self.desk.book.seq, "nodes": len(await self.nodes())}
 
     async def _look_at_nodes(self) -> None:
         """See that each node of the cluster has its agent, and notice those that are gone."""
@@ -433,7 +271,7 @@ class Ledger:
             except RayError:  # out of reach for a moment
                 await asyncio.sleep(TICK_S)
         self.watched.pop(owner, None)
-        self.owned_told.pop(owner, None)
+        self.desk.forget(owner)
         await self.tell([commands.OwnerLost(owner)])
 
     def _owners(self) -> list[str]:
@@ -454,10 +292,6 @@ class Ledger:
             except Exception:
                 log.exception("A periodic step failed and is tried again.")
             await asyncio.sleep(every)
-
-
-def _is_tick(batch: list[Entry]) -> bool:
-    return any(isinstance(entry.command, commands.Tick) for entry in batch)
 
 
 def _check_had(job: Job, attempt: int | None, rank: int) -> None:

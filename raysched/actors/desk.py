@@ -1,0 +1,143 @@
+"""The desk of the ledger: takes commands from many, has the book decide all that wait at once, and wakes
+those who wait for changes. It needs an event loop and no Ray: tests run the very same under a made-up clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from raysched.core.commands import Command
+from raysched.core.node import NodeInfo
+from raysched.core.state import State
+from raysched.core.wanted import known_runs, owned, wanted
+from raysched.core.work import Owned, Run, Wanted
+from raysched.store.book import Book, Event
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Entry:
+    """A command that waits to be decided, and the future of its answer."""
+
+    command: Command
+    done: asyncio.Future[None]
+
+
+class Desk:
+    """Serves `book`. `now` gives milliseconds since 1970. `serve` has to run for anything to be decided."""
+
+    def __init__(self, book: Book, now: Callable[[], int]) -> None:
+        self.book = book
+        self._now = now
+        self._inbox: asyncio.Queue[Entry] = asyncio.Queue()
+        self._change = asyncio.Event()
+
+    @property
+    def state(self) -> State:
+        """All that the ledger knows; to be read, never to be changed."""
+        return self.book.state
+
+    # ------------------------------------------------------------ decide, record, answer
+
+    async def tell(self, told: Sequence[Command]) -> None:
+        """Decide commands and return once their facts are written. Raises what the first refused one raises;
+        the others are decided all the same."""
+        loop = asyncio.get_running_loop()
+        entries = [Entry(command, loop.create_future()) for command in told]
+        for entry in entries:
+            self._inbox.put_nowait(entry)
+        answers = await asyncio.gather(*(entry.done for entry in entries), return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+
+    async def serve(self) -> None:
+        """Decide for ever. Raises StorageError where the journal can't be read any more."""
+        while True:
+            batch = [await self._inbox.get()]
+            while not self._inbox.empty():
+                batch.append(self._inbox.get_nowait())
+            self._decide(batch)
+
+    def _decide(self, batch: list[Entry]) -> None:
+        before = self.book.changes
+        answers = self.book.decide([entry.command for entry in batch], self._now())
+        if self.book.changes != before:
+            self._wake()
+        for entry, refused in zip(batch, answers, strict=True):
+            if entry.done.cancelled():
+                continue
+            if refused is None:
+                entry.done.set_result(None)
+            else:
+                entry.done.set_exception(refused)
+
+    # ------------------------------------------------------------ waiting for changes
+
+    def _wake(self) -> None:
+        self._change.set()
+        self._change = asyncio.Event()
+
+    async def until(self, ready: Callable[[], T], timeout: float) -> T:
+        """What `ready` returns, once that is true, or at the end of the time (s)."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        while True:
+            change = self._change
+            found = ready()
+            left = deadline - loop.time()
+            if found or left <= 0:
+                return found
+            try:
+                await asyncio.wait_for(change.wait(), left)
+            except asyncio.TimeoutError:
+                return ready()
+
+    async def newer(
+        self, key: Hashable, derive: Callable[[State], T], version: int, timeout: float
+    ) -> tuple[int, T]:
+        """What `derive` makes of the state, with its version: as soon as that is not `version`, or at the end
+        of the time (s). It is derived once a change for all who ask under the same `key`."""
+
+        def ready() -> tuple[int, T] | None:
+            current = self.book.derived(key, derive)
+            return current if current[0] != version else None
+
+        return await self.until(ready, timeout) or self.book.derived(key, derive)
+
+    # ------------------------------------------------------------ what backends and owners ask
+
+    async def wanted(self, backend: str, version: int, timeout: float) -> Wanted:
+        """What must exist at a backend: as soon as that is not `version`, or at the end of the time."""
+        key = ("wanted", backend)
+        found = await self.newer(key, lambda state: wanted(state, backend, 0), version, timeout)
+        return replace(found[1], version=found[0])
+
+    async def owned(self, owner: str, version: int, timeout: float) -> tuple[int, list[Owned]]:
+        """The jobs of a client process and their version: as soon as it is not `version`."""
+        return await self.newer(("owned", owner), lambda state: owned(state, owner), version, timeout)
+
+    def forget(self, owner: str) -> None:
+        """The client process is gone and will not ask again."""
+        self.book.drop(("owned", owner))
+
+    async def events(self, after: int, job: str | None, timeout: float) -> list[Event]:
+        """The events after number `after`, at least one unless the time ends first."""
+
+        def ready() -> list[Event]:
+            events = self.book.events(after)
+            return [event for event in events if job is None or job in (event["job"], event["group"])]
+
+        return await self.until(ready, timeout)
+
+    async def nodes(self) -> dict[str, NodeInfo]:
+        """The nodes that are there, as their agents described them."""
+        return {name: node.info for name, node in self.state.nodes.items() if node.lost is None}
+
+    async def known(self, backend: str) -> frozenset[Run]:
+        """The runs that are remembered; a backend may delete the files of others."""
+        return known_runs(self.state, backend)

@@ -1,0 +1,185 @@
+"""Closes the difference between what the ledger wants and what a backend has, for ever.
+
+It decides nothing. Each round asks the ledger what must exist, looks at what does, starts and stops what
+differs, and reports; it may die between any two lines and be started again. It needs an event loop and no
+Ray, so that tests run the very same under a made-up clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
+from typing import Any, Protocol
+
+from raysched.backends.base import Backend, EngineRefused, Holding
+from raysched.backends.difference import difference
+from raysched.core.commands import Command, Denied, Gone, Held, Outside, Report
+from raysched.core.node import NodeInfo
+from raysched.core.work import Hold, Launch, Run, Seen, Stop, Wanted
+
+LOOK_S = 5.0
+"""Longest time between two looks at a backend in which nothing seems to change."""
+PAUSE_S = 0.02
+"""Shortest time between two looks: many changes at once are seen in one."""
+RETRY_S = 1.0
+"""Time before a round, a release or a hold that failed is tried again."""
+OUTSIDE_S = 3.0
+FORGET_S = 60.0
+
+log = logging.getLogger(__name__)
+
+
+class Ledger(Protocol):
+    """What a reconciler asks of the ledger. Any call may fail, and is made again."""
+
+    async def wanted(self, backend: str, version: int, timeout: float) -> Wanted:
+        """What must exist at a backend: as soon as that is not `version`, or at the end of the time."""
+        ...
+
+    async def tell(self, told: Sequence[Command]) -> None:
+        """Return once what follows from the commands is written."""
+        ...
+
+    async def nodes(self) -> dict[str, NodeInfo]:
+        """The nodes that are there, by name."""
+        ...
+
+    async def known(self, backend: str) -> frozenset[Run]:
+        """The runs that are remembered."""
+        ...
+
+
+class Reconciler:
+    """Drives one backend, as its only caller."""
+
+    def __init__(self, backend: Backend, ledger: Ledger) -> None:
+        self._backend = backend
+        self._ledger = ledger
+        self._wanted = Wanted(-1)
+        self._news = asyncio.Event()
+        self._told: dict[Run, Seen] = {}
+        self._held: dict[str, Held] = {}
+        self._busy: dict[Hashable, asyncio.Task[None]] = {}
+
+    async def run(self) -> None:
+        """Go on until cancelled."""
+        steps: list[Callable[[], Awaitable[None]]] = [self._listen, self._round, self._look, self._forget]
+        if isinstance(self._backend, Holding):
+            steps.append(self._outside)
+        try:
+            await asyncio.gather(*(self._for_ever(step) for step in steps))
+        finally:
+            for task in self._busy.values():
+                task.cancel()
+
+    async def _for_ever(self, step: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            try:
+                await step()
+            except Exception:
+                log.exception("backend %s: a step failed and is tried again", self._backend.name)
+                await asyncio.sleep(RETRY_S)
+                self._news.set()
+
+    # ------------------------------------------------------------ what leads to a round
+
+    async def _listen(self) -> None:
+        """Wait until the ledger wants something else."""
+        self._wanted = await self._ledger.wanted(self._backend.name, self._wanted.version, LOOK_S)
+        self._news.set()
+
+    async def _look(self) -> None:
+        """Wait until the backend seems to have changed."""
+        await self._backend.changed(LOOK_S)
+        self._news.set()
+        await asyncio.sleep(PAUSE_S)
+
+    # ------------------------------------------------------------ one round
+
+    async def _round(self) -> None:
+        await self._news.wait()
+        self._news.clear()
+        if self._wanted.version == -1:
+            return
+        wanted = self._wanted
+        seen = await self._backend.observe()
+        actions = difference(wanted, seen, self._told.values())
+        for launch in actions.start:
+            self._do(launch.run, self._start(launch))
+        for stop in actions.stop:
+            self._do(stop.run, self._stop(stop))
+        if isinstance(self._backend, Holding):
+            self._close_holds(wanted, self._backend)
+        await self._report(actions.report)
+
+    def _do(self, key: Hashable, step: Coroutine[Any, Any, None]) -> None:
+        """Do one thing for a run or a lease, unless something is being done for it already."""
+        if key in self._busy:
+            step.close()
+            return
+        self._busy[key] = asyncio.create_task(self._finish(key, step))
+
+    async def _finish(self, key: Hashable, step: Coroutine[Any, Any, None]) -> None:
+        try:
+            await step
+        except Exception:
+            log.exception("backend %s: %s failed and is tried again", self._backend.name, key)
+            await asyncio.sleep(RETRY_S)
+        finally:
+            del self._busy[key]
+            self._news.set()
+
+    async def _start(self, launch: Launch) -> None:
+        try:
+            await self._backend.start(launch)
+        except EngineRefused as refused:
+            await self._ledger.tell([Denied(launch.lease, refused.reason, refused.final)])
+
+    async def _stop(self, stop: Stop) -> None:
+        await self._backend.stop(stop.run, stop.grace)
+
+    async def _report(self, seen: tuple[Seen, ...]) -> None:
+        if seen:
+            await self._ledger.tell([Report(each) for each in seen])
+            self._told.update({each.run: each for each in seen})
+
+    # ------------------------------------------------------------ holds
+
+    def _close_holds(self, wanted: Wanted, holding: Holding) -> None:
+        leases = {hold.lease for hold in wanted.holds}
+        for gone in self._held.keys() - leases:
+            del self._held[gone]
+        # One at a time for a lease, so that none is let go while it is being made; and no lease waits for
+        # another that is slow to be held or to be refused.
+        for hold in wanted.holds:
+            if hold.lease not in self._held:
+                self._do(hold.lease, self._hold(holding, hold))
+        for hold in wanted.releases:
+            self._do(hold.lease, self._release(holding, hold))
+
+    async def _hold(self, holding: Holding, hold: Hold) -> None:
+        for answer in await holding.hold([hold]):
+            if answer.refused is not None:
+                await self._ledger.tell([Denied(answer.lease, answer.refused)])
+            else:
+                held = Held(answer.lease, answer.groups)
+                await self._ledger.tell([held])
+                self._held[answer.lease] = held
+
+    async def _release(self, holding: Holding, hold: Hold) -> None:
+        await holding.release(hold)
+        await self._ledger.tell([Gone(hold.lease)])
+
+    async def _outside(self) -> None:
+        await asyncio.sleep(OUTSIDE_S)
+        assert isinstance(self._backend, Holding)
+        outside = await self._backend.outside()
+        nodes = await self._ledger.nodes()
+        await self._ledger.tell([Outside(node, outside.get(node, ())) for node in nodes])
+
+    async def _forget(self) -> None:
+        await asyncio.sleep(FORGET_S)
+        known = await self._ledger.known(self._backend.name)
+        await self._backend.forget(known)
+        self._told = {run: seen for run, seen in self._told.items() if run in known}
