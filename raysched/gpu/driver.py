@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from raysched.core.mig import Cut
@@ -24,10 +25,12 @@ class Discovery:
 
 @dataclass(frozen=True, slots=True)
 class ProcessUse:
-    """A process that uses a GPU, and the MiB that it holds there; None where the driver does not say."""
+    """A process that uses a GPU, and the MiB that it holds there; None where the driver does not say.
+    `instance` is the UUID of the MIG instance that it is in, None for one that is in none."""
 
     pid: int
     memory_mib: int | None
+    instance: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +71,23 @@ class Driver(Protocol):
         ...
 
 
-def open_driver(simulate: str | None, node: str, environ: Mapping[str, str] = os.environ) -> Driver:
+def open_driver(
+    simulate: str | None,
+    node: str,
+    environ: Mapping[str, str] = os.environ,
+    folder: Path | None = None,
+) -> Driver:
     """The driver of this node: simulated as `simulate` says (`2xA100-80GB,1xA30`), else NVML.
 
-    `node` is the node's name; a simulated GPU keeps its UUID as long as the name stays. A GPU that
-    `CUDA_VISIBLE_DEVICES` in `environ` hides is not ours. A machine without NVIDIA's library or driver
-    simply has no GPUs. Raises ConfigError for a simulation that can't be, RayschedError for a broken driver.
+    `node` is the node's name; a simulated GPU keeps its UUID as long as the name stays, and how it is cut as
+    long as the state folder `folder` does. A GPU that `CUDA_VISIBLE_DEVICES` in `environ` hides is not ours.
+    A machine without NVIDIA's library or driver simply has no GPUs. Raises ConfigError for a simulation that
+    can't be, RayschedError for a broken driver.
     """
     if simulate is not None:
         from raysched.gpu.simulated import SimulatedDriver
 
-        return SimulatedDriver(simulate, node)
+        return SimulatedDriver(simulate, node, folder)
     from raysched.gpu.nvml import NVMLDriver
 
     return NVMLDriver(environ.get("CUDA_VISIBLE_DEVICES"))

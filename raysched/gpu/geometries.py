@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from raysched.core.mig import Geometry, Profile
+from raysched.core.mig import Cut, Geometry, Profile
 
 ROUND = 128
 """MiB to which the memory of a profile without a published figure is rounded down."""
@@ -111,3 +111,9 @@ def starts_of(slices: dict[int, int]) -> dict[int, Row] | None:
         if slices and all(id in rows and rows[id].slices == count for id, count in slices.items()):
             return rows
     return None
+
+
+def named(geometry: Geometry, cut: Cut) -> str:
+    """A cut as people read it: `the MIG instance 3g.40gb at 4`."""
+    names = {profile.id: profile.name for profile in geometry.profiles}
+    return f"the MIG instance {names.get(cut.profile, f'of profile {cut.profile}')} at {cut.start}"

@@ -1,4 +1,4 @@
-"""What the simulated models can be cut into, against NVIDIA's rules and, where they are, the collected facts."""
+"""What the simulated models can be cut into, against NVIDIA's rules and, where they are, collected facts."""
 
 from __future__ import annotations
 

@@ -1,0 +1,61 @@
+"""What happens to simulated GPUs, at a test's word: they fail, are cut by hand, are used by strangers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from raysched.core.mig import Cut, Instance, Layout
+from raysched.gpu.cards import Cards, path_of
+from raysched.gpu.driver import ProcessUse
+
+
+class SimulatedGPUs:
+    """The simulated GPUs of the node called `node`, of the system whose state folder is `folder`. What is
+    changed here shows when the node agent looks next."""
+
+    def __init__(self, folder: Path, node: str) -> None:
+        self._cards = Cards(path_of(folder, node))
+
+    def layout(self, gpu: str) -> Layout:
+        """How a GPU is cut now."""
+        return self._cards[gpu].layout
+
+    def fail(self, gpu: str, fault: str) -> None:
+        """Let a GPU have a fault, in words; an empty text ends it."""
+        with self._cards.change(gpu) as card:
+            card.fault = fault
+
+    def refuse(self, gpu: str, cut: Cut | None, reason: str) -> None:
+        """Let the driver refuse to make or destroy an instance, or (None) to switch the MIG mode."""
+        with self._cards.change(gpu) as card:
+            card.refused.append((cut, reason))
+
+    def allow(self, gpu: str) -> None:
+        """Let the driver refuse nothing of that kind any more."""
+        with self._cards.change(gpu) as card:
+            card.refused.clear()
+
+    def cut(self, gpu: str, *cuts: Cut, enabled: bool = True) -> tuple[Instance, ...]:
+        """Cut a GPU by hand: exactly these instances, all of them new."""
+        with self._cards.change(gpu) as card:
+            card.enabled = enabled
+            first = card.made + 1
+            card.made += len(cuts)
+            made = [Instance(f"MIG-by-hand-{gpu}-{first + at}", cut) for at, cut in enumerate(cuts)]
+            card.instances = made
+            return card.layout.instances
+
+    def use(self, gpu: str, pid: int, memory_mib: int | None, instance: str | None = None) -> None:
+        """Let a process be on a GPU, or on one of its MIG instances."""
+        with self._cards.change(gpu) as card:
+            card.processes.append(ProcessUse(pid, memory_mib, instance))
+
+    def leave(self, gpu: str) -> None:
+        """Let no process be on a GPU any more."""
+        with self._cards.change(gpu) as card:
+            card.processes.clear()
+
+    def slow(self, gpu: str, seconds: float) -> None:
+        """Let every change of how a GPU is cut take so long."""
+        with self._cards.change(gpu) as card:
+            card.pause = seconds
