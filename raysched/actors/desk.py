@@ -5,11 +5,13 @@ those who wait for changes. It needs an event loop and no Ray: tests run the ver
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from raysched.core.commands import Command
+from raysched.actors.clock import Clock
+from raysched.core.commands import Command, SetClock
 from raysched.core.node import NodeInfo
 from raysched.core.state import State
 from raysched.core.wanted import known_runs, owned, wanted
@@ -17,6 +19,8 @@ from raysched.core.work import Owned, Run, Wanted
 from raysched.store.book import Book, Event
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -28,13 +32,16 @@ class Entry:
 
 
 class Desk:
-    """Serves `book`. `now` gives milliseconds since 1970. `serve` has to run for anything to be decided."""
+    """Serves `book` by `clock`, which goes on from what the book knows of the time. `serve` has to run for
+    anything to be decided, and `look_at_clock` now and then."""
 
-    def __init__(self, book: Book, now: Callable[[], int]) -> None:
+    def __init__(self, book: Book, clock: Clock) -> None:
         self.book = book
-        self._now = now
+        self.clock = clock
         self._inbox: asyncio.Queue[Entry] = asyncio.Queue()
         self._change = asyncio.Event()
+        clock.resume(book.state.clock, book.state.latest)
+        self._set_clock(clock.look())
 
     @property
     def state(self) -> State:
@@ -65,7 +72,7 @@ class Desk:
 
     def _decide(self, batch: list[Entry]) -> None:
         before = self.book.changes
-        answers = self.book.decide([entry.command for entry in batch], self._now())
+        answers = self.book.decide([entry.command for entry in batch], self.clock.now())
         if self.book.changes != before:
             self._wake()
         for entry, refused in zip(batch, answers, strict=True):
@@ -75,6 +82,25 @@ class Desk:
                 entry.done.set_result(None)
             else:
                 entry.done.set_exception(refused)
+
+    # ------------------------------------------------------------ the clock
+
+    def look_at_clock(self) -> None:
+        """If the wall clock jumped, move all known times as far, so that nothing expires by it."""
+        jump = self.clock.look()
+        if jump:
+            self._set_clock(jump)
+
+    def _set_clock(self, shift: int) -> None:
+        """Write down what time it is now, after a shift. Between this and the clock's own shift nothing else
+        is decided."""
+        clock = self.clock
+        (refused,) = self.book.decide([SetClock(clock.boot, clock.uptime(), shift)], clock.now())
+        if refused is not None:
+            log.warning("The clock was not written down and goes on as it was: %s", refused)
+            return
+        clock.shift(shift)
+        self._wake()
 
     # ------------------------------------------------------------ waiting for changes
 

@@ -8,7 +8,6 @@ import logging
 import os
 import pickle
 import random
-import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
@@ -19,6 +18,7 @@ from ray.exceptions import ActorDiedError, RayError
 
 from raysched import __version__
 from raysched.actors import crew
+from raysched.actors.clock import Clock, wall_clock
 from raysched.actors.desk import Desk
 from raysched.actors.names import NAMESPACE
 from raysched.actors.settings import Settings
@@ -51,8 +51,8 @@ class Ledger:
 
     async def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.since = _now()
-        self.desk = Desk(Book(Journal(settings.journal), random.getrandbits(48)), _now)
+        self.since = wall_clock()
+        self.desk = Desk(Book(Journal(settings.journal), random.getrandbits(48)), Clock())
         self.packages = PackageStore(settings.packages)
         self.watched: dict[str, asyncio.Task[None]] = {}
         self.usage: dict[str, views.Usage] = {}
@@ -108,7 +108,7 @@ class Ledger:
             requests = [self._job_request(job, f"jobs[{at}].spec") for at, job in enumerate(jobs)]
             await self.tell([commands.Submit(key, user, tuple(requests))])
         accepted = [self.state.jobs[id] for id in self._answer(key)]
-        return views.jobs_view(self.state, accepted, _now())["jobs"]
+        return views.jobs_view(self.state, accepted, self._now())["jobs"]
 
     def _answer(self, key: str) -> list[str]:
         return [id for id in self.state.keys[key] if id in self.state.jobs]
@@ -134,19 +134,19 @@ class Ledger:
         requests = [self._job_request(job, f"jobs[{at}].spec") for at, job in enumerate(plain)]
         # Copied by pickling, in a fifth of the time of `copy.deepcopy`: nothing else is decided meanwhile.
         state: State = pickle.loads(pickle.dumps(self.state))
-        return views.plan_view(state, user, requests, _now())
+        return views.plan_view(state, user, requests, self._now())
 
     async def cancel(self, job: str, by: str) -> View:
         """End a job, or all elements of an array; those that have ended stay as they are."""
         found = views.find_jobs(self.state, job)
         await self.tell([commands.Cancel(one.id, by) for one in found])
-        return views.jobs_view(self.state, found, _now())
+        return views.jobs_view(self.state, found, self._now())
 
     # ------------------------------------------------------------ views
 
     async def view(self, what: str, **args: Any) -> View:
         """One of the views of docs/api.md: status, jobs, job, queue, gpus, explain."""
-        now = _now()
+        now = self._now()
         match what:
             case "status":
                 return {
@@ -279,7 +279,11 @@ class Ledger:
 
     # ------------------------------------------------------------ time
 
+    def _now(self) -> int:
+        return self.desk.clock.now()
+
     async def _tick(self) -> None:
+        self.desk.look_at_clock()
         await self.tell([commands.Tick()])
 
     async def _sweep(self) -> None:
@@ -305,7 +309,3 @@ def _check_had(job: Job, attempt: int | None, rank: int) -> None:
 
 def _new_id() -> str:
     return uuid.uuid4().hex[:10]
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000

@@ -22,6 +22,7 @@ ENDED_OWNED = 64
 
 def evolve(state: State, fact: Fact) -> None:
     """Fold one fact into `state`."""
+    state.latest = max(state.latest, fact.at)
     _FOLD[type(fact)](state, fact)
 
 
@@ -220,7 +221,7 @@ def _released(state: State, fact: facts.Released) -> None:
 
 
 def _clock_set(state: State, fact: facts.ClockSet) -> None:
-    state.clock = Reading(fact.at, fact.boot, fact.uptime)
+    state.clock, state.latest = Reading(fact.at, fact.boot, fact.uptime), fact.at
     if not fact.shift:
         return
     for job in state.jobs.values():

@@ -26,7 +26,7 @@ class State:
     `groups` maps a submission to its jobs; `waiting` holds (-priority, order, id) of the waiting jobs,
     sorted; `ended` the ids of ended jobs, oldest first; `keys` the jobs of a submission by idempotency key;
     `owned` the ids of the jobs that a client process holds. `count` numbers jobs as they come. `clock` is
-    the last reading of the ledger's clock.
+    the last reading of the ledger's clock, `latest` the latest time of a fact.
     """
 
     nodes: dict[str, Node] = field(default_factory=dict[str, Node])
@@ -39,3 +39,4 @@ class State:
     owned: dict[str, dict[str, None]] = field(default_factory=dict[str, dict[str, None]])
     count: int = 0
     clock: Reading | None = None
+    latest: int = 0

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from raysched.actors.clock import DRIFT, JUMP, Clock, boot_id, uptime, wall_clock
-from raysched.core.commands import NodeGone, SetClock, Tick
+from raysched.actors.desk import Desk
+from raysched.core.commands import Held, JobRequest, NodeGone, NodeSeen, Report, SetClock, Submit, Tick
 from raysched.core.request import Request
 from raysched.core.state import Reading
+from raysched.core.work import Run, Seen
+from raysched.store.book import Book
+from raysched.store.journal import Journal
 from tests.core.world import World, node
 
 HOUR = 3_600_000
@@ -136,3 +142,31 @@ def test_a_jump_does_not_lose_a_node(jump: int) -> None:
     world.now += 60_000
     world.do(Tick())
     assert world.job("j").reason == "node a is gone"
+
+
+def test_a_ledger_that_starts_again_after_a_jump_ends_nothing_early(machine: Machine, tmp_path: Path) -> None:
+    """Down for half an hour, in which somebody also set the wall clock ten hours ahead."""
+
+    url = f"sqlite:///{tmp_path}/journal.sqlite"
+    journal = Journal(url)
+    first = Desk(Book(journal, 1), machine.clock())
+    asked = JobRequest("j", "j", "command", Request(), {"entrypoint": "true"}, max_runtime=HOUR)
+    lease, run = "j.1", Run("j", 1, 0)
+    told = NodeSeen(node("a", 1)), Submit("k", "ana", (asked,)), Held(lease, ()), Report(Seen(run, "running"))
+    for command in told:
+        assert first.book.decide([command], first.clock.now()) == [None]
+    journal.close()
+
+    machine.run(HOUR // 2)
+    machine.wall += 10 * HOUR
+    journal = Journal(url)
+    second = Desk(Book(journal, 1), machine.clock())
+    job = second.state.jobs["j"]
+    assert second.clock.now() == machine.wall
+    assert second.clock.now() - (job.started or 0) == HOUR // 2
+    second.book.decide([Tick()], second.clock.now())
+    assert job.state == "running"
+    machine.run(HOUR // 2)
+    second.book.decide([Tick()], second.clock.now())
+    assert second.state.jobs["j"].state == "stopping"
+    journal.close()
