@@ -1,32 +1,24 @@
-"""The real driver, read through NVIDIA's management library (module pynvml of nvidia-ml-py)."""
+"""The real driver, read and changed through NVIDIA's management library (module pynvml of nvidia-ml-py)."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pynvml
 
-from raysched.core.node import GPUInfo
+from raysched.core.mig import Geometry
+from raysched.core.node import GPUInfo, Mechanism
 from raysched.core.work import Partition
-from raysched.errors import RayschedError
-from raysched.gpu.driver import Discovery, GPUUse, PartitionRefused, ProcessUse
+from raysched.gpu import instances, usage
+from raysched.gpu.answers import NO_GPUS, code, worded
+from raysched.gpu.driver import Discovery, GPUUse, PartitionRefused
+from raysched.gpu.geometries import named
+from raysched.gpu.health import Health
 from raysched.gpu.models import model_of_product
 from raysched.gpu.visible import visible
 
-_MIB = 2**20
-_NO_GPUS = (pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
-"""What NVML answers on a machine that has no NVIDIA GPU: nothing is wrong then."""
-
-_UNKNOWN = (pynvml.NVML_ERROR_NOT_SUPPORTED, pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)
-"""What it answers to a question that this GPU or this driver does not know."""
-
-_LISTS: tuple[Callable[[Any], list[Any]], ...] = (
-    pynvml.nvmlDeviceGetComputeRunningProcesses_v3,
-    pynvml.nvmlDeviceGetGraphicsRunningProcesses_v3,
-    pynvml.nvmlDeviceGetMPSComputeRunningProcesses_v3,
-)
 _log = logging.getLogger(__name__)
 
 
@@ -39,25 +31,47 @@ class NVMLDriver:
 
     def __init__(self, cuda_visible_devices: str | None) -> None:
         self._visible = cuda_visible_devices
+        self._health = Health()
         self._open = False
         try:
             pynvml.nvmlInit()
             self._open = True
         except pynvml.NVMLError as problem:
-            if _code(problem) not in _NO_GPUS:
-                raise _worded("be started", problem) from problem
+            if code(problem) not in NO_GPUS:
+                raise worded("be started", problem) from problem
 
     def discover(self) -> Discovery:
-        """The visible GPUs, without those in MIG mode: they run nothing but instances, which are not yet
-        handed out."""
+        """The visible GPUs, how they are cut, and what is wrong with them."""
         if not self._open:
             return Discovery(driver_version=None, simulated=False, gpus=())
         try:
             version = pynvml.nvmlSystemGetDriverVersion()
-            gpus = tuple(_info(index, uuid, handle) for index, uuid, handle in self._ours())
+            ours = list(self._ours())
+            self._health.listen((uuid, handle) for _, uuid, handle in ours)
+            gpus = tuple(info for gpu in ours if (info := self._info(*gpu)))
         except pynvml.NVMLError as problem:
-            raise _worded("list the GPUs", problem) from problem
+            raise worded("list the GPUs", problem) from problem
         return Discovery(version, simulated=False, gpus=gpus)
+
+    def _info(self, index: int, uuid: str, handle: Any) -> GPUInfo | None:
+        """A GPU as it is now; None for one that stopped answering meanwhile."""
+        try:
+            memory = usage.memory(handle)
+            mig = instances.geometry(handle, memory.total if memory else None)
+            mechanisms: tuple[Mechanism, ...] = ("mig",) if mig else ()
+            return GPUInfo(
+                uuid,
+                index,
+                model_of_product(pynvml.nvmlDeviceGetName(handle)),
+                _total(memory, mig),
+                mig=mig,
+                layout=instances.layout(handle, mig),
+                mechanisms=mechanisms,
+                fault=self._health.fault(uuid, handle),
+            )
+        except pynvml.NVMLError as problem:
+            _log.warning("GPU %d can't be read and is left out: %s.", index, problem)
+            return None
 
     def sample(self) -> dict[str, GPUUse]:
         """What is in use now; a GPU that does not answer is there with nothing measured."""
@@ -66,16 +80,60 @@ class NVMLDriver:
         try:
             return {uuid: _use(uuid, handle) for _, uuid, handle in self._ours()}
         except pynvml.NVMLError as problem:
-            raise _worded("list the GPUs", problem) from problem
+            raise worded("list the GPUs", problem) from problem
 
     def partition(self, change: Partition) -> None:
-        """Not yet."""
-        raise PartitionRefused("this driver can't cut GPUs yet")
+        """Cut a GPU: destroy, switch the mode, create, and look again before each step that takes something
+        away whether a process is there. Raises PartitionRefused."""
+        try:
+            handle = self._handle(change.gpu)
+            memory = usage.memory(handle)
+            mig = instances.geometry(handle, memory.total if memory else None)
+            if mig is None:
+                raise PartitionRefused(f"{change.gpu} has no MIG, or can't tell what it can be cut into")
+            self._cut(change, mig)
+        except pynvml.NVMLError as problem:
+            raise PartitionRefused(f"{change.gpu} can't be cut: {problem}") from problem
+
+    def _cut(self, change: Partition, mig: Geometry) -> None:
+        handle = self._handle(change.gpu)
+        for cut in change.destroy:
+            there = {each.cut: each.uuid for each in instances.layout(handle, mig).instances}
+            users = [
+                str(process.pid)
+                for process in usage.processes(handle, instances.devices(handle))
+                if process.instance is not None and process.instance == there.get(cut)
+            ]
+            if users:
+                why = f"{named(mig, cut)} can't be destroyed: process {', '.join(users)} uses it"
+                raise PartitionRefused(why, cut)
+            instances.destroy(handle, mig, cut)
+        if instances.enabled(handle) != change.mig:
+            self._switch(change, handle)
+        handle = self._handle(change.gpu)  # a switch may have reset the GPU
+        for cut in change.create:
+            instances.create(handle, mig, cut)
+
+    def _switch(self, change: Partition, handle: Any) -> None:
+        what = f"the MIG mode of {change.gpu} can't be turned {'on' if change.mig else 'off'}"
+        if users := usage.processes(handle, instances.devices(handle)):
+            raise PartitionRefused(f"{what}: process {users[0].pid} uses the GPU")
+        if instances.devices(handle):
+            raise PartitionRefused(f"{what}: it still has MIG instances")
+        self._health.deafen()
+        instances.switch(handle, change.mig, change.gpu)
+
+    def _handle(self, uuid: str) -> Any:
+        for _, other, handle in self._ours():
+            if other == uuid:
+                return handle
+        raise PartitionRefused(f"{uuid} can't be cut: it is not there any more")
 
     def close(self) -> None:
         """Let go of the library."""
         if self._open:
             self._open = False
+            self._health.deafen()
             pynvml.nvmlShutdown()
 
     def _ours(self) -> Iterator[tuple[int, str, Any]]:
@@ -84,8 +142,7 @@ class NVMLDriver:
         handles = {identity[0]: identity[1] for identity in found if identity is not None}
         uuids = [None if identity is None else identity[0] for identity in found]
         for index, uuid in visible(uuids, self._visible):
-            if not _in_mig_mode(handles[uuid]):
-                yield index, uuid, handles[uuid]
+            yield index, uuid, handles[uuid]
 
 
 def _identity(place: int) -> tuple[str, Any] | None:
@@ -98,69 +155,18 @@ def _identity(place: int) -> tuple[str, Any] | None:
         return None
 
 
-def _in_mig_mode(handle: Any) -> bool:
-    try:
-        current, _pending = pynvml.nvmlDeviceGetMigMode(handle)
-    except pynvml.NVMLError as problem:
-        if _code(problem) in _UNKNOWN:
-            return False
-        raise
-    return current == pynvml.NVML_DEVICE_MIG_ENABLE
-
-
-def _info(index: int, uuid: str, handle: Any) -> GPUInfo:
-    model = model_of_product(pynvml.nvmlDeviceGetName(handle))
-    return GPUInfo(uuid, index, model, _memory(handle).total // _MIB)
-
-
-def _memory(handle: Any) -> Any:
-    """Total and used bytes. The first version of the call, for drivers before 510, counts what the driver
-    keeps for itself as used."""
-    try:
-        return pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2)
-    except pynvml.NVMLError as problem:
-        if _code(problem) not in _UNKNOWN:
-            raise
-        return pynvml.nvmlDeviceGetMemoryInfo(handle)
+def _total(memory: Any, mig: Geometry | None) -> int:
+    """MiB of a GPU; of one that only root may ask, those of its largest profile."""
+    if memory is not None:
+        return memory.total // usage.MIB
+    return max(profile.memory for profile in mig.profiles) if mig else 0
 
 
 def _use(uuid: str, handle: Any) -> GPUUse:
     try:
-        return GPUUse(_mib(_memory(handle).used), _processes(handle))
+        memory = usage.memory(handle)
+        used = None if memory is None else usage.mib(memory.used)
+        return GPUUse(used, usage.processes(handle, instances.devices(handle)))
     except pynvml.NVMLError as problem:
         _log.warning("GPU %s can't be read: %s.", uuid, problem)
         return GPUUse(memory_mib=None)
-
-
-def _processes(handle: Any) -> tuple[ProcessUse, ...]:
-    """The processes on a GPU. One may be in several lists, with its whole memory in each."""
-    uses: dict[int, int | None] = {}
-    for read in _LISTS:
-        for process in _listed(read, handle):
-            uses[process.pid] = process.usedGpuMemory
-    return tuple(ProcessUse(pid, None if used is None else _mib(used)) for pid, used in sorted(uses.items()))
-
-
-def _listed(read: Callable[[Any], list[Any]], handle: Any) -> list[Any]:
-    try:
-        return read(handle)
-    except pynvml.NVMLError as problem:
-        if _code(problem) in _UNKNOWN:
-            return []
-        raise
-
-
-def _code(problem: pynvml.NVMLError) -> int:
-    return getattr(problem, "value")  # noqa: B009 - pynvml sets it where type checkers can't see it
-
-
-def _mib(size: int) -> int:
-    """Bytes in MiB, rounded up: what is begun is not free."""
-    return -(-size // _MIB)
-
-
-def _worded(what: str, problem: pynvml.NVMLError) -> RayschedError:
-    return RayschedError(
-        f"NVIDIA's driver could not {what} ({problem}); see whether `nvidia-smi` works on this node, and "
-        "after an update of the driver reboot it"
-    )

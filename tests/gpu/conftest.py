@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,39 +11,48 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-SOURCE = Path(__file__).parent.parent / "fake_nvml" / "nvml.c"
+from fake_nvml.build import compile_fake
 
 PROBE = """
-import dataclasses, json, sys
+import dataclasses, json, os, sys
+from raysched.core.mig import Cut
+from raysched.core.work import Partition
 from raysched.errors import RayschedError
-from raysched.gpu.driver import open_driver
-try:
-    driver = open_driver(None, "node-a")
+from raysched.gpu.driver import PartitionRefused, open_driver
+
+def cuts(pairs):
+    return tuple(Cut(*pair) for pair in pairs)
+
+def look():
     found = driver.discover()
     uses = {uuid: dataclasses.asdict(use) for uuid, use in driver.sample().items()}
-    print(json.dumps({**dataclasses.asdict(found), "uses": uses}))
+    return {**dataclasses.asdict(found), "uses": uses}
+
+def do(step):
+    if step == "look":
+        return look()
+    if isinstance(step, str):
+        with open(os.environ["FAKE_NVML_STATE"], "a") as state:
+            print(chr(10) + step, file=state)
+        return look()
+    gpu, mig, destroy, create = step
+    try:
+        driver.partition(Partition(gpu, mig, cuts(destroy), cuts(create)))
+    except PartitionRefused as refused:
+        cut = refused.cut and [refused.cut.profile, refused.cut.start]
+        return {**look(), "refused": str(refused), "cut": cut}
+    return look()
+
+try:
+    driver = open_driver(None, "node-a")
+    print(json.dumps([do(step) for step in json.loads(sys.argv[1])]))
     driver.close()
 except RayschedError as problem:
-    print(json.dumps({"error": str(problem)}))
+    print(json.dumps([{"error": str(problem)}]))
 """
 
 Probe = Callable[..., dict[str, Any]]
-
-
-def compile_fake(folder: Path, *options: str) -> Path:
-    """Compile the fake into `folder`, which goes into LD_LIBRARY_PATH. Skips where there is no compiler,
-    fails where there has to be one."""
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None:
-        reason = "no C compiler for the fake NVML: apt-get install gcc libc6-dev"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    library = folder / "libnvidia-ml.so.1"
-    flags = ["-shared", "-fPIC", "-Wl,-soname,libnvidia-ml.so.1", *options]
-    subprocess.run([compiler, *flags, "-o", str(library), str(SOURCE)], check=True)
-    return folder
+Script = Callable[..., list[dict[str, Any]]]
 
 
 @pytest.fixture(scope="session")
@@ -59,10 +67,14 @@ def old_nvml(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def probe(fake_nvml: Path, tmp_path: Path) -> Probe:
-    """What a driver answers on a machine with these lines of state (none: no state, no driver)."""
+def script(fake_nvml: Path, tmp_path: Path) -> Script:
+    """What a driver answers after each of some steps, on a machine with these lines of state (none: no
+    state, no driver). A step is "look", a line to add to the state, or a partition: GPU, MIG mode, cuts to
+    destroy, cuts to create. How GPUs are cut stays from one call to the next."""
 
-    def run(*lines: str, library: Path = fake_nvml, visible: str | None = None) -> dict[str, Any]:
+    def run(
+        lines: tuple[str, ...], *steps: Any, library: Path = fake_nvml, visible: str | None = None
+    ) -> list[dict[str, Any]]:
         environ = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
         environ["LD_LIBRARY_PATH"] = str(library)
         if lines:
@@ -72,12 +84,38 @@ def probe(fake_nvml: Path, tmp_path: Path) -> Probe:
         if visible is not None:
             environ["CUDA_VISIBLE_DEVICES"] = visible
         done = subprocess.run(
-            [sys.executable, "-W", "error", "-c", PROBE],
+            [sys.executable, "-W", "error", "-c", PROBE, json.dumps(steps)],
             env=environ,
             capture_output=True,
             text=True,
-            check=True,
+            check=False,
         )
-        return {**json.loads(done.stdout), "stderr": done.stderr}
+        assert done.returncode == 0, done.stderr
+        return [{**answer, "stderr": done.stderr} for answer in json.loads(done.stdout)]
+
+    return run
+
+
+@pytest.fixture
+def probe(script: Script) -> Probe:
+    """What a driver answers on a machine with these lines of state."""
+
+    def run(*lines: str, **options: Any) -> dict[str, Any]:
+        return script(lines, "look", **options)[-1]
+
+    return run
+
+
+@pytest.fixture
+def run_on_fake(fake_nvml: Path, tmp_path: Path) -> Callable[[str], None]:
+    """Runs a program on the machine of the last `script` or `probe`."""
+
+    def run(program: str) -> None:
+        environ = {
+            **os.environ,
+            "LD_LIBRARY_PATH": str(fake_nvml),
+            "FAKE_NVML_STATE": str(tmp_path / "state"),
+        }
+        subprocess.run([sys.executable, "-c", program], env=environ, check=True)
 
     return run

@@ -43,19 +43,19 @@ def test_tells_who_uses_how_much(probe: Probe) -> None:
     )
     assert found["uses"]["GPU-3f2a-0001"] == {
         "memory_mib": 1024,
-        "processes": [{"pid": 90, "memory_mib": 300}, {"pid": 100, "memory_mib": 2000}],
+        "processes": [use(90, 300), use(100, 2000)],
     }
-    assert found["uses"]["GPU-9b1c-0002"]["processes"] == [{"pid": 7, "memory_mib": None}]
+    assert found["uses"]["GPU-9b1c-0002"]["processes"] == [use(7, None)]
+
+
+def use(pid: int, memory: int | None, instance: str | None = None) -> dict[str, Any]:
+    return {"pid": pid, "memory_mib": memory, "instance": instance}
 
 
 def test_hidden_gpus_are_not_ours(probe: Probe) -> None:
     found = probe(DRIVER, A100, H100, T4, visible="2,GPU-3f2a")
     assert uuids(found) == [(0, "GPU-77aa-0003"), (1, "GPU-3f2a-0001")]
     assert found["uses"].keys() == {"GPU-77aa-0003", "GPU-3f2a-0001"}
-
-
-def test_a_gpu_in_mig_mode_is_left_out_and_the_others_keep_their_index(probe: Probe) -> None:
-    assert uuids(probe(DRIVER, A100.replace(" 0 NVIDIA", " 1 NVIDIA"), H100)) == [(1, "GPU-9b1c-0002")]
 
 
 def test_a_lost_gpu_does_not_hide_the_others(probe: Probe) -> None:

@@ -1,0 +1,106 @@
+"""What makes a real GPU unfit: errors that it reported, memory beyond mending, a reset that it waits for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pynvml
+
+from raysched.gpu.answers import code, known
+
+FAULTS = {
+    46: "it stopped processing",
+    48: "an uncorrectable memory error",
+    62: "its internal microcontroller halted",
+    64: "a faulty memory row could not be remapped",
+    74: "an NVLink error",
+    79: "it has fallen off the bus",
+    95: "an uncontained memory error",
+    110: "a security fault",
+    119: "its system processor (GSP) does not answer",
+    120: "its system processor (GSP) failed",
+    136: "an NVLink could not be trained",
+    140: "an unrecovered memory error",
+    143: "it could not be initialised",
+}
+"""The XIDs after which NVIDIA's catalogue wants the GPU reset, the node restarted or support asked. Others
+are a program's own fault, or end with the program (such as 13, 31, 43, 45, 63, 94)."""
+
+ACTIONS = {
+    pynvml.NVML_GPU_RECOVERY_ACTION_GPU_RESET: "reset it",
+    pynvml.NVML_GPU_RECOVERY_ACTION_NODE_REBOOT: "reboot the node",
+    pynvml.NVML_GPU_RECOVERY_ACTION_DRAIN_P2P: "end the programs that use it together with other GPUs",
+    pynvml.NVML_GPU_RECOVERY_ACTION_DRAIN_AND_RESET: "let its programs end, then reset it",
+}
+XID = pynvml.nvmlEventTypeXidCriticalError
+
+
+class Health:
+    """Listens to the errors that GPUs report. One that was reported before it listened is not known."""
+
+    def __init__(self) -> None:
+        self._events: Any = None
+        self._heard: set[str] = set()
+        self._xids: dict[str, int] = {}
+        self._waited: set[str] = set()
+
+    def listen(self, gpus: Iterable[tuple[str, Any]]) -> None:
+        """Take in what these GPUs, by UUID and handle, reported since the last call."""
+        if self._events is None:
+            self._events = pynvml.nvmlEventSetCreate()
+        for uuid, handle in gpus:
+            if uuid not in self._heard:
+                self._heard.add(uuid)
+                self._register(handle)
+        while event := self._next():
+            if event.eventData in FAULTS:
+                self._xids[pynvml.nvmlDeviceGetUUID(event.device)] = event.eventData
+
+    def _register(self, handle: Any) -> None:
+        supported = known(pynvml.nvmlDeviceGetSupportedEventTypes, handle) or 0
+        if supported & XID:
+            known(pynvml.nvmlDeviceRegisterEvents, handle, XID, self._events)
+
+    def _next(self) -> Any:
+        try:
+            return pynvml.nvmlEventSetWait_v2(self._events, 0)
+        except pynvml.NVMLError as problem:
+            if code(problem) == pynvml.NVML_ERROR_TIMEOUT:
+                return None
+            raise
+
+    def deafen(self) -> None:
+        """Stop listening until the next `listen`: who listens to a GPU counts as a user of it."""
+        if self._events is not None:
+            pynvml.nvmlEventSetFree(self._events)
+            self._events = None
+            self._heard.clear()
+
+    def fault(self, uuid: str, handle: Any) -> str:
+        """Why a GPU must not be used, empty if it is healthy. An error that it reported stands until the
+        driver has wanted something done about it and no longer does, else until this process ends."""
+        action = _action(handle)
+        if action:
+            self._waited.add(uuid)
+        elif uuid in self._waited:
+            self._waited.remove(uuid)
+            self._xids.pop(uuid, None)
+        causes = [
+            *([f"XID {self._xids[uuid]}: {FAULTS[self._xids[uuid]]}"] if uuid in self._xids else []),
+            *(["its spare memory rows are used up"] if _rows_failed(handle) else []),
+        ]
+        if action:
+            causes.append(f"the driver says: {ACTIONS.get(action, 'reset it or reboot the node')}")
+        return "; ".join(causes)
+
+
+def _action(handle: Any) -> int:
+    """What the driver wants done about a GPU; 0 for nothing, or where it does not say."""
+    (field,) = known(pynvml.nvmlDeviceGetFieldValues, handle, [pynvml.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION])
+    return field.value.uiVal if field.nvmlReturn == pynvml.NVML_SUCCESS else 0
+
+
+def _rows_failed(handle: Any) -> bool:
+    rows = known(pynvml.nvmlDeviceGetRemappedRows, handle)
+    return rows is not None and bool(rows[3])
