@@ -1,32 +1,33 @@
-"""The file of a journal: where it is, who may have it open, and what its errors mean for the user."""
+"""A journal in a file (SQLite): its connections, its lock, and what its errors mean for the user."""
 
 from __future__ import annotations
 
 import fcntl
 import os
 import shutil
-import sqlite3
 import time
-from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy.engine import URL, Connection, make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy import event
+from sqlalchemy.engine import URL, Connection, Engine, create_engine
 
-from raysched.errors import ConfigError, StorageError
+from raysched.errors import StorageError
+from raysched.store.mark import Mark
+from raysched.store.place import PATIENCE, RESTORE, Place
 
-_PATIENCE = 2.0
-"""Seconds to wait for the lock: a ledger that was killed a moment ago may not be gone yet."""
+WRITES = "raysched_writes"
+"""The option of a connection whose transaction is going to write."""
 
-_DAMAGED = "it is damaged; restore a backup of it, or move it away to start with an empty one"
+_DAMAGED = f"it is damaged; {RESTORE}, or move it away to start with an empty one"
 _SENTENCES = {
     "database or disk is full": "the disk of {folder} is full ({free} MiB free); free some space there, and "
     "the ledger goes on: nothing that was acknowledged is lost",
     "disk I/O error": "the disk of {folder} reports an error ({free} MiB free); look at the kernel log, the "
     "disk and the limit on file sizes (ulimit -f)",
     "readonly database": "it or its folder {folder} is read-only; make both writable for this user",
-    "not a database": "it is no journal; restore a backup of it, or move it away to start with an empty one",
+    "not a database": f"it is no journal; {RESTORE}, or move it away to start with an empty one",
     "malformed": _DAMAGED,
     "Could not decode": _DAMAGED,
     "unable to open": "it can't be opened; make its folder {folder} writable for this user",
@@ -35,40 +36,39 @@ _SENTENCES = {
 """What to do about SQLite's messages, by a part of each (sqlite.org/rescode.html)."""
 
 
-class JournalFile:
-    """A journal's SQLite file, locked for this process until `close`.
+class FilePlace(Place):
+    """A journal in the file that a URL names."""
 
-    Raises ConfigError for a URL that is no `sqlite:///PATH`, StorageError where the file can't be had.
-    """
+    def __init__(self, url: URL) -> None:
+        self.path = Path(url.database or "")
+        self.name = f"the journal {self.path}"
+        self.mark = Mark(self.path)
+        self._lock = -1
 
-    def __init__(self, url: str) -> None:
-        self.url = _checked(url)
-        self.path = Path(self.url.database or "")
+    def reader(self) -> Engine:
+        """Each transaction sees one moment, and writes nothing."""
+        if not self.path.is_file():
+            raise StorageError(f"{self.name} is not there; name another (--store)")
+        return self._engine("ro", "query_only=ON", "busy_timeout=5000")
+
+    def writer(self) -> Engine:
+        """The file is made where it is not there, and locked for this process."""
         try:
             _created(self.path)
             self._lock = _locked(self.path)
         except OSError as problem:
             raise StorageError(
-                f"the journal {self.path} can't be opened: {problem.strerror}; name a file in a folder that "
-                "is there and writable for this user (`store` in raysched.yaml)"
+                f"{self.name} can't be opened: {problem.strerror}; name a file in a folder that is there and "
+                "writable for this user (`store` in raysched.yaml)"
             ) from problem
+        return self.helper()
 
-    @contextmanager
-    def wording(self, connect: Callable[[], AbstractContextManager[Connection]]) -> Generator[Connection]:
-        """A connection whose errors come out as StorageError."""
-        try:
-            with connect() as connection:
-                yield connection
-        except (SQLAlchemyError, sqlite3.Error) as problem:
-            raise StorageError(f"the journal {self.path} can't be used: {self._advice(problem)}") from problem
+    def helper(self) -> Engine:
+        """A commit is on the disk before it is acknowledged, and somebody who writes too is waited for."""
+        return self._engine("rw", "journal_mode=WAL", "synchronous=FULL", "busy_timeout=5000")
 
-    def close(self) -> None:
-        """Let another process have the file; closing twice is silent."""
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
-
-    def _advice(self, problem: Exception) -> str:
+    def advice(self, problem: Exception) -> str:
+        """What SQLite's error means, by its words."""
         said = str(getattr(problem, "orig", None) or problem)
         for part, sentence in _SENTENCES.items():
             if part in said:
@@ -76,21 +76,37 @@ class JournalFile:
                 return sentence.format(folder=self.path.parent, free=free)
         return f"SQLite says {said!r}"
 
+    def close(self) -> None:
+        """Let another process have the file; closing twice is silent."""
+        super().close()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
-def _checked(url: str) -> URL:
-    try:
-        parsed = make_url(url)
-    except ArgumentError:
-        parsed = None
-    if parsed is None or parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
-        raise ConfigError(f"store: {url!r} names no journal; write sqlite:///PATH with the path of a file")
-    return parsed
+    def _engine(self, mode: str, *settings: str) -> Engine:
+        def prepare(connection: Any, _record: Any) -> None:
+            connection.isolation_level = None  # transactions begin below, not where Python's module guesses
+            for setting in settings:
+                connection.execute(f"PRAGMA {setting}")
+
+        path = str(self.path.absolute()).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+        url = URL.create("sqlite", database=f"file:{path}", query={"uri": "true", "mode": mode})
+        engine = create_engine(url)
+        event.listen(engine, "connect", prepare)
+        event.listen(engine, "begin", _begin)
+        return engine
+
+
+def _begin(connection: Connection) -> None:
+    """One that is going to write waits for others here, where nothing was read yet that could become old."""
+    writes = connection.get_execution_options().get(WRITES, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
 def _locked(path: Path) -> int:
     """The descriptor that holds the lock on `path`; the kernel lets go of it when the process dies."""
-    lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    deadline = time.monotonic() + _PATIENCE
+    lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    deadline = time.monotonic() + PATIENCE
     while not _try_lock(lock):
         if time.monotonic() > deadline:
             holder = os.pread(lock, 20, 0).decode()

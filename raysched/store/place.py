@@ -1,0 +1,94 @@
+"""Where a journal is: what differs between a file (SQLite) and a server (PostgreSQL), and nothing else."""
+
+from __future__ import annotations
+
+import sqlite3
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager
+
+from sqlalchemy.engine import URL, Connection, Engine, make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+from raysched.errors import ConfigError, StorageError
+from raysched.store.mark import Mark
+
+PATIENCE = 2.0
+"""Seconds to wait for the lock: a ledger that was killed a moment ago may not be gone yet."""
+
+RESTORE = "restore a backup of it (`raysched store restore`)"
+"""What to do about damage."""
+
+
+class Place(ABC):
+    """Where one journal is. `name` is how sentences call it; `mark` says how far it was acknowledged, where
+    that can be kept apart from it."""
+
+    name: str
+    mark: Mark | None = None
+
+    @abstractmethod
+    def reader(self) -> Engine:
+        """Connections that change nothing, and that no lock keeps out. Raises StorageError."""
+
+    @abstractmethod
+    def writer(self) -> Engine:
+        """Connections that write, and that have the lock: one process at a time. The journal is made where it
+        is not there. Raises StorageError where it can't be had."""
+
+    @abstractmethod
+    def helper(self) -> Engine:
+        """Connections that write without the lock: snapshots and packs, which change no fact."""
+
+    @abstractmethod
+    def advice(self, problem: Exception) -> str:
+        """What an error of the database means for the user, and what to do."""
+
+    def close(self) -> None:
+        """Let another process have the lock; closing twice is silent."""
+        if self.mark is not None:
+            self.mark.close()
+
+    @contextmanager
+    def wording(self, connect: Callable[[], AbstractContextManager[Connection]]) -> Generator[Connection]:
+        """A connection whose errors come out as StorageError."""
+        try:
+            with connect() as connection:
+                yield connection
+        except (SQLAlchemyError, sqlite3.Error) as problem:
+            raise StorageError(f"{self.name} can't be used: {self.advice(problem)}") from problem
+
+
+def place_of(url: str) -> Place:
+    """The place that a URL names. Raises ConfigError for one that names none."""
+    from raysched.store.file import FilePlace
+    from raysched.store.server import ServerPlace
+
+    parsed = _parsed(url)
+    if parsed is not None and parsed.get_backend_name() == "sqlite" and parsed.database not in _NO_FILE:
+        return FilePlace(parsed)
+    if parsed is not None and parsed.get_backend_name() == "postgresql" and parsed.database:
+        return ServerPlace(parsed)
+    raise ConfigError(
+        f"store: {_shown(parsed, url)!r} names no journal; write sqlite:///PATH with the path of a file, or "
+        "postgresql://USER@HOST/DATABASE"
+    )
+
+
+_NO_FILE = (None, "", ":memory:")
+
+
+def _parsed(url: str) -> URL | None:
+    try:
+        parsed = make_url(url)
+        if parsed.drivername in ("postgres", "postgresql"):
+            parsed = parsed.set(drivername="postgresql+psycopg")
+        parsed.get_backend_name()
+    except (ArgumentError, ValueError):
+        return None
+    return parsed
+
+
+def _shown(parsed: URL | None, url: str) -> str:
+    """The URL without its password."""
+    return url if parsed is None else parsed.render_as_string(hide_password=True)

@@ -1,0 +1,190 @@
+"""Reading a journal: by any number of processes, while a ledger writes it or none does."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+from sqlalchemy import func, inspect, select
+from sqlalchemy.engine import Connection, Engine
+
+from raysched.core.evolve import evolve
+from raysched.core.facts import Fact
+from raysched.core.state import State
+from raysched.errors import StorageError
+from raysched.store import snapshots
+from raysched.store.place import RESTORE, Place, place_of
+from raysched.store.tables import PACK, SCHEMA, FactRow, facts, meta, packs, unpack
+from raysched.store.tables import snapshots as table
+
+_log = logging.getLogger(__name__)
+
+
+class Reader:
+    """The journal at `url` (`sqlite:///PATH` or `postgresql://...`), to be read only.
+
+    Every method raises StorageError with one sentence for the user: it is not there, is damaged, comes from a
+    newer raysched, or can't be reached.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.place: Place = place_of(url)
+        self._engine: Engine = self.place.reader()
+        with self._closing_on_error():
+            self._check_schema()
+
+    def facts(self, after: int = 0) -> Iterator[tuple[int, Fact]]:
+        """Each fact after number `after`, with its number, in order."""
+        for row in self.rows(after):
+            yield row.seq, row.fact()
+
+    def rows(self, after: int = 0) -> Iterator[FactRow]:
+        """The same as they were written; each one is known to be whole, and that none is missing."""
+        while page := self._page(after):
+            for row in page:
+                if row.seq != after + 1 or not row.whole:
+                    raise self._damaged(after + 1)
+                yield row
+                after = row.seq
+
+    def load(self) -> tuple[State | None, int, Iterator[Fact]]:
+        """The newest snapshot that can be used, the number of its last fact, and the facts after it.
+
+        Without a snapshot: None, 0 and all facts. A snapshot that is damaged, or another version's, is passed
+        over, since the facts before it are all there.
+        """
+        seq, state = next(snapshots.usable(self._snapshots(), self.last()), (0, None))
+        return state, seq, (fact for _, fact in self.facts(seq))
+
+    def last(self) -> int:
+        """The number of the last fact; 0 where there is none."""
+        with self._reading() as connection:
+            return last_number(connection)
+
+    def id(self) -> str:
+        """What tells this journal from any other; empty before a ledger used it."""
+        with self._reading() as connection:
+            return meta_value(connection, "id") or ""
+
+    def close(self) -> None:
+        """Let go of the journal."""
+        self._engine.dispose()
+        self.place.close()
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _snapshots(self) -> Iterator[Any]:
+        """The rows of the snapshots, the newest first, but for those that the database itself can't read."""
+        newest = select(table.c.seq).order_by(table.c.seq.desc())
+        with self._reading() as connection:
+            numbers = connection.scalars(newest).all()
+        for seq in numbers:
+            try:
+                with self._reading() as connection:
+                    row = connection.execute(select(table).where(table.c.seq == seq)).one_or_none()
+            except StorageError as problem:
+                _log.warning("The snapshot after fact %d is damaged; it is passed over. (%s)", seq, problem)
+            else:
+                if row is not None:  # a newer one may have taken its place
+                    yield row
+
+    def _page(self, after: int) -> Sequence[FactRow]:
+        """Some facts after number `after`. Looked for among the unpacked ones first: what is not there any
+        more is in a pack already."""
+        query = select(facts).where(facts.c.seq > after).order_by(facts.c.seq).limit(PACK)
+        with self._reading() as connection:
+            found = [FactRow(*row) for row in connection.execute(query)]
+            if found and found[0].seq == after + 1:
+                return found
+            pack = connection.execute(
+                select(packs).where(packs.c.last > after).order_by(packs.c.first).limit(1)
+            ).one_or_none()
+        if pack is None:
+            return found
+        try:
+            return [row for row in unpack(pack) if row.seq > after]
+        except StorageError:
+            raise self._damaged(after + 1) from None
+
+    def _damaged(self, seq: int) -> StorageError:
+        return StorageError(
+            f"{self.place.name} is damaged at fact {seq}; {RESTORE}, or move it away to start with an empty "
+            "one"
+        )
+
+    def _check_schema(self) -> None:
+        with self._reading() as connection:
+            if not is_journal(connection):
+                raise StorageError(f"{self.place.name} holds no journal yet; name another (--store)")
+            check_schema(self.place.name, connection)
+
+    def _reading(self) -> AbstractContextManager[Connection]:
+        return self.place.wording(self._engine.connect)
+
+    @contextmanager
+    def _closing_on_error(self) -> Generator[None]:
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
+
+
+def fold(journal: Reader) -> tuple[State, int]:
+    """The state that all facts of a journal make, and the number of the last one."""
+    with _no_collection():
+        state, seq, rest = journal.load()
+        state = state or State()
+        for fact in rest:
+            evolve(state, fact)
+            seq += 1
+    return state, seq
+
+
+@contextmanager
+def _no_collection() -> Generator[None]:
+    """Without Python's search for cycles, of which facts and states have none: it takes as long again."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+def is_journal(connection: Connection) -> bool:
+    """Whether a ledger made its tables here."""
+    return inspect(connection).has_table("meta")
+
+
+def check_schema(name: str, connection: Connection) -> int | None:
+    """The version of the tables, None where there is none yet. Raises StorageError for one of the future."""
+    version = meta_value(connection, "schema")
+    if version is not None and int(version) > SCHEMA:
+        raise StorageError(
+            f"{name} was written by a newer raysched (schema {version}, this one knows {SCHEMA}); run that "
+            "version or a later one"
+        )
+    return None if version is None else int(version)
+
+
+def meta_value(connection: Connection, name: str) -> str | None:
+    """One value of the table `meta`."""
+    return connection.scalar(select(meta.c.value).where(meta.c.name == name))
+
+
+def last_number(connection: Connection) -> int:
+    """The number of the last fact; 0 where there is none."""
+    return (
+        connection.scalar(select(func.max(facts.c.seq)))
+        or connection.scalar(select(func.max(packs.c.last)))
+        or 0
+    )
