@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,6 +15,7 @@ from raysched.client import Client
 from raysched.cluster import home as homes
 from raysched.cluster import own_ray, record
 from raysched.cluster.record import Record
+from raysched.core.node import GPUInfo
 from raysched.discovery import find_access
 from raysched.errors import PortBusy, RayschedError
 from raysched.folders import state_folder
@@ -69,11 +70,23 @@ def _gpus() -> Iterator[Check]:
     except RayschedError as error:
         yield Check("GPUs", False, str(error), "see what `nvidia-smi` says")
         return
+    if not found.gpus:
+        yield Check("GPUs", True, "none here; `raysched up --simulate 2xA100-80GB` makes some up")
+        return
     models = ", ".join(sorted({gpu.model for gpu in found.gpus}))
     many = f"{len(found.gpus)} ({models}), driver {found.driver_version}"
-    yield Check(
-        "GPUs", True, many if found.gpus else "none here; `raysched up --simulate 2xA100-80GB` makes some up"
-    )
+    yield Check("GPUs", True, ", ".join([many, *_mig(found.gpus)]))
+    for gpu in found.gpus:
+        if gpu.fault:
+            hint = "raysched places nothing on it until it is healthy"
+            yield Check(f"GPU {gpu.index}", False, f"{gpu.uuid}: {gpu.fault}", hint)
+
+
+def _mig(gpus: Sequence[GPUInfo]) -> list[str]:
+    """Words for the GPUs in MIG mode, if there are any."""
+    layouts = [gpu.layout for gpu in gpus if gpu.layout.enabled]
+    instances = sum(len(layout.instances) for layout in layouts)
+    return [f"{len(layouts)} in MIG mode with {_count(instances, 'instance')}"] if layouts else []
 
 
 def _folder() -> Iterator[Check]:

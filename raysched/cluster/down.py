@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ def down(*, cancel: bool = False, keep: bool = False) -> View:
         finally:
             system.disconnect()
         homes.clear(home, found)
+        if not answer["kept"]:  # what runs on keeps its MIG instances
+            shutil.rmtree(Path(found.folder) / "simulated", ignore_errors=True)
         return {**answer, "ray": "left" if found.own is None else "stopped"}
 
 
