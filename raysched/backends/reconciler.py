@@ -61,6 +61,11 @@ class Reconciler:
         self._told: dict[Run, Seen] = {}
         self._held: dict[str, Held] = {}
         self._busy: dict[Hashable, asyncio.Task[None]] = {}
+        # How many refusals the ledger was told, how many of them it knew when `_wanted` was asked for, and the
+        # number of the last one of each run.
+        self._refusals = 0
+        self._heard = 0
+        self._refused: dict[Run, int] = {}
 
     async def run(self) -> None:
         """Go on until cancelled."""
@@ -86,7 +91,9 @@ class Reconciler:
 
     async def _listen(self) -> None:
         """Wait until the ledger wants something else."""
+        refusals = self._refusals
         self._wanted = await self._ledger.wanted(self._backend.name, self._wanted.version, LOOK_S)
+        self._heard = refusals
         self._news.set()
 
     async def _look(self) -> None:
@@ -106,7 +113,8 @@ class Reconciler:
         seen = await self._backend.observe()
         actions = difference(wanted, seen, self._told.values())
         for launch in actions.start:
-            self._do(launch.run, self._start(launch))
+            if self._refused.get(launch.run, 0) <= self._heard:
+                self._do(launch.run, self._start(launch))
         for stop in actions.stop:
             self._do(stop.run, self._stop(stop))
         if isinstance(self._backend, Holding):
@@ -134,7 +142,13 @@ class Reconciler:
         try:
             await self._backend.start(launch)
         except EngineRefused as refused:
-            await self._ledger.tell([Denied(launch.lease, refused.reason, refused.final)])
+            try:
+                await self._ledger.tell([Denied(launch.lease, refused.reason, refused.final)])
+            finally:
+                # The ledger may have given the GPUs to another by now. What it wanted before is no reason to
+                # start the run after all: only what it says when asked after this.
+                self._refusals += 1
+                self._refused[launch.run] = self._refusals
 
     async def _stop(self, stop: Stop) -> None:
         await self._backend.stop(stop.run, stop.grace)
@@ -183,3 +197,4 @@ class Reconciler:
         known = await self._ledger.known(self._backend.name)
         await self._backend.forget(known)
         self._told = {run: seen for run, seen in self._told.items() if run in known}
+        self._refused = {run: number for run, number in self._refused.items() if run in known}
