@@ -61,8 +61,8 @@ class Reconciler:
         self._told: dict[Run, Seen] = {}
         self._held: dict[str, Held] = {}
         self._busy: dict[Hashable, asyncio.Task[None]] = {}
-        # How many refusals the ledger was told, how many of them it knew when `_wanted` was asked for, and the
-        # number of the last one of each run.
+        # How many refusals the ledger was told; how many of them it knew when `_wanted` was asked for; and
+        # the number of the last one of each run.
         self._refusals = 0
         self._heard = 0
         self._refused: dict[Run, int] = {}
