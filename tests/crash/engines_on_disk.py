@@ -1,0 +1,117 @@
+"""Backends whose engines are a file (`world.py`): what they start outlives whoever asked for it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+
+from raysched.backends.base import EngineRefused, HoldAnswer
+from raysched.core.lease import Group
+from raysched.core.work import Hold, Launch, Run, Seen
+from tests.crash.fate import Fate
+from tests.crash.world import World, written
+
+REFUSED = 0.05
+"""How often an engine says no."""
+
+
+class DiskBackend:
+    """Runs that go on until the world ends them."""
+
+    def __init__(self, name: str, world: World, fate: Fate, chance: random.Random) -> None:
+        self.name = name
+        self.world = world
+        self.fate = fate
+        self.chance = chance
+
+    async def observe(self) -> list[Seen]:
+        """All runs of the world that this backend started, but for those it forgot."""
+        self.world.read()
+        running = [Seen(Run.parse(id), "running") for id in self.world.running if self._mine(id)]
+        ended = [
+            Seen(Run.parse(id), "exited", code=code)
+            for id, code in self.world.codes.items()
+            if self._mine(id) and id not in self.world.forgotten
+        ]
+        return running + ended
+
+    def _mine(self, id: str) -> bool:
+        """The name of a run's backend begins its job's id."""
+        return id.startswith(self.name)
+
+    async def start(self, launch: Launch) -> None:
+        """Start a run, or refuse to."""
+        await self._work("a start")
+        id = str(launch.run)
+        self.world.read()
+        known = id in self.world.running or (id in self.world.codes and id not in self.world.forgotten)
+        if known:
+            return
+        if self.chance.random() < REFUSED:
+            raise EngineRefused("the engine is busy", final=self.chance.random() < 0.2)
+        self._act("a start", "start", id, launch.lease, written([launch.place]))
+
+    async def stop(self, run: Run, grace: float) -> None:
+        """End a run; one that was not started never will be."""
+        await self._work("a stop")
+        self.world.read()
+        if str(run) not in self.world.codes:
+            self._act("a stop", "exit", str(run), 143)
+
+    async def logs(self, run: Run, offset: int, limit: int) -> bytes:
+        """Nothing was written."""
+        return b""
+
+    async def forget(self, known: frozenset[Run]) -> None:
+        """Drop what ended and is not known."""
+        names = {str(run) for run in known}
+        for id in [id for id in self.world.codes if self._mine(id)]:
+            if id not in names and id not in self.world.forgotten:
+                self._act("to forget", "forget", id)
+
+    async def changed(self, timeout: float) -> None:
+        """The world doesn't tell: look again soon."""
+        await asyncio.sleep(min(timeout, 0.5))
+
+    async def close(self) -> None:
+        """Nothing to let go of."""
+
+    async def _work(self, what: str) -> None:
+        self.fate.step(f"before {what}")
+        await asyncio.sleep(self.chance.uniform(0, 0.3))
+
+    def _act(self, what: str, *words: object) -> None:
+        self.fate.step(f"within {what}, before it is done")
+        self.world.say(*words)
+        self.fate.step(f"within {what}, after it was done")
+
+
+class HoldingDiskBackend(DiskBackend):
+    """The same, which also keeps leases as Ray does."""
+
+    async def hold(self, holds: Sequence[Hold]) -> list[HoldAnswer]:
+        """Hold them, or refuse to."""
+        await self._work("a hold")
+        return [self._hold(hold) for hold in holds]
+
+    def _hold(self, hold: Hold) -> HoldAnswer:
+        self.world.read()
+        if hold.lease not in self.world.held:
+            if self.chance.random() < REFUSED:
+                return HoldAnswer(hold.lease, refused="a placement group did not come")
+            self._act("a hold", "hold", hold.lease, written(hold.places))
+        return HoldAnswer(hold.lease, tuple(Group(hold.lease, 0) for _ in hold.places))
+
+    async def release(self, hold: Hold) -> None:
+        """End what runs under the lease, then let go of it."""
+        await self._work("a release")
+        self.world.read()
+        for id in [id for id, (lease, _) in self.world.running.items() if lease == hold.lease]:
+            self._act("a release", "exit", id, 137)
+        if hold.lease in self.world.held:
+            self._act("a release", "release", hold.lease)
+
+    async def outside(self) -> dict[str, tuple[str, ...]]:
+        """Nobody else uses Ray."""
+        return {}
