@@ -22,7 +22,7 @@ from raysched.errors import StorageError
 from raysched.store import snapshots, wal
 from raysched.store.file import WRITES, FilePlace
 from raysched.store.place import RESTORE, place_of
-from raysched.store.reader import Reader, check_schema, is_journal, last_number
+from raysched.store.reader import Reader, check_schema
 from raysched.store.tables import SCHEMA, FactRow, fact_row, facts, meta, tables
 
 _log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class Journal(Reader):
         caller forgets what it had folded and calls `load`.
         """
         with self._writing() as connection:
-            last = last_number(connection)
+            last = self._last(connection)
             if last != self._known:
                 raise StorageError(
                     f"{self.place.name} was written by another ledger meanwhile; this one reads it again"
@@ -86,7 +86,8 @@ class Journal(Reader):
         """Make the tables, or bring those of an older version up to date. What is up to date is only read, so
         that a ledger starts on a full disk too."""
         with self._reading() as connection:
-            version = check_schema(self.place.name, connection) if is_journal(connection) else None
+            version = check_schema(self.place.name, connection)
+        self._schema = SCHEMA
         if version == SCHEMA:
             return
         with self._writing() as connection:

@@ -17,7 +17,7 @@ from raysched.core.state import State
 from raysched.errors import StorageError
 from raysched.store import snapshots
 from raysched.store.place import RESTORE, Place, place_of
-from raysched.store.tables import PACK, SCHEMA, FactRow, facts, meta, packs, unpack
+from raysched.store.tables import PACK, PACKS_SINCE, SCHEMA, FactRow, facts, meta, packs, unpack
 from raysched.store.tables import snapshots as table
 
 _log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class Reader:
         self.place: Place = place_of(url)
         self._engine: Engine = self.place.reader()
         with self._closing_on_error():
-            self._check_schema()
+            self._schema = self._check_schema()
 
     def facts(self, after: int = 0) -> Iterator[tuple[int, Fact]]:
         """Each fact after number `after`, with its number, in order."""
@@ -62,12 +62,12 @@ class Reader:
     def last(self) -> int:
         """The number of the last fact; 0 where there is none."""
         with self._reading() as connection:
-            return last_number(connection)
+            return self._last(connection)
 
     def id(self) -> str:
         """What tells this journal from any other; empty before a ledger used it."""
         with self._reading() as connection:
-            return meta_value(connection, "id") or ""
+            return connection.scalar(select(meta.c.value).where(meta.c.name == "id")) or ""
 
     def close(self) -> None:
         """Let go of the journal."""
@@ -80,8 +80,16 @@ class Reader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _last(self, connection: Connection) -> int:
+        found = connection.scalar(select(func.max(facts.c.seq)))
+        if found is None and self._schema >= PACKS_SINCE:
+            found = connection.scalar(select(func.max(packs.c.last)))
+        return found or 0
+
     def _snapshots(self) -> Iterator[Any]:
         """The rows of the snapshots, the newest first, but for those that the database itself can't read."""
+        if self._schema < PACKS_SINCE:  # they had no shape then
+            return
         newest = select(table.c.seq).order_by(table.c.seq.desc())
         with self._reading() as connection:
             numbers = connection.scalars(newest).all()
@@ -101,7 +109,7 @@ class Reader:
         query = select(facts).where(facts.c.seq > after).order_by(facts.c.seq).limit(PACK)
         with self._reading() as connection:
             found = [FactRow(*row) for row in connection.execute(query)]
-            if found and found[0].seq == after + 1:
+            if self._schema < PACKS_SINCE or (found and found[0].seq == after + 1):
                 return found
             pack = connection.execute(
                 select(packs).where(packs.c.last > after).order_by(packs.c.first).limit(1)
@@ -119,11 +127,12 @@ class Reader:
             "one"
         )
 
-    def _check_schema(self) -> None:
+    def _check_schema(self) -> int:
         with self._reading() as connection:
-            if not is_journal(connection):
-                raise StorageError(f"{self.place.name} holds no journal yet; name another (--store)")
-            check_schema(self.place.name, connection)
+            version = check_schema(self.place.name, connection)
+        if version is None:
+            raise StorageError(f"{self.place.name} holds no journal; name another (--store)")
+        return version
 
     def _reading(self) -> AbstractContextManager[Connection]:
         return self.place.wording(self._engine.connect)
@@ -160,31 +169,14 @@ def _no_collection() -> Generator[None]:
             gc.enable()
 
 
-def is_journal(connection: Connection) -> bool:
-    """Whether a ledger made its tables here."""
-    return inspect(connection).has_table("meta")
-
-
 def check_schema(name: str, connection: Connection) -> int | None:
-    """The version of the tables, None where there is none yet. Raises StorageError for one of the future."""
-    version = meta_value(connection, "schema")
-    if version is not None and int(version) > SCHEMA:
+    """The version of the tables, None where there are none. Raises StorageError for one of the future."""
+    if not inspect(connection).has_table("meta"):
+        return None
+    version = int(connection.scalar(select(meta.c.value).where(meta.c.name == "schema")) or 0)
+    if version > SCHEMA:
         raise StorageError(
             f"{name} was written by a newer raysched (schema {version}, this one knows {SCHEMA}); run that "
             "version or a later one"
         )
-    return None if version is None else int(version)
-
-
-def meta_value(connection: Connection, name: str) -> str | None:
-    """One value of the table `meta`."""
-    return connection.scalar(select(meta.c.value).where(meta.c.name == name))
-
-
-def last_number(connection: Connection) -> int:
-    """The number of the last fact; 0 where there is none."""
-    return (
-        connection.scalar(select(func.max(facts.c.seq)))
-        or connection.scalar(select(func.max(packs.c.last)))
-        or 0
-    )
+    return version or None

@@ -23,7 +23,9 @@ from raysched.core.facts import Fact
 from raysched.errors import StorageError
 
 SCHEMA = 2
-"""The version of the tables; a journal with a higher one is refused. 2: packs."""
+"""The version of the tables; a journal with a higher one is refused. The first one had no packs, and no id."""
+
+PACKS_SINCE = 2
 
 PACK = 1000
 """Facts in one pack, and facts read at a time: no read holds the database for long, and no start the whole

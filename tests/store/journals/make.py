@@ -1,0 +1,195 @@
+"""Writes the journal of this version, for later versions to read: NAME.sqlite, and NAME.json with what it folds
+to, in words that stay the same. `python tests/store/journals/make.py NAME`, where NAME is the version.
+
+The journal of a version that was released is never written again. The story below tells every kind of fact; a
+test fails when a new kind is not in it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from raysched.core import decide
+from raysched.core.commands import (
+    Cancel,
+    Command,
+    Denied,
+    Gone,
+    Held,
+    JobRequest,
+    NodeGone,
+    NodeSeen,
+    Outside,
+    OwnerLost,
+    Release,
+    Report,
+    Submit,
+    Tick,
+    Usage,
+)
+from raysched.core.lease import Group
+from raysched.core.node import GPUInfo, NodeInfo
+from raysched.core.request import WHOLE, Request
+from raysched.core.scheduler import Scheduler
+from raysched.core.state import State
+from raysched.core.work import Run, Seen
+from raysched.store.journal import Journal
+
+HERE = Path(__file__).parent
+FRACTION = Request(share=2500, memory=20480, sharing="fraction", cpus=WHOLE, host_memory=1024)
+MEMORY = Request(memory=8192, sharing="fraction", gpu_types=("A100",), backends=("ray", "vm"))
+WHOLE_GPU = Request(share=WHOLE)
+
+
+class Story:
+    """What happens to a ledger, written down as it does it."""
+
+    def __init__(self, journal: Journal) -> None:
+        self.journal = journal
+        self.core = Scheduler()
+        self.now = 1_700_000_000_000
+
+    def tell(self, *told: Command) -> None:
+        """Decide commands one after the other, a tenth of a second apart."""
+        for command in told:
+            self.now += 100
+            facts = self.core.handle(command, self.now) + self.core.schedule(self.now)
+            if facts:
+                self.seq = self.journal.append(facts)
+
+    def submit(self, id: str, request: Request, kind: Any = "command", **fields: Any) -> None:
+        """Submit one job or one array."""
+        spec = {"name": id, "entrypoint": "python train.py --name '\u00fc'", "resources": {"gpus": 1}}
+        asked = JobRequest(id, id, kind, request, spec, **fields)
+        self.tell(Submit(f"key-{id}", "ana", (asked,)))
+
+    def lease(self, job: str) -> str:
+        """The lease that a job has."""
+        return self.core.state.jobs[job].lease or ""
+
+    def hold(self, job: str) -> None:
+        """Ray holds a job's lease."""
+        self.tell(Held(self.lease(job), (Group(f"pg-{job}", 0),)))
+
+    def report(self, job: str, state: Any, code: int | None = None) -> None:
+        """A backend saw a job's run."""
+        attempt = self.core.state.jobs[job].attempt
+        self.tell(Report(Seen(Run(job, attempt, 0), state, code)))
+
+    def run(self, job: str, code: int | None = None) -> None:
+        """A job runs, and with a code it ends."""
+        self.hold(job)
+        self.report(job, "running")
+        if code is not None:
+            lease = self.lease(job)
+            self.report(job, "exited", code)
+            self.tell(Gone(lease))
+
+
+def nodes(story: Story) -> None:
+    """Two nodes of a Ray cluster and one beside it; what others use of them; one is lost."""
+    for name, count, ray in (("node-a", 2, True), ("node-b", 1, True), ("node-c", 1, False)):
+        gpus = tuple(GPUInfo(f"GPU-{name}-{index}", index, "A100-80GB", 81920) for index in range(count))
+        backends = ("ray", "vm") if ray else ("vm",)
+        ray_id = f"ray-{name}" if ray else None
+        story.tell(NodeSeen(NodeInfo(name, backends, gpus, 64 * WHOLE, 262_144, ray_id, "550.54")))
+    story.tell(Usage("node-b", "GPU-node-b-0", 512), Outside("node-b", ("GPU-node-b-0",)))
+
+
+def jobs(story: Story) -> None:
+    """Jobs that succeed, fail, are tried again, given back, cancelled, timed out and forgotten."""
+    story.submit("good", FRACTION)
+    story.run("good", 0)
+    story.submit("again", MEMORY, retries=1)
+    story.run("again", 1)
+    story.run("again")
+    story.submit("many", FRACTION, array=3, priority=5, package="ab" * 32)
+    story.run("many.0", 137)
+    story.run("many.1")
+    story.tell(Cancel("many.1", "ben"))
+    story.submit("slow", FRACTION, max_runtime=1000)
+    story.run("slow")
+    story.now += 5000
+    story.tell(Tick())
+    story.submit("denied", FRACTION)
+    story.tell(Denied(story.lease("denied"), "image registry down"))
+    story.tell(Gone("denied.1"))
+
+
+def leases(story: Story) -> None:
+    """Leases of programs: given back, lost with their owner, and held."""
+    for id, owner in (("pool", "program-1"), ("lost", "program-2"), ("kept", "program-1")):
+        story.submit(id, FRACTION, "lease", owner=owner)
+        story.hold(id)
+    story.tell(Release("pool"), Gone("pool.1"), OwnerLost("program-2"), Gone("lost.1"))
+
+
+def last_things(story: Story) -> None:
+    """A whole GPU, jobs that wait, a node that is lost, old jobs that are forgotten."""
+    story.submit("whole", WHOLE_GPU)
+    story.submit("waits", Request(gpus=2, share=WHOLE))
+    story.submit("first", Request(gpus=2, share=WHOLE), priority=9)
+    story.tell(NodeGone("node-b"))
+    decide.JOBS_KEPT = 2  # so that the story need not be long
+    story.tell(Tick())
+
+
+def told(state: State) -> dict[str, Any]:
+    """A state in words that stay the same from version to version."""
+    return {
+        "jobs": {
+            job.id: {
+                "state": job.state,
+                "user": job.user,
+                "attempt": job.attempt,
+                "failures": job.failures,
+                "code": job.code,
+                "reason": job.reason,
+                "lease": job.lease,
+                "submitted": job.submitted,
+                "ended": job.ended,
+                "gpus": [slice.gpu for place in job.places for slice in place.slices],
+            }
+            for job in sorted(state.jobs.values(), key=lambda job: job.id)
+        },
+        "leases": {lease.id: lease.state for _, lease in sorted(state.leases.items())},
+        "waiting": [id for *_, id in state.waiting],
+        "keys": sorted(state.keys),
+        "gpus": {
+            gpu.info.uuid: {
+                "mode": gpu.mode,
+                "tenants": sorted(gpu.tenants),
+                "share_used": gpu.share_used,
+                "memory_used": gpu.memory_used,
+                "foreign": gpu.foreign,
+                "outside": gpu.outside,
+            }
+            for node in state.nodes.values()
+            for gpu in node.gpus.values()
+        },
+        "lost": sorted(node.info.name for node in state.nodes.values() if node.lost is not None),
+    }
+
+
+def main(name: str) -> None:
+    path = HERE / f"{name}.sqlite"
+    path.unlink(missing_ok=True)
+    journal = Journal(f"sqlite:///{path}")
+    story = Story(journal)
+    nodes(story)
+    jobs(story)
+    journal.snapshot(story.core.state, story.seq)
+    leases(story)
+    last_things(story)
+    journal.close()
+    for beside in ("lock", "mark"):
+        path.with_suffix(f".sqlite.{beside}").unlink(missing_ok=True)
+    text = json.dumps(told(story.core.state), indent=1, ensure_ascii=True)
+    path.with_suffix(".json").write_text(f"{text}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
