@@ -7,6 +7,7 @@
     dict               {...}; keys that are int become text
     str, int, float, bool, None, Literal, Any    themselves
 
+A field that is no argument of its class holds nothing that has to be kept, and is left out.
 A field that is missing takes its default, so that this version reads what older ones wrote. A class or a
 field that this version does not know is refused: it comes from a newer one, and dropping it would lose
 what was decided.
@@ -98,7 +99,7 @@ def _codec(hint: Any) -> Codec:
 
 def _of_dataclass(kind: Any) -> Codec:
     hints = get_type_hints(kind)
-    codecs = {field.name: _codec(hints[field.name]) for field in dataclasses.fields(kind)}
+    codecs = {field.name: _codec(hints[field.name]) for field in dataclasses.fields(kind) if field.init}
     encoders = tuple((name, codec.encode) for name, codec in codecs.items())
     decoders = {name: codec.decode for name, codec in codecs.items()}
 

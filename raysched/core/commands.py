@@ -81,12 +81,22 @@ class NodeGone:
 
 
 @dataclass(frozen=True, slots=True)
+class Drain:
+    """Place nothing new on a node, or (`on` is false) use it again. What runs there goes on."""
+
+    node: str
+    on: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
-    """What processes without a lease hold on one GPU, in MiB."""
+    """What processes without a lease hold on one GPU, in MiB, and the UUIDs of the MIG instances that they
+    use."""
 
     node: str
     gpu: str
     foreign: int
+    instances: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +109,7 @@ class Outside:
 
 @dataclass(frozen=True, slots=True)
 class CutRefused:
-    """The driver would not make an instance at `cut`, or (without one) switch the GPU's MIG mode."""
+    """The driver would not make or destroy the instance at `cut`, or (without one) switch the MIG mode."""
 
     node: str
     gpu: str
@@ -160,6 +170,7 @@ Command = (
     | OwnerLost
     | NodeSeen
     | NodeGone
+    | Drain
     | Usage
     | Outside
     | CutRefused

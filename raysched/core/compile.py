@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from raysched.core.commands import JobRequest
-from raysched.core.request import WHOLE, Request, Sharing
-from raysched.errors import Refused
+from raysched.core.request import WHOLE, Request
 from raysched.specs.job import Backend, JobSpec
 from raysched.specs.resources import Resources
 
-_LATER: dict[Sharing, str] = {"time_slice": "time-slices", "mig": "MIG instances", "mps": "shares under MPS"}
 _AUTO = ("vm", "ray")
 """The backends that `auto` may mean, the preferred one first."""
 
 
 def compile_job(spec: JobSpec, id: str, package: str | None) -> JobRequest:
-    """The job to submit under `id`, with the digest of its packed working directory. Raises Refused."""
+    """The job to submit under `id`, with the digest of its packed working directory."""
     return JobRequest(
         id=id,
         name=spec.name,
@@ -32,18 +30,13 @@ def compile_job(spec: JobSpec, id: str, package: str | None) -> JobRequest:
 
 
 def compile_request(spec: JobSpec) -> Request:
-    """What one element of the job asks for. Raises Refused for a way of sharing that this version lacks."""
+    """What one element of the job asks for."""
     return compile_resources(spec.resources, spec.backend)
 
 
 def compile_resources(resources: Resources, backend: Backend) -> Request:
-    """The request for these resources at a backend. Raises Refused like `compile_request`."""
+    """The request for these resources at a backend."""
     sharing = resources.mode
-    if sharing in _LATER:
-        raise Refused(
-            f"resources: {_LATER[sharing]} (sharing: {sharing}) come with a later version; this one grants "
-            "whole GPUs, and shares by gpu_fraction or gpu_memory"
-        )
     whole = sharing == "exclusive"
     return Request(
         gpus=resources.gpus,
@@ -51,12 +44,21 @@ def compile_resources(resources: Resources, backend: Backend) -> Request:
         memory=None if whole else resources.gpu_memory,
         sharing=sharing,
         isolation=resources.isolation,
+        mig_profile=resources.mig_profile,
         gpu_types=resources.gpu_type or (),
         nodes=resources.nodes,
         cpus=_cpus(resources),
         host_memory=resources.memory or 0,
         backends=_AUTO if backend == "auto" else (backend,),
+        or_mig=_or_mig(resources),
     )
+
+
+def _or_mig(resources: Resources) -> bool:
+    """Whether a MIG instance will do as well: for a part of one GPU that must be held to its share, and that
+    does not say how. Several would be instances of one GPU, and parts of several GPUs were asked for."""
+    free = resources.sharing is None and resources.use_mig is None
+    return resources.isolation == "hard" and resources.part and free and resources.gpus == 1
 
 
 def _cpus(resources: Resources) -> int:

@@ -5,21 +5,28 @@ A command is decided whole or not at all. Reports of an old attempt, and repeate
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
-from raysched.core import commands, explain, facts
+from raysched.core import commands, cutting, facts, warnings
 from raysched.core.commands import Command
 from raysched.core.facts import Fact
+from raysched.core.impossible import impossible
+from raysched.core.isolation import mechanism_of
 from raysched.core.jobs import ENDED, Job, Outcome
-from raysched.core.lease import Lease
-from raysched.core.node import Node, NodeInfo
+from raysched.core.lease import Group, Lease, Place
+from raysched.core.mig import UNCUT
+from raysched.core.node import GPUInfo, Node, NodeInfo
 from raysched.core.placement import Placement, possible
 from raysched.core.state import State
+from raysched.core.words import too_long
 from raysched.errors import NotFound, Refused
 
 NODE_PATIENCE = 60_000
 """Milliseconds that a lost node may stay away before its work counts as lost."""
+REFUSAL = 600_000
+"""Milliseconds for which what a driver refused is not asked of it again."""
 REST = 3_000
 """Milliseconds before a job is looked at again after an engine said no."""
 JOBS_KEPT = 2_000
@@ -34,10 +41,10 @@ def decide(state: State, command: Command, now: int) -> list[Fact]:
     return list(_DECIDE[type(command)](state, command, now))
 
 
-def grant(job: Job, placement: Placement, managed: bool, now: int) -> list[Fact]:
-    """The facts of a job's grant. A lease on nodes that Ray does not manage needs no hold: it is bound."""
+def grant(state: State, job: Job, placement: Placement, now: int) -> list[Fact]:
+    """The facts of a job's grant. A lease on nodes that Ray does not manage needs no hold: it is held."""
     attempt = job.attempt + 1
-    request = job.request
+    request = replace(job.request, sharing=placement.sharing)
     lease = Lease(
         id=f"{job.id}.{attempt}",
         job=job.id,
@@ -45,16 +52,30 @@ def grant(job: Job, placement: Placement, managed: bool, now: int) -> list[Fact]
         backend=placement.backend,
         sharing=request.sharing,
         isolation=request.isolation,
-        mechanism=explain.mechanism(request),
+        mechanism=mechanism_of(_infos(state, placement.places), request),
         places=placement.places,
     )
     granted: list[Fact] = [facts.Granted(now, lease)]
-    return granted if managed else [*granted, facts.Bound(now, lease.id, ())]
+    return granted if managed(state, placement) else [*granted, _hold(state, lease, (), now)]
+
+
+def _infos(state: State, places: Iterable[Place]) -> Iterator[GPUInfo]:
+    return (state.nodes[place.node].gpus[slice.gpu].info for place in places for slice in place.slices)
 
 
 def managed(state: State, placement: Placement | Lease) -> bool:
     """Whether Ray manages a node of it, so that it must be held there."""
     return any(state.nodes[place.node].info.ray_id is not None for place in placement.places)
+
+
+def _hold(
+    state: State, lease: Lease, groups: tuple[Group, ...], now: int, seen: NodeInfo | None = None
+) -> Fact:
+    """A lease is held: its work may start if its GPUs are cut as it needs them. `seen` is news of a node."""
+    instances = cutting.instances(state, lease, seen)
+    if instances is None:
+        return facts.Held(now, lease.id, groups)
+    return facts.Bound(now, lease.id, groups, instances)
 
 
 # ---------------------------------------------------------------- jobs
@@ -64,9 +85,8 @@ def _submit(state: State, command: commands.Submit, now: int) -> Iterator[Fact]:
     if command.key in state.keys:
         return
     for asked in command.jobs:
-        problem = explain.never(state, asked.request)
-        if problem or not possible(state, asked.request):
-            raise Refused(f"{asked.name}: {problem or explain.impossible(state, asked.request)}")
+        if possible(state, asked.request) is None:
+            raise Refused(f"{asked.name}: {impossible(state, asked.request)}")
     for asked in command.jobs:
         yield facts.Submitted(
             at=now,
@@ -200,8 +220,10 @@ def _held(state: State, command: commands.Held, now: int) -> Iterator[Fact]:
     lease = state.leases.get(command.lease)
     if lease is None or lease.state == "releasing":
         return
-    if lease.state == "granted" or lease.groups != command.groups:
-        yield facts.Bound(now, lease.id, command.groups)
+    if lease.state == "bound" and lease.groups != command.groups:
+        yield facts.Bound(now, lease.id, command.groups, cutting.given(lease))
+    elif lease.state == "granted" or lease.groups != command.groups:
+        yield _hold(state, lease, command.groups, now)
 
 
 def _denied(state: State, command: commands.Denied, now: int) -> Iterator[Fact]:
@@ -214,8 +236,13 @@ def _denied(state: State, command: commands.Denied, now: int) -> Iterator[Fact]:
     if command.final:
         yield from _end(state, job, "failed", None, command.reason, now)
     else:
-        yield facts.Returned(now, job.id, command.reason, now + REST)
-        yield from _let_go(state, job, now)
+        yield from _take_back(state, job, command.reason, now, now + REST)
+
+
+def _take_back(state: State, job: Job, reason: str, now: int, until: int) -> Iterator[Fact]:
+    """Give the lease of a job back that has not begun; it waits again, at least `until` then."""
+    yield facts.Returned(now, job.id, reason, until)
+    yield from _let_go(state, job, now)
 
 
 def _gone(state: State, command: commands.Gone, now: int) -> Iterator[Fact]:
@@ -228,24 +255,60 @@ def _gone(state: State, command: commands.Gone, now: int) -> Iterator[Fact]:
 
 
 def _node_seen(state: State, command: commands.NodeSeen, now: int) -> Iterator[Fact]:
+    known = state.nodes.get(command.node.name)
+    if known is not None and known.lost is None and known.info == command.node:
+        return
     info = _without_foreign_gpus(state, command.node)
-    known = state.nodes.get(info.name)
-    if known is None or known.lost is not None or known.info != info:
+    if known is not None and known.lost is None and known.info == info:
+        return
+    if known is None or known.lost is not None or _without_layouts(known.info) != _without_layouts(info):
         yield facts.NodeJoined(now, info)
+    else:
+        for gpu in info.gpus:
+            if gpu.layout != known.gpus[gpu.uuid].info.layout:
+                yield facts.LayoutChanged(now, info.name, gpu.uuid, gpu.layout)
+    if known is not None:
+        yield from _tenants_see(state, known, info, now)
+
+
+def _without_layouts(info: NodeInfo) -> NodeInfo:
+    return replace(info, gpus=tuple(replace(gpu, layout=UNCUT) for gpu in info.gpus))
 
 
 def _without_foreign_gpus(state: State, info: NodeInfo) -> NodeInfo:
-    """A GPU that another node reported already is one GPU, and stays there."""
-    taken = {
-        uuid
-        for node in state.nodes.values()
-        if node.info.name != info.name and node.lost is None
-        for uuid in node.gpus
-    }
-    gpus = tuple(gpu for gpu in info.gpus if gpu.uuid not in taken)
-    return NodeInfo(
-        info.name, info.backends, gpus, info.cpus, info.memory, info.ray_id, info.driver, info.simulated
-    )
+    """A GPU that another node has is one GPU, and stays there until that node is lost and nobody holds it."""
+    gpus = tuple(gpu for gpu in info.gpus if not _elsewhere(state, gpu.uuid, info.name))
+    return info if len(gpus) == len(info.gpus) else replace(info, gpus=gpus)
+
+
+def _elsewhere(state: State, uuid: str, name: str) -> bool:
+    home = state.homes.get(uuid, name)
+    node = state.nodes.get(home)
+    gpu = node.gpus.get(uuid) if node else None
+    if node is None or gpu is None or home == name:
+        return False
+    return node.lost is None or bool(gpu.tenants)
+
+
+def _tenants_see(state: State, node: Node, info: NodeInfo, now: int) -> Iterator[Fact]:
+    """What follows for those who hold something of a node that is now as `info` says."""
+    for id in dict.fromkeys(lease for gpu in node.gpus.values() for lease in gpu.tenants):
+        lease = state.leases[id]
+        job = state.jobs.get(lease.job)
+        if job is not None and job.lease == id:
+            yield from _tenant_sees(state, lease, job, info, now)
+
+
+def _tenant_sees(state: State, lease: Lease, job: Job, info: NodeInfo, now: int) -> Iterator[Fact]:
+    broken = cutting.broken(lease, info) if lease.state == "bound" else None
+    if broken is not None:
+        yield from _lose(state, job, broken, now)
+        return
+    if lease.state == "held" and cutting.instances(state, lease, info) is not None:
+        yield _hold(state, lease, lease.groups, now, info)
+    warning = warnings.warning(state, lease, info)
+    if warning != job.warning:
+        yield facts.Warned(now, job.id, warning)
 
 
 def _node_gone(state: State, command: commands.NodeGone, now: int) -> Iterator[Fact]:
@@ -254,11 +317,21 @@ def _node_gone(state: State, command: commands.NodeGone, now: int) -> Iterator[F
         yield facts.NodeLost(now, command.node)
 
 
+def _drain(state: State, command: commands.Drain, now: int) -> Iterator[Fact]:
+    node = state.nodes.get(command.node)
+    if node is None:
+        raise NotFound(f"no node {command.node}: `raysched gpus` lists those that are known")
+    if node.draining != command.on:
+        yield facts.Drained(now, command.node, command.on)
+
+
 def _usage(state: State, command: commands.Usage, now: int) -> Iterator[Fact]:
     node = state.nodes.get(command.node)
     gpu = node.gpus.get(command.gpu) if node else None
-    if gpu is not None and gpu.foreign != command.foreign:
-        yield facts.GPUObserved(now, command.node, command.gpu, command.foreign, gpu.outside)
+    if gpu is not None and (gpu.foreign, gpu.strangers) != (command.foreign, command.instances):
+        yield facts.GPUObserved(
+            now, command.node, command.gpu, command.foreign, gpu.outside, command.instances
+        )
 
 
 def _outside(state: State, command: commands.Outside, now: int) -> Iterator[Fact]:
@@ -266,7 +339,26 @@ def _outside(state: State, command: commands.Outside, now: int) -> Iterator[Fact
     for uuid, gpu in node.gpus.items() if node else ():
         outside = uuid in command.gpus
         if gpu.outside != outside:
-            yield facts.GPUObserved(now, command.node, uuid, gpu.foreign, outside)
+            yield facts.GPUObserved(now, command.node, uuid, gpu.foreign, outside, gpu.strangers)
+
+
+def _cut_refused(state: State, command: commands.CutRefused, now: int) -> Iterator[Fact]:
+    """The driver's no is remembered, and the leases that needed it go back: another place is looked for."""
+    node = state.nodes.get(command.node)
+    gpu = node.gpus.get(command.gpu) if node else None
+    if gpu is None:
+        return
+    yield facts.CutRefused(now, command.node, command.gpu, command.cut, command.reason)
+    for id in gpu.tenants:
+        lease = state.leases[id]
+        if lease.state in ("granted", "held") and cutting.needs(lease, gpu, command.cut):
+            yield from _uncut(state, lease, command.reason, now)
+
+
+def _uncut(state: State, lease: Lease, reason: str, now: int) -> Iterator[Fact]:
+    job = state.jobs[lease.job]
+    if job.lease == lease.id and job.state == "starting":
+        yield from _take_back(state, job, reason, now, now)
 
 
 # ---------------------------------------------------------------- time
@@ -283,10 +375,22 @@ def _tick(state: State, _: commands.Tick, now: int) -> Iterator[Fact]:
         if lost is not None and lease.state == "releasing":
             yield facts.Released(now, lease.id)
         elif lost is not None and job is not None and job.lease == lease.id:
-            yield from _lose(state, job, lost, now)
+            yield from _lose(state, job, f"node {lost.info.name} is gone", now)
         elif job is not None and _overdue(job, now):
-            yield facts.Stopping(now, job.id, "failed", explain.too_long(job))
+            yield facts.Stopping(now, job.id, "failed", too_long(job))
+        elif lease.state == "held" and (hindrance := cutting.hindrance(state, lease)) is not None:
+            yield from _uncut(state, lease, hindrance, now)
+    yield from _lapse(state, now)
     yield from _forget(state, now)
+
+
+def _lapse(state: State, now: int) -> Iterator[Fact]:
+    """Let what the driver refused long ago be tried again."""
+    before = now - REFUSAL
+    for node in state.nodes.values():
+        for uuid, gpu in node.gpus.items():
+            if gpu.refusals and any(refusal.at <= before for refusal in gpu.refusals):
+                yield facts.RefusalLapsed(now, node.info.name, uuid, before)
 
 
 def _forget(state: State, now: int) -> Iterator[Fact]:
@@ -310,8 +414,8 @@ def _lost_node(state: State, lease: Lease, now: int) -> Node | None:
     return None
 
 
-def _lose(state: State, job: Job, node: Node, now: int) -> Iterator[Fact]:
-    reason = f"node {node.info.name} is gone"
+def _lose(state: State, job: Job, reason: str, now: int) -> Iterator[Fact]:
+    """What a job ran on is gone."""
     if job.state == "stopping":
         yield from _end(state, job, job.outcome or "cancelled", None, job.reason, now)
     elif job.kind == "lease":
@@ -333,6 +437,8 @@ _DECIDE: dict[type, Callable[[State, Any, int], Iterator[Fact]]] = {
     commands.OwnerLost: _owner_lost,
     commands.NodeSeen: _node_seen,
     commands.NodeGone: _node_gone,
+    commands.Drain: _drain,
+    commands.CutRefused: _cut_refused,
     commands.Usage: _usage,
     commands.Outside: _outside,
     commands.Held: _held,

@@ -5,10 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 from raysched.core import facts
-from raysched.core.explain import short
 from raysched.core.facts import Fact
 from raysched.core.state import State
 from raysched.core.views import stamp
+from raysched.core.words import short
+
+_OF_NO_JOB = (
+    facts.NodeJoined
+    | facts.NodeLost
+    | facts.GPUObserved
+    | facts.LayoutChanged
+    | facts.CutRefused
+    | facts.RefusalLapsed
+    | facts.Drained
+    | facts.ClockSet
+    | facts.Forgotten
+)
 
 
 def event_view(state: State, seq: int, fact: Fact) -> dict[str, Any] | None:
@@ -34,11 +46,9 @@ def _job_of(state: State, fact: Fact) -> str | None:
         return fact.id
     if isinstance(fact, facts.Granted):
         return fact.lease.job
-    if isinstance(fact, facts.Bound | facts.Releasing | facts.Released):
+    if isinstance(fact, facts.Held | facts.Bound | facts.Releasing | facts.Released):
         return fact.lease.rpartition(".")[0]
-    if isinstance(
-        fact, facts.NodeJoined | facts.NodeLost | facts.GPUObserved | facts.ClockSet | facts.Forgotten
-    ):
+    if isinstance(fact, _OF_NO_JOB):
         return None
     return fact.job
 
@@ -51,6 +61,10 @@ def _message(fact: Fact) -> str:
         case facts.Granted():
             gpus = [f"{short(s.gpu)} on {place.node}" for place in fact.lease.places for s in place.slices]
             return f"granted {', '.join(gpus) or fact.lease.places[0].node}"
+        case facts.Held():
+            return "waits until its GPUs are cut"
+        case facts.Warned():
+            return fact.warning or "all is well again"
         case facts.Returned() | facts.Retried() | facts.Stopping():
             return fact.reason
         case facts.Ended():

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from raysched.core import facts
 from raysched.core.facts import Fact
 from raysched.core.jobs import Job
 from raysched.core.lease import Lease
-from raysched.core.node import GPU, Node, NodeInfo
+from raysched.core.node import GPU, GPUInfo, Node, NodeInfo, Refusal
 from raysched.core.state import Reading, State
 
 KEYS_KEPT = 20_000
@@ -30,8 +31,23 @@ def _node_joined(state: State, fact: facts.NodeJoined) -> None:
     node = state.nodes.get(fact.node.name)
     if node is None:
         node = state.nodes[fact.node.name] = Node(fact.node, {})
+    for gpu in fact.node.gpus:
+        _move_in(state, gpu.uuid, fact.node.name)
     node.info, node.lost = fact.node, None
     _update_gpus(node, fact.node)
+    node.changed(described=True)
+
+
+def _move_in(state: State, uuid: str, name: str) -> None:
+    """A GPU is on this node now; a lost one that had it, and on which nobody holds it, has it no more."""
+    home = state.homes.get(uuid)
+    state.homes[uuid] = name
+    if home is not None and home != name:
+        former = state.nodes[home]
+        gpu = former.gpus.get(uuid)
+        if gpu is not None and not gpu.tenants:
+            del former.gpus[uuid]
+            former.changed(described=True)
 
 
 def _update_gpus(node: Node, info: NodeInfo) -> None:
@@ -43,19 +59,62 @@ def _update_gpus(node: Node, info: NodeInfo) -> None:
             del node.gpus[uuid]
     for uuid, found in reported.items():
         known = node.gpus.setdefault(uuid, GPU(found, info.name))
-        known.info = found
+        _describe(known, found)
     node.gpus = dict(sorted(node.gpus.items(), key=lambda item: item[1].info.index))
+
+
+def _describe(gpu: GPU, info: GPUInfo) -> None:
+    """Take over what a GPU is; once it is cut differently, the driver may be asked again."""
+    if info.layout != gpu.info.layout:
+        gpu.refusals = ()
+    gpu.info = info
 
 
 def _node_lost(state: State, fact: facts.NodeLost) -> None:
     state.nodes[fact.node].lost = fact.at
 
 
+def _drained(state: State, fact: facts.Drained) -> None:
+    state.nodes[fact.node].draining = fact.on
+
+
+def _gpu(state: State, node: str, uuid: str) -> GPU | None:
+    """A GPU that something is about to change."""
+    known = state.nodes.get(node)
+    if known is None or uuid not in known.gpus:
+        return None
+    known.changed()
+    return known.gpus[uuid]
+
+
 def _gpu_observed(state: State, fact: facts.GPUObserved) -> None:
-    node = state.nodes.get(fact.node)
-    if node and fact.gpu in node.gpus:
-        gpu = node.gpus[fact.gpu]
-        gpu.foreign, gpu.outside = fact.foreign, fact.outside
+    gpu = _gpu(state, fact.node, fact.gpu)
+    if gpu is not None:
+        gpu.foreign, gpu.outside, gpu.strangers = fact.foreign, fact.outside, fact.instances
+
+
+def _layout_changed(state: State, fact: facts.LayoutChanged) -> None:
+    gpu = _gpu(state, fact.node, fact.gpu)
+    if gpu is None:
+        return
+    node = state.nodes[fact.node]
+    _describe(gpu, replace(gpu.info, layout=fact.layout))
+    infos = tuple(gpu.info if info.uuid == fact.gpu else info for info in node.info.gpus)
+    node.info = replace(node.info, gpus=infos)
+    node.changed(described=True)
+
+
+def _cut_refused(state: State, fact: facts.CutRefused) -> None:
+    gpu = _gpu(state, fact.node, fact.gpu)
+    if gpu is not None:
+        others = tuple(refusal for refusal in gpu.refusals if refusal.cut != fact.cut)
+        gpu.refusals = (*others, Refusal(fact.cut, fact.reason, fact.at))
+
+
+def _refusal_lapsed(state: State, fact: facts.RefusalLapsed) -> None:
+    gpu = _gpu(state, fact.node, fact.gpu)
+    if gpu is not None:
+        gpu.refusals = tuple(refusal for refusal in gpu.refusals if refusal.at > fact.before)
 
 
 def _submitted(state: State, fact: facts.Submitted) -> None:
@@ -138,26 +197,53 @@ def _granted(state: State, fact: facts.Granted) -> None:
     )
     _leave_queue(state, job)
     job.state, job.lease, job.attempt, job.reason = "starting", lease.id, lease.attempt, ""
-    job.places, job.backend, job.mechanism = lease.places, lease.backend, lease.mechanism
+    job.places, job.backend = lease.places, lease.backend
+    job.sharing, job.mechanism, job.warning = lease.sharing, lease.mechanism, ""
     job.granted, job.started = fact.at, None
     for place in lease.places:
         node = state.nodes[place.node]
         node.cpus_used += place.cpus
         node.memory_used += place.memory
+        node.changed()
         for slice in place.slices:
             gpu = node.gpus[slice.gpu]
             gpu.sharing = lease.sharing
-            gpu.tenants[lease.id] = slice
+            gpu.tenants[lease.id] = (*gpu.tenants.get(lease.id, ()), slice)
             gpu.share_used += slice.share
             gpu.memory_used += slice.memory
+
+
+def _held(state: State, fact: facts.Held) -> None:
+    lease = state.leases[fact.lease]
+    lease.state, lease.groups = "held", fact.groups
 
 
 def _bound(state: State, fact: facts.Bound) -> None:
     lease = state.leases[fact.lease]
     lease.state, lease.groups = "bound", fact.groups
     job = state.jobs[lease.job]
+    if fact.instances:
+        _give_instances(state, lease, fact.instances)
+        job.places = lease.places
     if job.kind == "lease" and job.state == "starting":
         job.state, job.started = "running", fact.at
+
+
+def _give_instances(state: State, lease: Lease, instances: tuple[str, ...]) -> None:
+    """The slices of a lease are these MIG instances, in the order of its places."""
+    uuids = iter(instances)
+    lease.places = tuple(
+        replace(place, slices=tuple(replace(slice, instance=next(uuids)) for slice in place.slices))
+        for place in lease.places
+    )
+    for place in lease.places:
+        gpus = state.nodes[place.node].gpus
+        for uuid in {slice.gpu for slice in place.slices}:
+            gpus[uuid].tenants[lease.id] = tuple(slice for slice in place.slices if slice.gpu == uuid)
+
+
+def _warned(state: State, fact: facts.Warned) -> None:
+    state.jobs[fact.job].warning = fact.warning
 
 
 def _returned(state: State, fact: facts.Returned) -> None:
@@ -209,15 +295,21 @@ def _released(state: State, fact: facts.Released) -> None:
         node = state.nodes[place.node]
         node.cpus_used -= place.cpus
         node.memory_used -= place.memory
+        node.changed()
         for slice in place.slices:
             gpu = node.gpus[slice.gpu]
-            del gpu.tenants[lease.id]
             gpu.share_used -= slice.share
             gpu.memory_used -= slice.memory
-            if not gpu.tenants:
-                gpu.sharing = None
-                if not gpu.present:
-                    del node.gpus[slice.gpu]
+        for uuid in {slice.gpu for slice in place.slices}:
+            _move_out(node, node.gpus[uuid], lease.id)
+
+
+def _move_out(node: Node, gpu: GPU, lease: str) -> None:
+    del gpu.tenants[lease]
+    if not gpu.tenants:
+        gpu.sharing = None
+        if not gpu.present:
+            del node.gpus[gpu.info.uuid]
 
 
 def _clock_set(state: State, fact: facts.ClockSet) -> None:
@@ -231,6 +323,9 @@ def _clock_set(state: State, fact: facts.ClockSet) -> None:
     for node in state.nodes.values():
         if node.lost is not None:
             node.lost += fact.shift
+        for gpu in node.gpus.values():
+            if gpu.refusals:
+                gpu.refusals = tuple(replace(refusal, at=refusal.at + fact.shift) for refusal in gpu.refusals)
 
 
 def _forgotten(state: State, fact: facts.Forgotten) -> None:
@@ -256,9 +351,15 @@ _FOLD: dict[type, Callable[[State, Any], None]] = {
     facts.NodeJoined: _node_joined,
     facts.NodeLost: _node_lost,
     facts.GPUObserved: _gpu_observed,
+    facts.LayoutChanged: _layout_changed,
+    facts.CutRefused: _cut_refused,
+    facts.RefusalLapsed: _refusal_lapsed,
+    facts.Drained: _drained,
     facts.Submitted: _submitted,
     facts.Granted: _granted,
+    facts.Held: _held,
     facts.Bound: _bound,
+    facts.Warned: _warned,
     facts.Returned: _returned,
     facts.Started: _started,
     facts.Exited: _exited,

@@ -8,136 +8,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from raysched.core.jobs import Job
 from raysched.core.node import GPU, Node
 from raysched.core.placement import (
+    LASTING,
     NOTHING_KEPT,
     Kept,
-    emptied,
-    has_host_room,
     lack,
     matches,
     nearest,
+    offers,
     place,
+    possible,
     slice_of,
 )
 from raysched.core.queue import Look
 from raysched.core.request import WHOLE, Request
 from raysched.core.state import State
-
-# ---------------------------------------------------------------- words
-
-
-def number(ten_thousandths: int) -> str:
-    """Ten-thousandths as people write them: 2500 is `0.25`, 10000 is `1`."""
-    return f"{ten_thousandths / WHOLE:.4f}".rstrip("0").rstrip(".")
-
-
-def asks(request: Request) -> str:
-    """What a request asks for, in a few words: `0.25 GPU`, `2 GPUs`, `3 x 2000 MiB of a GPU`."""
-    parts = [_asks_gpus(request)]
-    if request.cpus:
-        parts.append(_cores(request.cpus))
-    if request.host_memory:
-        parts.append(f"{request.host_memory} MiB of memory")
-    if request.nodes and request.nodes > 1:
-        parts.append(f"on {request.nodes} nodes")
-    return ", ".join(part for part in parts if part) or "nothing"
-
-
-def _asks_gpus(request: Request) -> str:
-    if not request.gpus:
-        return "no GPU"
-    kind = f" ({' or '.join(request.gpu_types)})" if request.gpu_types else ""
-    if request.sharing == "exclusive":
-        return f"{request.gpus} GPU{'s' if request.gpus > 1 else ''}{kind}"
-    times = f"{request.gpus} x " if request.gpus > 1 else ""
-    part = number(request.share) + " GPU" if request.share is not None else f"{request.memory} MiB of a GPU"
-    return f"{times}{part}{kind}"
-
-
-def _cores(count: int) -> str:
-    return f"{number(count)} CPU{'' if count == WHOLE else 's'}"
-
-
-def mechanism(request: Request) -> str:
-    """What holds the tenant to its share."""
-    return "exclusive" if request.sharing == "exclusive" or not request.gpus else "variables"
-
-
-def short(uuid: str) -> str:
-    """A GPU's UUID, short enough to read: `GPU-3f2a8c1d`."""
-    return uuid[:12]
-
-
-def too_long(job: Job) -> str:
-    """The reason of a job that ran into its max_runtime."""
-    return f"ran longer than its max_runtime of {(job.max_runtime or 0) / 1000:g} s"
-
-
-def _listing(names: list[str], most: int = 3) -> str:
-    shown = names[:most] + ([f"{len(names) - most} more"] if len(names) > most else [])
-    return shown[0] if len(shown) == 1 else ", ".join(shown[:-1]) + " and " + shown[-1]
-
-
-# ---------------------------------------------------------------- what can never be
-
-
-def never(state: State, request: Request) -> str | None:
-    """Why a request is refused whatever is free, or None."""
-    if request.isolation == "hard" and mechanism(request) == "variables":
-        return (
-            "isolation: hard can't be kept for a part of a GPU here: it needs MIG, MPS, HAMi or a kernel "
-            "memory limit, and this version enforces none of them; ask for a whole GPU or isolation: soft"
-        )
-    if not any(set(request.backends) & set(node.info.backends) for node in state.nodes.values()):
-        reached = sorted({backend for node in state.nodes.values() for backend in node.info.backends})
-        have = f"the nodes here have {', '.join(reached)}" if reached else "no node has joined yet"
-        return f"backend: no node is reached by {' or '.join(request.backends)}; {have}"
-    return None
-
-
-def impossible(state: State, request: Request) -> str:
-    """Why no node could ever serve the request, naming the most there is."""
-    nodes = [
-        emptied(node) for node in state.nodes.values() if set(request.backends) & set(node.info.backends)
-    ]
-    gpus = [gpu for node in nodes for gpu in node.gpus.values()]
-    if request.gpus and not gpus:
-        return f"asks for {asks(request)}, and no node has a GPU"
-    right = [gpu for gpu in gpus if matches(gpu.info.model, request.gpu_types)]
-    if request.gpus and not right:
-        models = sorted({gpu.info.model for gpu in gpus})
-        return f"gpu_type: asks for {' or '.join(request.gpu_types)}, and there is only {_listing(models)}"
-    fitting = [gpu for gpu in right if lack(gpu, request) is None]
-    if request.gpus and not fitting:
-        largest = max(gpu.info.memory for gpu in right)
-        return f"gpu_memory: asks for {request.memory} MiB of one GPU, and the largest has {largest} MiB"
-    if not any(has_host_room(node, request, NOTHING_KEPT) for node in nodes):
-        return _host_impossible(nodes, request)
-    return _count_impossible(nodes, request)
-
-
-def _host_impossible(nodes: list[Node], request: Request) -> str:
-    cpus = max(node.info.cpus for node in nodes)
-    if request.cpus > cpus:
-        return f"cpus: asks for {number(request.cpus)}, and the largest node has {number(cpus)}"
-    memory = max(node.info.memory for node in nodes)
-    if request.host_memory > memory:
-        return f"memory: asks for {request.host_memory} MiB, and the largest node has {memory} MiB"
-    return "asks for CPUs and memory that no single node has together"
-
-
-def _count_impossible(nodes: list[Node], request: Request) -> str:
-    counts = sorted(
-        (sum(lack(gpu, request) is None for gpu in node.gpus.values()) for node in nodes), reverse=True
-    )
-    most = sum(counts) if request.nodes is None else counts[0]
-    where = "all nodes together have" if request.nodes is None else "the largest node has"
-    if request.nodes is not None and request.nodes > len(nodes):
-        return f"nodes: asks for {request.nodes}, and there are {len(nodes)}"
-    return f"gpus: asks for {asks(request)}, and {where} {most} such GPU{'' if most == 1 else 's'}"
-
+from raysched.core.words import at_least, cores, listing, number, short
 
 # ---------------------------------------------------------------- why one waits
 
@@ -159,15 +46,16 @@ def waiting(state: State, look: Look, *, change: bool = False) -> Explanation:
         return Explanation(f"looked at again in a moment: {job.reason}", "engine")
     if look.placement is not None:
         return Explanation("starts now")
-    kind, why = _shortage(state, job.request, look.kept)
+    request = possible(state, job.request) or job.request
+    kind, why = _shortage(state, request, look.kept)
     if job.reason:
         why = f"{why} ({job.reason})"
-    fit = next(iter(nearest(state, job.request)), None)
+    fit = next(iter(nearest(state, request)), None)
     return Explanation(
         why,
         kind,
         None if fit is None else _described(fit),
-        next(_changes(state, job.request, look.kept), None) if change else None,
+        next(_changes(state, request, look.kept), None) if change else None,
     )
 
 
@@ -178,23 +66,35 @@ def _described(gpu: GPU) -> str:
 
 def _shortage(state: State, request: Request, kept: Kept) -> tuple[str, str]:
     """What is short, and the line that says so."""
-    nodes = [node for node in _reached(state, request) if node.lost is None]
+    there = [node for node in _reached(state, request) if node.lost is None]
+    nodes = [node for node in there if not node.draining]
     if not nodes:
-        gone = sorted(node.info.name for node in _reached(state, request))
-        return (
-            "node",
-            f"no node that could run it answers: {_listing(gone)}" if gone else "no node has joined yet",
-        )
+        return "node", _no_node(state, request, there)
     gpus = [
         gpu
         for node in nodes
         for gpu in node.gpus.values()
-        if (missing := lack(gpu, request, kept)) is None or missing.kind != "type"
+        if (missing := lack(gpu, request, kept)) is None or missing.kind not in LASTING
     ]
-    fitting = [gpu for gpu in gpus if lack(gpu, request, kept) is None]
-    if request.gpus and len(fitting) < request.gpus:
-        return _gpu_shortage(state, request, kept, gpus, len(fitting))
+    fitting = sum(len(offers(node, request, kept)) for node in nodes)
+    if request.gpus and fitting < request.gpus:
+        kind, why = _gpu_shortage(state, request, kept, gpus, fitting)
+        drained = sorted(node.info.name for node in there if node.draining and _would_fit(node, request))
+        return kind, f"{why}; nothing new starts on {listing(drained)}, being drained" if drained else why
     return _host_shortage(nodes, request, kept)
+
+
+def _no_node(state: State, request: Request, there: list[Node]) -> str:
+    if there:
+        names = listing(sorted(node.info.name for node in there))
+        return f"nothing new starts on {names}: drained until `raysched drain NODE --off`"
+    gone = sorted(node.info.name for node in _reached(state, request))
+    return f"no node that could run it answers: {listing(gone)}" if gone else "no node has joined yet"
+
+
+def _would_fit(node: Node, request: Request) -> bool:
+    """Whether a node that is drained serves some of the request now."""
+    return bool(offers(node, request, NOTHING_KEPT))
 
 
 def _reached(state: State, request: Request) -> list[Node]:
@@ -207,18 +107,29 @@ def _gpu_shortage(
     if request.sharing == "exclusive":
         ready = "no whole GPU is free" if not fitting else f"{fitting} of {request.gpus} whole GPUs free"
         return "gpus", f"{ready}; {_blockers(state, request, kept, gpus)}"
+    if request.sharing == "mig":
+        ready = f"no MIG slice is free for {_part(request)}"
+        if fitting:
+            ready = f"{fitting} of {request.gpus} MIG instances of {_part(request)} can be had"
+        return "slices", f"{ready}; {_blockers(state, request, kept, gpus)}"
     if request.gpus > 1:
         ready = f"{fitting} of {request.gpus} GPUs have room for {_part(request)} each"
         return "gpus", f"{ready}; {_blockers(state, request, kept, gpus)}"
     kinds = {missing.kind for gpu in gpus if (missing := lack(gpu, request, kept))}
     if "share" in kinds:
         return "share", _share_shortage(request, gpus)
-    if "memory" in kinds:
+    if "memory" in kinds and "replicas" not in kinds:
         return "memory", _memory_shortage(request, gpus)
     return "gpus", f"no GPU has room for {_part(request)}; {_blockers(state, request, kept, gpus)}"
 
 
 def _part(request: Request) -> str:
+    if request.mig_profile is not None:
+        return request.mig_profile
+    if request.sharing == "mig":
+        return at_least(request)
+    if request.sharing == "time_slice":
+        return "a time-slice"
     return f"{number(request.share)} GPU" if request.share is not None else f"{request.memory} MiB"
 
 
@@ -258,16 +169,40 @@ def _blocked_by(state: State, request: Request, kept: Kept, gpu: GPU) -> str:
         case "outside":
             return f"{name} is held in Ray by work that did not ask raysched"
         case "foreign":
-            return f"{name} is used by processes without a lease ({gpu.foreign} MiB)"
+            return f"{name} is used by {_strangers(gpu)}"
         case "kept":
             return (
                 f"{name} is kept for {_name(state, kept.gpus[gpu.node, gpu.info.uuid])}, which waits longer"
             )
+        case "fault":
+            return f"{name} is faulty: {gpu.info.fault}"
+        case "refused":
+            return f"{name} can't be cut for it: {gpu.refusals[0].reason}"
+        case "sharing":
+            return f"{name} is {_mode_words(gpu)} until {listing(tenants)} {_end(tenants)}"
+        case "replicas":
+            return f"{name} has its {gpu.info.replicas} turns taken, by {listing(tenants)}"
+        case "slices":
+            return f"{name} is cut for {listing(tenants) if tenants else _strangers(gpu)}"
+        case _ if not tenants:
+            return f"{name} is used by {_strangers(gpu)}"
         case "taken":
-            return f"{name} is held whole (exclusive) by {_listing(tenants)}"
+            return f"{name} is held whole (exclusive) by {listing(tenants)}"
         case _:
-            ends = "ends" if len(tenants) == 1 else "end"
-            return f"{name} is shared until {_listing(tenants)} {ends}"
+            return f"{name} is shared until {listing(tenants)} {_end(tenants)}"
+
+
+def _end(tenants: list[str]) -> str:
+    return "ends" if len(tenants) == 1 else "end"
+
+
+def _mode_words(gpu: GPU) -> str:
+    words = {"mig": "cut into MIG instances", "time_slice": "shared by time-slice", "mps": "shared by MPS"}
+    return words.get(gpu.sharing or "", "shared by fraction")
+
+
+def _strangers(gpu: GPU) -> str:
+    return f"processes without a lease ({gpu.foreign} MiB)"
 
 
 def _tenant(state: State, lease: str) -> str:
@@ -285,7 +220,7 @@ def _host_shortage(nodes: list[Node], request: Request, kept: Kept) -> tuple[str
     if request.cpus > best.cpus_free:
         return (
             "cpus",
-            f"needs {_cores(request.cpus)} on one node; {best.info.name} has {number(best.cpus_free)} free",
+            f"needs {cores(request.cpus)} on one node; {best.info.name} has {number(best.cpus_free)} free",
         )
     roomy = max(nodes, key=lambda node: node.memory_free)
     if request.host_memory > roomy.memory_free:

@@ -11,6 +11,7 @@ from typing import Any
 
 from raysched.core.jobs import GRACE, Kind, Outcome
 from raysched.core.lease import Group, Lease
+from raysched.core.mig import Cut, Layout
 from raysched.core.node import NodeInfo
 from raysched.core.request import Request
 
@@ -33,13 +34,56 @@ class NodeLost:
 
 @dataclass(frozen=True, slots=True)
 class GPUObserved:
-    """Somebody without a lease uses a GPU: `foreign` MiB of it, or all of it in Ray (`outside`)."""
+    """Somebody without a lease uses a GPU: `foreign` MiB of it, or all of it in Ray (`outside`), or MIG
+    instances of it, by their UUIDs."""
 
     at: int
     node: str
     gpu: str
     foreign: int
     outside: bool
+    instances: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutChanged:
+    """A GPU is cut differently than before, or its MIG mode was switched."""
+
+    at: int
+    node: str
+    gpu: str
+    layout: Layout
+
+
+@dataclass(frozen=True, slots=True)
+class CutRefused:
+    """The driver would not make or destroy the instance at `cut`, or (without one) switch the MIG mode: that
+    is not tried again until the GPU's layout changes or the refusal lapses."""
+
+    at: int
+    node: str
+    gpu: str
+    cut: Cut | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RefusalLapsed:
+    """What the driver refused on a GPU at `before` or earlier may be tried again."""
+
+    at: int
+    node: str
+    gpu: str
+    before: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """Nothing new is placed on a node any more, or (`on` is false) it is used again."""
+
+    at: int
+    node: str
+    on: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +120,32 @@ class Granted:
 
 
 @dataclass(frozen=True, slots=True)
-class Bound:
-    """The lease is held everywhere; its work may start."""
+class Held:
+    """The lease is held everywhere, and its GPUs have to be cut for it before its work may start."""
 
     at: int
     lease: str
     groups: tuple[Group, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """The lease is held everywhere; its work may start. `instances` are the UUIDs of its MIG instances, one
+    a slice in the order of its places; none where it has none."""
+
+    at: int
+    lease: str
+    groups: tuple[Group, ...]
+    instances: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Warned:
+    """Something is wrong with what a job runs on, and it goes on; an empty warning: all is well again."""
+
+    at: int
+    job: str
+    warning: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,9 +247,15 @@ Fact = (
     NodeJoined
     | NodeLost
     | GPUObserved
+    | LayoutChanged
+    | CutRefused
+    | RefusalLapsed
+    | Drained
     | Submitted
     | Granted
+    | Held
     | Bound
+    | Warned
     | Returned
     | Started
     | Exited

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from raysched.core.lease import Place
-from raysched.core.request import Request
+from raysched.core.request import Request, Sharing
 
 JobState = Literal["waiting", "starting", "running", "stopping", "succeeded", "failed", "cancelled"]
 Kind = Literal["command", "lease"]
@@ -47,10 +47,10 @@ class Job:
     `group` is the id of the submission, shared by the elements of an array; `index` the element's number;
     `order` numbers jobs as they came. `attempt` counts grants from 1 and is 0 before the first; `failures`
     counts attempts that failed. A job that was given back is not looked at before `until`. `lease` is the
-    lease it has now; `places`, `backend` and `mechanism` describe the last one it had. `begun` holds the
-    ranks that started, `exits` the exit code of each that ended (None: lost). `outcome` is what a stopping
-    job will have been. `reason` says why it waits again or how it ended. `grace` is the time between
-    SIGTERM and SIGKILL.
+    lease it has now; `places`, `backend`, `sharing` and `mechanism` describe the last one it had, and
+    `warning` what is wrong with the GPUs of the one it has. `begun` holds the ranks that started, `exits`
+    the exit code of each that ended (None: lost). `outcome` is what a stopping job will have been. `reason`
+    says why it waits again or how it ended. `grace` is the time between SIGTERM and SIGKILL.
     """
 
     id: str
@@ -76,7 +76,9 @@ class Job:
     until: int = 0
     lease: str | None = None
     backend: str | None = None
+    sharing: Sharing | None = None
     mechanism: str = ""
+    warning: str = ""
     places: tuple[Place, ...] = ()
     granted: int | None = None
     started: int | None = None

@@ -24,6 +24,14 @@ class Slice:
     cut: Cut | None = None
     instance: str | None = None
 
+    @property
+    def device(self) -> str:
+        """The UUID by which CUDA knows it: the instance's, else the GPU's. An instance that does not exist
+        yet has none, and is named after its GPU and start, which no device is."""
+        if self.cut is None:
+            return self.gpu
+        return self.instance or f"MIG-{self.gpu}/{self.cut.start}"
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -47,8 +55,9 @@ class Group:
 class Lease:
     """A grant to one attempt of a job. All its places are granted together or not at all (a gang).
 
-    `mechanism` names what holds the tenant to its share: "exclusive", or "variables" where only the
-    environment tells it (soft). `groups` has one entry a place once the lease is bound in Ray.
+    `mechanism` names what holds the tenant to its share: "exclusive", "mig", "mps", "memory_limit", "hami",
+    or "variables" where only the environment tells it (soft). `groups` has one entry a place once the lease
+    is held in Ray.
     """
 
     id: str

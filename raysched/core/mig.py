@@ -35,6 +35,14 @@ class Geometry:
     profiles: tuple[Profile, ...]
     switchable: bool
 
+    def __hash__(self) -> int:
+        """Of a part that tells most GPUs apart: it is a key of caches, and all of it takes long to hash."""
+        return hash((self.cells, self.slices, *(profile.memory for profile in self.profiles[:1])))
+
+    def profile(self, id: int) -> Profile | None:
+        """The profile with this id."""
+        return next((profile for profile in self.profiles if profile.id == id), None)
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Cut:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from raysched.core.lease import Slice
-from raysched.core.mig import UNCUT, Geometry, Layout
+from raysched.core.mig import UNCUT, Cut, Geometry, Instance, Layout
 from raysched.core.request import WHOLE, Sharing
 
 Mode = Literal["free", "exclusive", "shared", "mig"]
@@ -51,23 +51,37 @@ class NodeInfo:
     simulated: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What the driver would not do at `at` (ms since 1970): make or destroy the instance at `cut`, or without
+    one switch the MIG mode."""
+
+    cut: Cut | None
+    reason: str
+    at: int
+
+
 @dataclass(slots=True)
 class GPU:
     """A GPU in the ledger: what it is, who holds it, and what somebody without a lease uses of it.
 
-    `foreign` is the memory in MiB that processes without a lease hold; `outside` is true while somebody
-    holds the GPU in Ray without asking raysched; `present` is false once the node no longer reports it.
+    `tenants` maps a lease to its slices: several where it has several MIG instances.
+    `foreign` is the memory in MiB that processes without a lease hold, `strangers` the MIG instances that
+    they use, by UUID; `outside` is true while somebody holds the GPU in Ray without asking raysched;
+    `present` is false once the node no longer reports it. `refusals` are what its driver would not do.
     """
 
     info: GPUInfo
     node: str
     sharing: Sharing | None = None
-    tenants: dict[str, Slice] = field(default_factory=dict[str, Slice])
+    tenants: dict[str, tuple[Slice, ...]] = field(default_factory=dict[str, "tuple[Slice, ...]"])
     share_used: int = 0
     memory_used: int = 0
     foreign: int = 0
     outside: bool = False
     present: bool = True
+    strangers: tuple[str, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
 
     @property
     def mode(self) -> Mode:
@@ -98,20 +112,49 @@ class GPU:
         return max(0, self.info.memory - self.memory_used - self.foreign)
 
     @property
+    def used_by_strangers(self) -> bool:
+        """Whether a process without a lease was seen on it."""
+        return self.foreign > 0 or bool(self.strangers)
+
+    @property
     def untouched(self) -> bool:
         """Whether a whole-GPU request could have it: nobody holds it and nobody uses it."""
-        return self.sharing is None and not self.closed and self.foreign == 0
+        return self.sharing is None and not self.closed and not self.used_by_strangers
+
+    def held_cuts(self) -> list[Cut]:
+        """The placements that tenants hold, whether or not their instances exist yet."""
+        return [slice.cut for held in self.tenants.values() for slice in held if slice.cut is not None]
+
+    def instance(self, cut: Cut) -> Instance | None:
+        """The instance that exists at a placement."""
+        return next((there for there in self.info.layout.instances if there.cut == cut), None)
+
+    def refusal(self, *cuts: Cut | None) -> Refusal | None:
+        """What the driver said when it would not do one of these (None: switch the MIG mode)."""
+        return next((refusal for refusal in self.refusals if refusal.cut in cuts), None)
 
 
 @dataclass(slots=True)
 class Node:
-    """A machine with GPUs. `lost` is when it was lost (ms since 1970), None while it is there."""
+    """A machine with GPUs. `lost` is when it was lost (ms since 1970), None while it is there; `draining`:
+    nothing new is placed on it. `remembered` and `empty` are what `placement` worked out about it, the node
+    as it is and as it would be with nothing on it; they are neither compared nor written down.
+    """
 
     info: NodeInfo
     gpus: dict[str, GPU]
     cpus_used: int = 0
     memory_used: int = 0
     lost: int | None = None
+    draining: bool = False
+    remembered: dict[Any, Any] = field(default_factory=dict[Any, Any], init=False, repr=False, compare=False)
+    empty: Node | None = field(default=None, init=False, repr=False, compare=False)
+
+    def changed(self, *, described: bool = False) -> None:
+        """Forget what was worked out: who is on the node changed, or (`described`) what the node is."""
+        self.remembered.clear()
+        if described:
+            self.empty = None
 
     @property
     def cpus_free(self) -> int:

@@ -5,27 +5,55 @@ The rules in the order they are applied:
    and host memory suffice;
 2. a request goes to one node if one can serve it, else (unless it says how many nodes) to as few as can;
 3. shares go to the GPU with the least that is left, so that whole GPUs stay whole; whole GPUs come from the
-   node with the fewest free ones; ties go to the lower index and the node's name.
+   node with the fewest free ones, and from those that are not in MIG mode first; MIG instances go where
+   `cuts` says; ties go to the lower index and the node's name.
+
+Shares of one card are never several GPUs. MIG instances are devices of their own: several may lie on one GPU.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from itertools import count
+from typing import Literal, NamedTuple
 
+from raysched.core import cuts
+from raysched.core.isolation import mechanism
 from raysched.core.lease import Place, Slice
-from raysched.core.node import GPU, Node
-from raysched.core.request import WHOLE, Request, memory_of_share, share_of_memory
+from raysched.core.mig import Cut, Layout, Profile
+from raysched.core.node import GPU, GPUInfo, Node
+from raysched.core.profiles import profile_named, share_of, smallest_profile
+from raysched.core.request import WHOLE, Request, Sharing, memory_of_share, share_of_memory
 from raysched.core.state import State
 
-LackKind = Literal["type", "outside", "taken", "tenants", "foreign", "share", "memory", "kept", "sharing"]
+LackKind = Literal[
+    "type",
+    "profile",
+    "mechanism",
+    "outside",
+    "fault",
+    "taken",
+    "tenants",
+    "foreign",
+    "share",
+    "memory",
+    "replicas",
+    "slices",
+    "kept",
+    "sharing",
+    "mode",
+    "refused",
+]
+LASTING: frozenset[LackKind] = frozenset({"type", "profile", "mechanism", "mode"})
+"""What no waiting changes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lack:
-    """What one GPU lacks for a request: `have` and `need` in the unit of the kind (share, MiB)."""
+    """What one GPU lacks for a request: `have` and `need` in the unit of the kind (share, MiB, tenants)."""
 
     kind: LackKind
     have: int = 0
@@ -34,9 +62,10 @@ class Lack:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where a request fits now, and the backend that would launch it."""
+    """Where a request fits now, how the GPUs are shared there, and the backend that would launch it."""
 
     backend: str
+    sharing: Sharing
     places: tuple[Place, ...]
 
 
@@ -44,103 +73,179 @@ class Placement:
 class Kept:
     """What is kept for jobs that wait longer: later ones may not have it.
 
-    `gpus` maps (node, GPU) to the job that it is kept for, `nodes` a node whose CPUs or memory
-    are waited for.
+    `gpus` maps (node, GPU) to the job that it is kept for, `nodes` a node whose CPUs or memory are waited
+    for; `names` are the nodes of both.
     """
 
     gpus: dict[tuple[str, str], str] = field(default_factory=dict["tuple[str, str]", str])
     nodes: dict[str, str] = field(default_factory=dict[str, str])
+    names: set[str] = field(default_factory=set[str])
+
+    def keep_gpu(self, gpu: GPU, job: str) -> None:
+        """Keep a GPU for a job."""
+        self.gpus[gpu.node, gpu.info.uuid] = job
+        self.names.add(gpu.node)
+
+    def keep_host(self, node: Node, job: str) -> None:
+        """Keep the CPUs and the memory of a node for a job."""
+        self.nodes[node.info.name] = job
+        self.names.add(node.info.name)
+
+    def copy(self) -> Kept:
+        """The same, which later changes leave as it is."""
+        return Kept(dict(self.gpus), dict(self.nodes), set(self.names))
 
 
 NOTHING_KEPT = Kept()
+REMEMBERED = 1000
+"""How many requests a node that does not change remembers what it offers to."""
+
+
+@lru_cache(maxsize=4096)
+def ways(request: Request) -> tuple[Request, ...]:
+    """The ways of sharing that will do, the preferred one first."""
+    if not request.or_mig:
+        return (request,)
+    return replace(request, or_mig=False), replace(request, sharing="mig", or_mig=False)
 
 
 def place(state: State, request: Request, kept: Kept = NOTHING_KEPT) -> Placement | None:
     """The best place for `request` now, or None where there is none."""
-    for backend in request.backends:
-        nodes = [node for node in state.nodes.values() if node.lost is None and backend in node.info.backends]
-        places = _places(nodes, request, kept)
-        if places:
-            return Placement(backend, places)
+    for way in ways(request):
+        for backend in way.backends:
+            places = _places(open_nodes(state, backend), way, kept)
+            if places:
+                return Placement(backend, way.sharing, places)
     return None
 
 
-def possible(state: State, request: Request) -> bool:
-    """Whether `request` would fit if nothing else ran, on the nodes that are known."""
-    for backend in request.backends:
-        nodes = [emptied(node) for node in state.nodes.values() if backend in node.info.backends]
-        if _places(nodes, request, NOTHING_KEPT):
-            return True
-    return False
+def open_nodes(state: State, backend: str) -> list[Node]:
+    """The nodes on which a backend may start something new."""
+    return [
+        node
+        for node in state.nodes.values()
+        if node.lost is None and not node.draining and backend in node.info.backends
+    ]
+
+
+def possible(state: State, request: Request) -> Request | None:
+    """The way in which `request` would fit if nothing else ran, on the nodes that are known, or None."""
+    for way in ways(request):
+        for backend in way.backends:
+            nodes = [emptied(node) for node in state.nodes.values() if backend in node.info.backends]
+            if _places(nodes, way, NOTHING_KEPT):
+                return way
+    return None
 
 
 def emptied(node: Node) -> Node:
-    """The node as it would be with no tenant and no stranger on it."""
-    gpus = {uuid: GPU(gpu.info, gpu.node) for uuid, gpu in node.gpus.items() if gpu.present}
-    return Node(node.info, gpus)
+    """The node as it would be with no tenant, no stranger and no fault on it."""
+    if node.empty is None:
+        gpus = {uuid: GPU(_emptied(gpu.info), gpu.node) for uuid, gpu in node.gpus.items() if gpu.present}
+        node.empty = Node(node.info, gpus)
+    return node.empty
+
+
+def _emptied(info: GPUInfo) -> GPUInfo:
+    stays = info.layout.enabled and info.mig is not None and not info.mig.switchable
+    return replace(info, fault="", layout=Layout(enabled=stays))
+
+
+# ---------------------------------------------------------------- nodes
+
+
+class Offer(NamedTuple):
+    """Part of one GPU that a request could have; less cost is better."""
+
+    cost: int
+    slice: Slice
+
+
+class Fit(NamedTuple):
+    """A place on one node, and how good it is: what is left, free GPUs, the name (less is better)."""
+
+    score: tuple[int, int, str]
+    place: Place
 
 
 def _places(nodes: list[Node], request: Request, kept: Kept) -> tuple[Place, ...]:
     if request.nodes is not None and request.nodes > 1:
         return _spread(nodes, request, kept, request.nodes)
-    best = min(
-        (fit for node in nodes if (fit := _fit(node, request, request.gpus, kept))),
-        key=lambda fit: fit[0],
-        default=None,
-    )
+    best = _best(nodes, request, kept)
     if best is not None:
-        return (best[1],)
+        return (best.place,)
     return _few(nodes, request, kept) if request.nodes is None and request.gpus > 1 else ()
 
 
-def _spread(nodes: list[Node], request: Request, kept: Kept, count: int) -> tuple[Place, ...]:
-    """Equal parts on exactly `count` nodes, or nothing."""
-    part = request.gpus // count
-    fits = sorted((fit for node in nodes if (fit := _fit(node, request, part, kept))), key=lambda fit: fit[0])
-    return tuple(fit[1] for fit in fits[:count]) if len(fits) >= count else ()
+def _best(nodes: list[Node], request: Request, kept: Kept) -> Fit | None:
+    """The best node for all of a request. What a node offers is worked out once until the node changes."""
+    number = _number(request)
+    best: Fit | None = None
+    for node in nodes:
+        if node.info.name in kept.names:
+            fit = fit_on(node, request, request.gpus, kept)
+        else:
+            try:
+                _, fit = node.remembered[number]
+            except KeyError:
+                fit = _remember(node, number, request)
+        if fit is not None and (best is None or fit.score < best.score):
+            best = fit
+    return best
+
+
+def _remember(node: Node, number: int, request: Request) -> Fit | None:
+    if len(node.remembered) >= REMEMBERED:
+        node.remembered.clear()
+    fit = fit_on(node, request, request.gpus, NOTHING_KEPT)
+    node.remembered[number] = request, fit
+    return fit
+
+
+@lru_cache(maxsize=4096)
+def _number(_: Request) -> int:
+    """A number for a request: a key that takes no time to hash. It is never given to another one."""
+    return next(_numbers)
+
+
+_numbers = count()
+
+
+def _spread(nodes: list[Node], request: Request, kept: Kept, parts: int) -> tuple[Place, ...]:
+    """Equal parts on exactly so many nodes, or nothing."""
+    size = request.gpus // parts
+    fits = sorted(fit for node in nodes if (fit := fit_on(node, request, size, kept)))
+    return tuple(fit.place for fit in fits[:parts]) if len(fits) >= parts else ()
 
 
 def _few(nodes: list[Node], request: Request, kept: Kept) -> tuple[Place, ...]:
     """As few nodes as can serve the request together: those that serve most of it first."""
-    room = [(len(usable(node, request, kept)), node) for node in nodes if has_host_room(node, request, kept)]
+    room = [(len(offers(node, request, kept)), node) for node in nodes if has_host_room(node, request, kept)]
     room.sort(key=lambda pair: (-pair[0], pair[1].info.name))
     places: list[Place] = []
     missing = request.gpus
-    for count, node in room:
-        part = min(count, missing)
-        fit = _fit(node, request, part, kept) if part else None
+    for most, node in room:
+        part = min(most, missing)
+        fit = fit_on(node, request, part, kept) if part else None
         if fit:
-            places.append(fit[1])
+            places.append(fit.place)
             missing -= part
         if not missing:
             return tuple(places)
     return ()
 
 
-Score = tuple[int, int, str]
-
-
-def _fit(node: Node, request: Request, count: int, kept: Kept) -> tuple[Score, Place] | None:
-    """The best `count` GPUs of one node, and how good that is (less is better)."""
+def fit_on(node: Node, request: Request, number: int, kept: Kept) -> Fit | None:
+    """The best `number` GPUs, shares or instances of one node."""
     if not has_host_room(node, request, kept):
         return None
-    gpus = usable(node, request, kept)
-    if len(gpus) < count:
+    found = offers(node, request, kept)[:number]
+    if len(found) < number:
         return None
-    chosen = sorted(gpus, key=lambda gpu: (_left(gpu, request), gpu.info.index))[:count]
-    slices = tuple(slice_of(gpu, request) for gpu in chosen)
-    left = sum(_left(gpu, request) for gpu in chosen)
+    left = sum(offer.cost for offer in found)
     free = sum(gpu.untouched for gpu in node.gpus.values())
-    place = Place(node.info.name, slices, request.cpus, request.host_memory)
-    return (left, free, node.info.name), place
-
-
-def _left(gpu: GPU, request: Request) -> int:
-    """What is left of a GPU after the request; a fresh one counts as more than any that is shared."""
-    if request.sharing == "exclusive":
-        return 0
-    fresh = WHOLE if gpu.sharing is None else 0
-    return fresh + gpu.share_free - slice_of(gpu, request).share
+    slices = tuple(offer.slice for offer in found)
+    return Fit((left, free, node.info.name), Place(node.info.name, slices, request.cpus, request.host_memory))
 
 
 def has_host_room(node: Node, request: Request, kept: Kept) -> bool:
@@ -150,59 +255,174 @@ def has_host_room(node: Node, request: Request, kept: Kept) -> bool:
     return request.cpus <= node.cpus_free and request.host_memory <= node.memory_free
 
 
+def offers(node: Node, request: Request, kept: Kept) -> list[Offer]:
+    """What of a node the request could have, the best first, and no more than it asks for."""
+    gpus = usable(node, request, kept)
+    if request.sharing == "mig":
+        return _instances(gpus, request)
+    gpus.sort(key=lambda gpu: (_left(gpu, request), gpu.info.index))
+    return [Offer(_left(gpu, request), slice_of(gpu, request)) for gpu in gpus[: request.gpus]]
+
+
+def _instances(gpus: list[GPU], request: Request) -> list[Offer]:
+    """MIG instances, chosen one after the other: each takes room of those after it."""
+    chosen: dict[str, list[Cut]] = {gpu.info.uuid: [] for gpu in gpus}
+    found: list[Offer] = []
+    while len(found) < request.gpus:
+        options = (
+            (choice, gpu.info.index, gpu)
+            for gpu in gpus
+            for choice in cuts.choices(gpu, _profile(gpu, request), chosen[gpu.info.uuid])
+        )
+        best = min(options, key=lambda option: option[:2], default=None)
+        if best is None:
+            break
+        choice, _, gpu = best
+        chosen[gpu.info.uuid].append(choice.cut)
+        found.append(Offer(choice.cost, _instance_slice(gpu, _profile(gpu, request), choice.cut)))
+    return found
+
+
+def _instance_slice(gpu: GPU, profile: Profile, cut: Cut) -> Slice:
+    geometry = gpu.info.mig
+    share = share_of(geometry, profile) if geometry else 0
+    return Slice(gpu.info.uuid, share, profile.memory, cut)
+
+
+def _left(gpu: GPU, request: Request) -> int:
+    """What is left of a GPU after the request; a fresh one counts as more than any that is shared, and one
+    whose MIG mode has to be switched off as more still."""
+    turned = WHOLE if gpu.sharing is None and gpu.info.layout.enabled else 0
+    if request.sharing == "exclusive":
+        return turned
+    fresh = WHOLE if gpu.sharing is None else 0
+    return turned + fresh + gpu.share_free - slice_of(gpu, request).share
+
+
 def usable(node: Node, request: Request, kept: Kept) -> list[GPU]:
     """The GPUs of a node that lack nothing."""
     return [gpu for gpu in node.gpus.values() if lack(gpu, request, kept) is None]
 
 
+# ---------------------------------------------------------------- one GPU
+
+
 def lack(gpu: GPU, request: Request, kept: Kept = NOTHING_KEPT) -> Lack | None:
     """The first thing that a GPU lacks for a request, or None where it serves it."""
-    if not matches(gpu.info.model, request.gpu_types):
+    info = gpu.info
+    if request.gpu_types and not matches(info.model, request.gpu_types):
         return Lack("type")
-    need = slice_of(gpu, request)
-    if need.memory > gpu.info.memory:
-        return Lack("memory", gpu.info.memory, need.memory)
+    if request.sharing == "mig":
+        if profile_for(info, request) is None:
+            return Lack("profile")
+    elif (need := slice_of(gpu, request).memory) > info.memory:
+        return Lack("memory", info.memory, need)
+    if mechanism(info, request) is None:
+        return Lack("mechanism")
     if gpu.outside or not gpu.present:
         return Lack("outside")
+    if info.fault:
+        return Lack("fault")
     if gpu.sharing == "exclusive":
         return Lack("taken")
-    if (gpu.node, gpu.info.uuid) in kept.gpus:
+    if (gpu.node, info.uuid) in kept.gpus:
         return Lack("kept")
-    return _lack_whole(gpu) if request.sharing == "exclusive" else _lack_share(gpu, request, need)
+    if request.sharing == "exclusive":
+        return _lack_whole(gpu)
+    return _lack_instance(gpu, request) if request.sharing == "mig" else _lack_share(gpu, request)
 
 
 def _lack_whole(gpu: GPU) -> Lack | None:
     if gpu.tenants:
         return Lack("tenants")
-    return Lack("foreign", gpu.foreign) if gpu.foreign else None
+    return Lack("foreign", gpu.foreign) if gpu.used_by_strangers else _lack_mode(gpu)
 
 
-def _lack_share(gpu: GPU, request: Request, need: Slice) -> Lack | None:
+def _lack_share(gpu: GPU, request: Request) -> Lack | None:
     if gpu.sharing not in (None, request.sharing):
         return Lack("sharing")
+    if request.sharing == "time_slice" and len(gpu.tenants) >= gpu.info.replicas:
+        return Lack("replicas", gpu.info.replicas, gpu.info.replicas + 1)
+    need = slice_of(gpu, request)
     if request.share is not None and need.share > gpu.share_free:
         return Lack("share", gpu.share_free, need.share)
     if need.memory > gpu.memory_free:
         return Lack("memory", gpu.memory_free, need.memory)
-    return Lack("share", gpu.share_free, need.share) if need.share > gpu.share_free else None
+    if need.share > gpu.share_free:
+        return Lack("share", gpu.share_free, need.share)
+    return _lack_mode(gpu)
+
+
+def _lack_mode(gpu: GPU) -> Lack | None:
+    """What keeps a GPU in MIG mode that no tenant has from being used without."""
+    if not gpu.info.layout.enabled or gpu.tenants:
+        return None
+    if gpu.info.mig is None or not gpu.info.mig.switchable:
+        return Lack("mode")
+    if gpu.used_by_strangers:
+        return Lack("foreign", gpu.foreign)
+    refused = gpu.refusal(None, *(instance.cut for instance in gpu.info.layout.instances))
+    return Lack("refused") if refused else None
+
+
+def _lack_instance(gpu: GPU, request: Request) -> Lack | None:
+    if gpu.sharing not in (None, "mig"):
+        return Lack("sharing")
+    if not gpu.info.layout.enabled and not gpu.tenants:
+        if gpu.info.mig is None or not gpu.info.mig.switchable:
+            return Lack("mode")
+        if gpu.used_by_strangers:
+            return Lack("foreign", gpu.foreign)
+    if next(cuts.choices(gpu, _profile(gpu, request)), None) is None:
+        return Lack("refused" if gpu.refusals else "slices")
+    return None
 
 
 def slice_of(gpu: GPU, request: Request) -> Slice:
-    """What the request would hold of this GPU: a share without memory gets that part of the memory, memory
-    without a share gets that part of the compute."""
-    total = gpu.info.memory
+    """What the request would hold of this GPU, by any way of sharing but MIG: a share without memory gets
+    that part of the memory, memory without a share that part of the compute, and a time-slice its turn."""
+    uuid, total = gpu.info.uuid, gpu.info.memory
     if request.sharing == "exclusive":
-        return Slice(gpu.info.uuid, WHOLE, max(total, request.memory or 0))
+        return Slice(uuid, WHOLE, max(total, request.memory or 0))
+    if request.sharing == "time_slice":
+        return Slice(uuid, WHOLE // gpu.info.replicas, _turn_memory(gpu.info, request))
     if request.memory is None:
         share = request.share or WHOLE
-        return Slice(gpu.info.uuid, share, memory_of_share(share, total))
+        return Slice(uuid, share, memory_of_share(share, total))
     share = request.share if request.share is not None else share_of_memory(request.memory, total)
-    return Slice(gpu.info.uuid, share, request.memory)
+    return Slice(uuid, share, request.memory)
 
 
-def matches(model: str, types: Iterable[str]) -> bool:
+def _turn_memory(info: GPUInfo, request: Request) -> int:
+    """The memory of a tenant that takes turns: as asked, else an equal part for each that there can be."""
+    if request.memory is not None:
+        return request.memory
+    return (
+        info.memory // info.replicas if request.share is None else memory_of_share(request.share, info.memory)
+    )
+
+
+def profile_for(info: GPUInfo, request: Request) -> Profile | None:
+    """The MIG profile that a request gets on a GPU, or None where it has none that will do."""
+    if info.mig is None:
+        return None
+    if request.mig_profile is not None:
+        return profile_named(info.mig, request.mig_profile)
+    share = request.share or 0
+    memory = request.memory if request.memory is not None else memory_of_share(share, info.memory)
+    return smallest_profile(info.mig, memory, share)
+
+
+def _profile(gpu: GPU, request: Request) -> Profile:
+    """The profile of a GPU that is known to have one."""
+    profile = profile_for(gpu.info, request)
+    assert profile is not None, f"{gpu.info.uuid} has no profile for {request}"
+    return profile
+
+
+@lru_cache(maxsize=4096)
+def matches(model: str, types: tuple[str, ...]) -> bool:
     """Whether a product name is of one of the types: whole words, whatever the case. No types: any is."""
-    types = tuple(types)
     if not types:
         return True
     words = _words(model)
@@ -219,42 +439,48 @@ def _contains(words: list[str], part: list[str]) -> bool:
     )
 
 
+# ---------------------------------------------------------------- what is nearest
+
+
 def nearest(state: State, request: Request, kept: Kept = NOTHING_KEPT) -> Iterator[GPU]:
     """The GPUs that the request would take soonest: those of the places it would have with nothing else
     running, the ones first that lack nothing or the least."""
-    for backend in request.backends:
-        nodes = [node for node in state.nodes.values() if node.lost is None and backend in node.info.backends]
-        empty = {node.info.name: emptied(node) for node in nodes}
-        order = sorted(nodes, key=lambda node: -len(usable(node, request, kept)))
-        places = _places([empty[node.info.name] for node in order], request, kept)
+    way = possible(state, request) or request
+    for backend in way.backends:
+        nodes = open_nodes(state, backend)
+        order = sorted(nodes, key=lambda node: -len(offers(node, way, kept)))
+        places = _places([emptied(node) for node in order], way, kept)
         if not places:
             continue
-        wanted = [(state.nodes[p.node], len(p.slices)) for p in _freest(order, empty, request, places, kept)]
-        for node, count in wanted:
-            fitting = [gpu for gpu in node.gpus.values() if _lasting(lack(gpu, request, kept))]
-            fitting.sort(key=lambda gpu: (_distance(gpu, request, kept), gpu.info.index))
-            yield from fitting[:count]
+        for place in _freest(order, way, places, kept):
+            gpus = state.nodes[place.node].gpus.values()
+            fitting = [gpu for gpu in gpus if _worth_waiting(lack(gpu, way, kept))]
+            fitting.sort(key=lambda gpu: (_distance(gpu, way, kept), gpu.info.index))
+            yield from fitting[: len({slice.gpu for slice in place.slices})]
         return
 
 
-def _freest(
-    order: list[Node], empty: dict[str, Node], request: Request, places: tuple[Place, ...], kept: Kept
-) -> tuple[Place, ...]:
+def _freest(order: list[Node], request: Request, places: tuple[Place, ...], kept: Kept) -> tuple[Place, ...]:
     """For a request of one node the node where most of it is free now; else the places as they are."""
     if len(places) > 1:
         return places
     for node in order:
-        single = _places([empty[node.info.name]], request, kept)
+        single = _places([emptied(node)], request, kept)
         if single:
             return single
     return places
 
 
-def _lasting(lack: Lack | None) -> bool:
+def _worth_waiting(lack: Lack | None) -> bool:
     """Whether waiting for this GPU can help: never for another type or a card that is too small."""
-    return lack is None or lack.kind not in ("type", "kept")
+    return lack is None or (lack.kind not in LASTING and lack.kind != "kept")
 
 
 def _distance(gpu: GPU, request: Request, kept: Kept) -> int:
-    """How far a GPU is from serving the request: 0 now, else more the less is free."""
-    return 0 if lack(gpu, request, kept) is None else 1 + WHOLE - gpu.share_free
+    """How far a GPU is from serving the request: 0 now, else more the less is free, and most where no end of
+    a tenant brings it nearer."""
+    missing = lack(gpu, request, kept)
+    if missing is None:
+        return 0
+    stuck = missing.kind in ("outside", "fault", "refused")
+    return 1 + WHOLE - gpu.share_free + (2 * WHOLE if stuck else 0)

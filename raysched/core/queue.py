@@ -43,17 +43,17 @@ def survey(state: State, now: int) -> Iterator[Look]:
         elif (placement := place(state, job.request, kept)) is not None:
             yield Look(job, placement, kept)
         else:
-            before = hopeless[job.request] = Kept(dict(kept.gpus), dict(kept.nodes))
+            before = hopeless[job.request] = kept.copy()
             _keep(state, job, kept)
             yield Look(job, None, before)
 
 
 def _keep(state: State, job: Job, kept: Kept) -> None:
     for gpu in list(nearest(state, job.request, kept)):
-        kept.gpus[gpu.node, gpu.info.uuid] = job.id
+        kept.keep_gpu(gpu, job.id)
     if not job.request.cpus and not job.request.host_memory:
         return
     short = [node for node in state.nodes.values() if not has_host_room(node, job.request, kept)]
     if short and not any(has_host_room(node, job.request, kept) for node in state.nodes.values()):
         roomiest = max(short, key=lambda node: node.cpus_free)
-        kept.nodes[roomiest.info.name] = job.id
+        kept.keep_host(roomiest, job.id)

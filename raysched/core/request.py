@@ -17,8 +17,11 @@ class Request:
     """What one job (one element of an array) asks for.
 
     `share` is in ten-thousandths of each GPU and `memory` in MiB of each; with `memory` alone the GPU
-    that it lands on sets the share. `cpus` (ten-thousandths of a core) and `host_memory` (MiB) are for
-    each node of the job. `backends` are the ones that may launch it, the preferred one first.
+    that it lands on sets the share. By time-slice a share only sets the memory. `mig_profile` is the profile
+    as the user named it; MIG without it takes the smallest instance with enough `memory` (and `share`).
+    `or_mig`: where no GPU can hold a tenant to the share, such a MIG instance will do.
+    `cpus` (ten-thousandths of a core) and `host_memory` (MiB) are for each node of the job. `backends` are
+    the ones that may launch it, the preferred one first.
     """
 
     gpus: int = 1
@@ -32,6 +35,7 @@ class Request:
     cpus: int = 0
     host_memory: int = 0
     backends: tuple[str, ...] = ("vm",)
+    or_mig: bool = False
 
 
 def share_of_memory(memory: int, total: int) -> int:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from raysched.core.commands import Command
-from raysched.core.decide import decide, grant, managed
+from raysched.core.decide import decide, grant
 from raysched.core.evolve import evolve
 from raysched.core.facts import Fact
 from raysched.core.queue import survey
@@ -28,8 +28,7 @@ class Scheduler:
         granted: list[Fact] = []
         for look in survey(self.state, now):
             if look.placement is not None:
-                on_ray = managed(self.state, look.placement)
-                granted += self._fold(grant(look.job, look.placement, on_ray, now))
+                granted += self._fold(grant(self.state, look.job, look.placement, now))
         return granted
 
     def _fold(self, facts: Sequence[Fact]) -> list[Fact]:

@@ -25,8 +25,9 @@ class State:
 
     `groups` maps a submission to its jobs; `waiting` holds (-priority, order, id) of the waiting jobs,
     sorted; `ended` the ids of ended jobs, oldest first; `keys` the jobs of a submission by idempotency key;
-    `owned` the ids of the jobs that a client process holds. `count` numbers jobs as they come. `clock` is
-    the last reading of the ledger's clock, `latest` the latest time of a fact.
+    `owned` the ids of the jobs that a client process holds; `homes` the node that each GPU was last seen on.
+    `count` numbers jobs as they come. `clock` is the last reading of the ledger's clock, `latest` the latest
+    time of a fact.
     """
 
     nodes: dict[str, Node] = field(default_factory=dict[str, Node])
@@ -37,6 +38,12 @@ class State:
     ended: dict[str, None] = field(default_factory=dict[str, None])
     keys: dict[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     owned: dict[str, dict[str, None]] = field(default_factory=dict[str, dict[str, None]])
+    homes: dict[str, str] = field(default_factory=dict[str, str])
     count: int = 0
     clock: Reading | None = None
     latest: int = 0
+
+    def __post_init__(self) -> None:
+        """Fill in the homes of a state that was written down without them."""
+        if not self.homes:
+            self.homes = {uuid: name for name, node in self.nodes.items() for uuid in node.gpus}

@@ -12,12 +12,14 @@ from raysched.core.commands import JobRequest, Submit
 from raysched.core.decide import decide, grant
 from raysched.core.environment import job_variables
 from raysched.core.evolve import evolve
+from raysched.core.isolation import expected
 from raysched.core.jobs import ENDED, Job
 from raysched.core.lease import Lease, Place
 from raysched.core.node import GPU, Node
 from raysched.core.queue import Look, survey
 from raysched.core.request import Request
 from raysched.core.state import State
+from raysched.core.words import asks, short
 from raysched.core.work import Run
 from raysched.errors import Conflict, NotFound, RayschedError
 
@@ -73,7 +75,7 @@ def job_view(state: State, job: Job, now: int, *, why: str = "", spec: bool = Tr
         "wait_s": _seconds(job.submitted, job.started or job.ended, now),
         "run_s": _seconds(job.started, job.ended, now),
         "exit_code": job.code,
-        "asks": explain.asks(job.request),
+        "asks": asks(job.request),
         "grace_s": job.grace / 1000,
         "spec": job.spec if spec else None,
         "lease": _lease_view(state, job),
@@ -176,7 +178,7 @@ def _waiting_view(look: Look, position: int, why: str, now: int) -> View:
         "kind": job.kind,
         "user": job.user,
         "queue": job.queue,
-        "asks": explain.asks(job.request),
+        "asks": asks(job.request),
         "submitted": stamp(job.submitted),
         "waits_s": _seconds(job.submitted, None, now),
         "why": why,
@@ -245,7 +247,7 @@ def _gpu_view(state: State, gpu: GPU, usage: Usage, now: int) -> View:
 
 def _tenant_view(state: State, gpu: GPU, lease: Lease, usage: Usage, now: int) -> View:
     job = state.jobs[lease.job]
-    slice = gpu.tenants[lease.id]
+    slices = gpu.tenants[lease.id]
     return {
         "job": job.id,
         "display": job.display,
@@ -255,8 +257,8 @@ def _tenant_view(state: State, gpu: GPU, lease: Lease, usage: Usage, now: int) -
         "state": "ending" if lease.state == "releasing" else job.state,
         "since": stamp(job.granted),
         "for_s": _seconds(job.granted, None, now),
-        "share": slice.share,
-        "memory_mib": slice.memory,
+        "share": sum(slice.share for slice in slices),
+        "memory_mib": sum(slice.memory for slice in slices),
         "memory_used_mib": usage.tenants.get((gpu.info.uuid, lease.id)),
         "isolation": lease.isolation,
         "mechanism": lease.mechanism,
@@ -311,7 +313,7 @@ def _started(state: State, now: int) -> dict[str, View]:
     outcomes: dict[str, View] = {}
     for look in survey(state, now):
         if look.placement is not None:
-            for fact in grant(look.job, look.placement, False, now):
+            for fact in grant(state, look.job, look.placement, now):
                 evolve(state, fact)
             outcomes[look.job.id] = _starts(state, look.job)
     return outcomes
@@ -323,10 +325,10 @@ def _planned(
     view: View = {
         "name": asked.name,
         "display": asked.name,
-        "asks": explain.asks(asked.request),
+        "asks": asks(asked.request),
         "backend": asked.request.backends[0],
         "isolation": asked.request.isolation,
-        "mechanism": explain.mechanism(asked.request),
+        "mechanism": expected(asked.request),
         "env": {},
         "places": [],
     }
@@ -351,7 +353,7 @@ def _starts(state: State, job: Job) -> View:
 def _chosen(state: State, job: Job) -> str:
     """Which rule put the job where it is."""
     where = "; ".join(
-        f"{place.node}: {', '.join(explain.short(slice.gpu) for slice in place.slices) or 'no GPU'}"
+        f"{place.node}: {', '.join(short(slice.gpu) for slice in place.slices) or 'no GPU'}"
         for place in job.places
     )
     if not job.request.gpus:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from raysched.core import cutting
+from raysched.core.cuts import free_instances, overlapping
 from raysched.core.decide import managed
 from raysched.core.environment import job_variables, variables
-from raysched.core.explain import asks
 from raysched.core.jobs import ENDED, Job
 from raysched.core.lease import Lease
+from raysched.core.node import GPU
 from raysched.core.state import State
-from raysched.core.work import Hold, Launch, Owned, Run, Stop, Wanted
+from raysched.core.words import asks
+from raysched.core.work import Hold, Launch, Owned, Partition, Run, Stop, Wanted
 
 HOLDER = "ray"
 """The backend that keeps leases in Ray, whichever one launches their work."""
@@ -71,6 +74,35 @@ def _hold(state: State, lease: Lease) -> Hold:
         places=lease.places,
         resident=job is not None and job.kind == "command",
     )
+
+
+def partitions(state: State, node: str) -> tuple[Partition, ...]:
+    """How the agent of a node has to change its GPUs now, for the leases that are held and wait for it.
+
+    No instance that a tenant has or that strangers use is destroyed, and no MIG mode switched while anybody
+    uses the GPU: what stands in the way of a lease is not asked for.
+    """
+    known = state.nodes.get(node)
+    if known is None or known.lost is not None:
+        return ()
+    return tuple(part for gpu in known.gpus.values() if (part := _partition(state, gpu)) is not None)
+
+
+def _partition(state: State, gpu: GPU) -> Partition | None:
+    waiting = [state.leases[id] for id in gpu.tenants if state.leases[id].state == "held"]
+    ready = [lease for lease in waiting if cutting.hindered(gpu, lease) is None]
+    if not ready or not gpu.present:
+        return None
+    layout, geometry = gpu.info.layout, gpu.info.mig
+    if gpu.sharing != "mig":
+        cuts = tuple(instance.cut for instance in layout.instances)
+        return Partition(gpu.info.uuid, False, destroy=cuts) if layout.enabled else None
+    create = [cut for lease in ready for cut in cutting.missing_cuts(gpu, gpu.tenants[lease.id])]
+    if geometry is None or not create:
+        return None
+    free = free_instances(gpu)
+    destroy = dict.fromkeys(old for cut in create for old in overlapping(geometry, cut, free))
+    return Partition(gpu.info.uuid, True, tuple(sorted(destroy)), tuple(sorted(create)))
 
 
 def known_runs(state: State, backend: str) -> frozenset[Run]:

@@ -45,9 +45,9 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
         return PLAIN[hint]
     if dataclasses.is_dataclass(hint):
         hints = get_type_hints(hint)
-        return st.builds(
-            hint, **{field.name: values(hints[field.name]) for field in dataclasses.fields(hint)}
-        )
+        names = [field.name for field in dataclasses.fields(hint) if field.init]
+        kind: Any = hint
+        return st.builds(kind, **{name: values(hints[name]) for name in names})
     if origin is Literal:
         return st.sampled_from(arguments)
     if origin in (Union, types.UnionType):

@@ -1,0 +1,108 @@
+"""Whether the GPUs of a lease are cut as it needs them, and what stands in the way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from raysched.core.cuts import busy_instances, cut_mask, overlapping
+from raysched.core.lease import Lease, Place, Slice
+from raysched.core.mig import UNCUT, Cut, Instance, Layout
+from raysched.core.node import GPU, NodeInfo
+from raysched.core.state import State
+
+
+def instances(state: State, lease: Lease, seen: NodeInfo | None = None) -> tuple[str, ...] | None:
+    """The UUIDs of a lease's MIG instances, one a slice, none where it needs none; None while its GPUs are
+    not cut as it needs them. `seen` is news of one of its nodes."""
+    found: list[str] = []
+    for place, slice in _slices(lease):
+        layout = _layout(state, place, slice, seen)
+        if slice.cut is None:
+            if layout.enabled:
+                return None
+            continue
+        there = _at(layout, slice.cut)
+        if there is None:
+            return None
+        found.append(there.uuid)
+    return tuple(found)
+
+
+def given(lease: Lease) -> tuple[str, ...]:
+    """The UUIDs of the instances that a bound lease has."""
+    return tuple(slice.instance for _, slice in _slices(lease) if slice.instance is not None)
+
+
+def _slices(lease: Lease) -> Iterator[tuple[Place, Slice]]:
+    return ((place, slice) for place in lease.places for slice in place.slices)
+
+
+def _layout(state: State, place: Place, slice: Slice, seen: NodeInfo | None) -> Layout:
+    if seen is not None and seen.name == place.node:
+        return next((gpu.layout for gpu in seen.gpus if gpu.uuid == slice.gpu), UNCUT)
+    return state.nodes[place.node].gpus[slice.gpu].info.layout
+
+
+def _at(layout: Layout, cut: Cut) -> Instance | None:
+    return next((there for there in layout.instances if there.cut == cut), None) if layout.enabled else None
+
+
+def broken(lease: Lease, seen: NodeInfo) -> str | None:
+    """What of a bound lease is no longer as it was given, on a node that is now as `seen` says."""
+    layouts = {gpu.uuid: gpu.layout for gpu in seen.gpus}
+    for place, slice in _slices(lease):
+        layout = layouts.get(slice.gpu) if place.node == seen.name else None
+        if layout is None:
+            continue
+        if slice.cut is None and layout.enabled:
+            return f"{slice.gpu} on {place.node} was turned to MIG mode by somebody else"
+        if slice.cut is not None:
+            there = _at(layout, slice.cut)
+            if there is None or there.uuid != slice.instance:
+                return f"its MIG instance {slice.instance} of {slice.gpu} on {place.node} is gone"
+    return None
+
+
+def missing_cuts(gpu: GPU, slices: tuple[Slice, ...]) -> list[Cut]:
+    """The placements of these slices where no instance exists yet."""
+    return [slice.cut for slice in slices if slice.cut is not None and gpu.instance(slice.cut) is None]
+
+
+def needs(lease: Lease, gpu: GPU, cut: Cut | None) -> bool:
+    """Whether a lease that is not bound yet needs the instance at `cut` made or destroyed, or (without one)
+    the MIG mode of the GPU switched."""
+    slices, geometry = gpu.tenants[lease.id], gpu.info.mig
+    mig = lease.sharing == "mig"
+    if cut is None or not mig:
+        return gpu.info.layout.enabled != mig
+    if geometry is None:
+        return True
+    cells = cut_mask(geometry, cut)
+    return any(cells & cut_mask(geometry, missing) for missing in missing_cuts(gpu, slices))
+
+
+def hindrance(state: State, lease: Lease) -> str | None:
+    """Why the GPUs of a held lease can't be cut for it now, or None."""
+    for node, uuid in dict.fromkeys((place.node, slice.gpu) for place, slice in _slices(lease)):
+        gpu = state.nodes[node].gpus[uuid]
+        if not gpu.present:
+            return f"{uuid} is no longer there"
+        reason = hindered(gpu, lease)
+        if reason is not None:
+            return f"{uuid} on {node} can't be cut: {reason}"
+    return None
+
+
+def hindered(gpu: GPU, lease: Lease) -> str | None:
+    """Why one GPU can't be cut for a held lease now, or None."""
+    mig = lease.sharing == "mig"
+    if gpu.info.layout.enabled != mig:
+        if gpu.info.mig is None or not gpu.info.mig.switchable:
+            return "its MIG mode can't be switched here"
+        if gpu.used_by_strangers:
+            return "processes without a lease use it"
+    elif mig and gpu.info.mig is not None:
+        for cut in missing_cuts(gpu, gpu.tenants[lease.id]):
+            if overlapping(gpu.info.mig, cut, busy_instances(gpu)):
+                return "processes without a lease use an instance in the way"
+    return None
