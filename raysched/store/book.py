@@ -48,13 +48,15 @@ class Book:
     """The ledger's memory and its journal. Raises StorageError where the journal can't be read.
 
     `version` is where the versions of what is derived begin: another one each time a journal is opened, so
-    that a version which an earlier book gave out is never taken for one of this book's.
+    that a version which an earlier book gave out is never taken for one of this book's. A snapshot is kept
+    every `snapshot_every` facts.
     """
 
-    def __init__(self, journal: Journal, version: int) -> None:
+    def __init__(self, journal: Journal, version: int, snapshot_every: int = SNAPSHOT_EVERY) -> None:
         self.changes = 0
         self._journal = journal
         self._version = version
+        self._snapshot_every = snapshot_every
         self._derived: dict[Hashable, Derived] = {}
         self._events: deque[Event] = deque(maxlen=EVENTS_KEPT)
         self._fold()
@@ -98,7 +100,7 @@ class Book:
                 self._events.append(event)
         self.seq = last
         self.changes += 1
-        if last - self._snapshot_seq >= SNAPSHOT_EVERY:
+        if last - self._snapshot_seq >= self._snapshot_every:
             self._snapshot()
 
     def _snapshot(self) -> None:
