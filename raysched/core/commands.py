@@ -143,9 +143,10 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Gone:
-    """No process and no hold of the lease is left."""
+    """No process and no hold of the lease is left on these nodes; anywhere, where none is named."""
 
     lease: str
+    nodes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ A command is decided whole or not at all. Reports of an old attempt, and repeate
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +25,10 @@ from raysched.errors import NotFound, Refused
 
 NODE_PATIENCE = 60_000
 """Milliseconds that a lost node may stay away before its work counts as lost."""
+LOST = 86_400_000
+"""Milliseconds after which a lost node will not come back with processes of ours: what it had is free then.
+Sooner, what its work held is free only once the node is back and somebody has looked: it may have been cut
+off, and all of it may run on."""
 REFUSAL = 600_000
 """Milliseconds for which what a driver refused is not asked of it again."""
 REST = 3_000
@@ -248,7 +252,16 @@ def _take_back(state: State, job: Job, reason: str, now: int, until: int) -> Ite
 def _gone(state: State, command: commands.Gone, now: int) -> Iterator[Fact]:
     lease = state.leases.get(command.lease)
     if lease is not None and lease.state == "releasing":
+        there = [place.node for place in lease.places]
+        yield from _free(lease, [node for node in there if not command.nodes or node in command.nodes], now)
+
+
+def _free(lease: Lease, nodes: Sequence[str], now: int) -> Iterator[Fact]:
+    """The capacity of a lease on these of its nodes is free."""
+    if len(nodes) == len(lease.places):
         yield facts.Released(now, lease.id)
+    elif nodes:
+        yield facts.Released(now, lease.id, tuple(nodes))
 
 
 # ---------------------------------------------------------------- nodes
@@ -371,9 +384,9 @@ def _set_clock(state: State, command: commands.SetClock, now: int) -> Iterator[F
 def _tick(state: State, _: commands.Tick, now: int) -> Iterator[Fact]:
     for lease in list(state.leases.values()):
         job = state.jobs.get(lease.job)
-        lost = _lost_node(state, lease, now)
-        if lost is not None and lease.state == "releasing":
-            yield facts.Released(now, lease.id)
+        lost = next(_lost(state, lease, now, NODE_PATIENCE), None)
+        if lease.state == "releasing":
+            yield from _free(lease, [node.info.name for node in _lost(state, lease, now, LOST)], now)
         elif lost is not None and job is not None and job.lease == lease.id:
             yield from _lose(state, job, f"node {lost.info.name} is gone", now)
         elif job is not None and _overdue(job, now):
@@ -406,12 +419,10 @@ def _forget(state: State, now: int) -> Iterator[Fact]:
         yield facts.Forgotten(now, tuple(id for group in whole for id in group))
 
 
-def _lost_node(state: State, lease: Lease, now: int) -> Node | None:
-    for place in lease.places:
-        node = state.nodes[place.node]
-        if node.lost is not None and now - node.lost >= NODE_PATIENCE:
-            return node
-    return None
+def _lost(state: State, lease: Lease, now: int, since: int) -> Iterator[Node]:
+    """The nodes of a lease that have been lost for so long."""
+    nodes = (state.nodes[place.node] for place in lease.places)
+    return (node for node in nodes if node.lost is not None and now - node.lost >= since)
 
 
 def _lose(state: State, job: Job, reason: str, now: int) -> Iterator[Fact]:

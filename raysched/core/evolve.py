@@ -290,8 +290,12 @@ def _releasing(state: State, fact: facts.Releasing) -> None:
 
 
 def _released(state: State, fact: facts.Released) -> None:
-    lease = state.leases.pop(fact.lease)
-    for place in lease.places:
+    lease = state.leases[fact.lease]
+    freed = [place for place in lease.places if not fact.nodes or place.node in fact.nodes]
+    lease.places = tuple(place for place in lease.places if place not in freed)
+    if not lease.places:
+        del state.leases[lease.id]
+    for place in freed:
         node = state.nodes[place.node]
         node.cpus_used -= place.cpus
         node.memory_used -= place.memory

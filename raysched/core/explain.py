@@ -178,8 +178,6 @@ def _blocked_by(state: State, request: Request, kept: Kept, gpu: GPU) -> str:
             return f"{name} is faulty: {gpu.info.fault}"
         case "refused":
             return f"{name} can't be cut for it: {gpu.refusals[0].reason}"
-        case "sharing":
-            return f"{name} is {_mode_words(gpu)} until {listing(tenants)} {_end(tenants)}"
         case "replicas":
             return f"{name} has its {gpu.info.replicas} turns taken, by {listing(tenants)}"
         case "slices":
@@ -189,7 +187,7 @@ def _blocked_by(state: State, request: Request, kept: Kept, gpu: GPU) -> str:
         case "taken":
             return f"{name} is held whole (exclusive) by {listing(tenants)}"
         case _:
-            return f"{name} is shared until {listing(tenants)} {_end(tenants)}"
+            return f"{name} is {_mode_words(gpu)} until {listing(tenants)} {_end(tenants)}"
 
 
 def _end(tenants: list[str]) -> str:
@@ -198,7 +196,7 @@ def _end(tenants: list[str]) -> str:
 
 def _mode_words(gpu: GPU) -> str:
     words = {"mig": "cut into MIG instances", "time_slice": "shared by time-slice", "mps": "shared by MPS"}
-    return words.get(gpu.sharing or "", "shared by fraction")
+    return words.get(gpu.sharing or "", "shared")
 
 
 def _strangers(gpu: GPU) -> str:

@@ -218,10 +218,11 @@ class Releasing:
 
 @dataclass(frozen=True, slots=True)
 class Released:
-    """A lease's capacity is free."""
+    """A lease's capacity is free: on these nodes, or on all of it that is left (`nodes` is empty)."""
 
     at: int
     lease: str
+    nodes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

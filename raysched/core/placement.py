@@ -354,8 +354,8 @@ def _lack_share(gpu: GPU, request: Request) -> Lack | None:
 
 
 def _lack_mode(gpu: GPU) -> Lack | None:
-    """What keeps a GPU in MIG mode that no tenant has from being used without."""
-    if not gpu.info.layout.enabled or gpu.tenants:
+    """What keeps a GPU in MIG mode from being used without it."""
+    if not gpu.info.layout.enabled:
         return None
     if gpu.info.mig is None or not gpu.info.mig.switchable:
         return Lack("mode")
@@ -368,7 +368,7 @@ def _lack_mode(gpu: GPU) -> Lack | None:
 def _lack_instance(gpu: GPU, request: Request) -> Lack | None:
     if gpu.sharing not in (None, "mig"):
         return Lack("sharing")
-    if not gpu.info.layout.enabled and not gpu.tenants:
+    if not gpu.info.layout.enabled:
         if gpu.info.mig is None or not gpu.info.mig.switchable:
             return Lack("mode")
         if gpu.used_by_strangers:

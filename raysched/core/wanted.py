@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from raysched.core import cutting
 from raysched.core.cuts import free_instances, overlapping
@@ -28,10 +29,17 @@ def wanted(state: State, backend: str, version: int) -> Wanted:
     if backend == HOLDER:
         kept = [lease for lease in state.leases.values() if managed(state, lease)]
         holds = tuple(_hold(state, lease) for lease in kept if lease.state != "releasing")
-        releases = tuple(_hold(state, lease) for lease in kept if lease.state == "releasing")
+        gone = [_present(state, lease) for lease in kept if lease.state == "releasing"]
+        releases = tuple(_hold(state, lease) for lease in gone if lease.places)
     launches = tuple(item for item in work if isinstance(item, Launch))
     stops = tuple(item for item in work if isinstance(item, Stop))
     return Wanted(version, launches, stops, holds, releases)
+
+
+def _present(state: State, lease: Lease) -> Lease:
+    """The part of a lease that lies on nodes which are there; on others nobody can look what is left."""
+    places = tuple(place for place in lease.places if state.nodes[place.node].lost is None)
+    return replace(lease, places=places)
 
 
 def _work(state: State, lease: Lease) -> Iterator[Launch | Stop]:

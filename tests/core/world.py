@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from raysched.core import explain
@@ -9,12 +10,15 @@ from raysched.core.commands import Command, Gone, Held, JobRequest, NodeSeen, Re
 from raysched.core.facts import Fact
 from raysched.core.jobs import Job
 from raysched.core.lease import Lease
+from raysched.core.mig import Cut, Instance, Layout
 from raysched.core.node import GPUInfo, NodeInfo
 from raysched.core.queue import survey
 from raysched.core.request import WHOLE, Request
 from raysched.core.scheduler import Scheduler
 from raysched.core.validate import validate
-from raysched.core.work import Run, Seen
+from raysched.core.wanted import partitions
+from raysched.core.work import Partition, Run, Seen
+from raysched.gpu.geometries import geometry_of
 
 A100 = 81920
 
@@ -28,12 +32,44 @@ def node(
     return NodeInfo(name=name, gpus=infos, cpus=cpus * WHOLE, memory=65536, **{**defaults, **other})
 
 
+def mig_node(
+    name: str,
+    gpus: int = 1,
+    *,
+    model: str = "A100-80GB",
+    memory: int = A100,
+    enabled: bool = False,
+    switchable: bool = True,
+    **other: Any,
+) -> NodeInfo:
+    """A node whose GPUs can be cut."""
+    plain = node(name, gpus, model=model, memory=memory, **other)
+    geometry = geometry_of(model, memory)
+    assert geometry is not None, f"{model} can't be cut"
+    geometry = replace(geometry, switchable=switchable)
+    infos = (replace(gpu, mig=geometry, layout=Layout(enabled=enabled)) for gpu in plain.gpus)
+    return replace(plain, gpus=tuple(infos))
+
+
+def changed(info: NodeInfo, index: int = 0, **fields: Any) -> NodeInfo:
+    """The node with other fields of one of its GPUs."""
+    gpus = list(info.gpus)
+    gpus[index] = replace(gpus[index], **fields)
+    return replace(info, gpus=tuple(gpus))
+
+
+def instances(*cuts: tuple[int, int], name: str = "") -> tuple[Instance, ...]:
+    """Instances that exist, each by its profile id and its start."""
+    return tuple(Instance(f"MIG-{name}{profile}-{start}", Cut(profile, start)) for profile, start in cuts)
+
+
 class World:
     """A scheduler whose invariants are checked after each step. Its clock stands still until moved."""
 
     def __init__(self, *nodes: NodeInfo) -> None:
         self.core = Scheduler()
         self.now = 1_000_000
+        self.made = 0
         for info in nodes:
             self.do(NodeSeen(info))
 
@@ -68,9 +104,38 @@ class World:
         """Ray holds the job's lease."""
         return self.do(Held(self.lease(job).id, ()))
 
+    def cut(self) -> list[Partition]:
+        """The agents of all nodes do at once what they are asked to; what that was."""
+        done: list[Partition] = []
+        for name in list(self.state.nodes):
+            for change in partitions(self.state, name):
+                self.layout(name, change.gpu, self._changed(name, change))
+                done.append(change)
+        return done
+
+    def _changed(self, name: str, change: Partition) -> Layout:
+        layout = self.state.nodes[name].gpus[change.gpu].info.layout
+        left = [there for there in layout.instances if there.cut not in change.destroy]
+        for cut in change.create:
+            self.made += 1
+            left.append(Instance(f"MIG-{self.made}", cut))
+        return Layout(change.mig, tuple(sorted(left, key=lambda there: there.cut.start)))
+
+    def layout(self, name: str, gpu: str, layout: Layout) -> list[Fact]:
+        """A GPU is cut like this now."""
+        info = self.state.nodes[name].info
+        gpus = tuple(replace(one, layout=layout) if one.uuid == gpu else one for one in info.gpus)
+        return self.do(NodeSeen(replace(info, gpus=gpus)))
+
+    def start_of(self, job: str) -> list[int]:
+        """Where the instances of a job's lease start."""
+        slices = [slice for place in self.lease(job).places for slice in place.slices]
+        return [slice.cut.start for slice in slices if slice.cut is not None]
+
     def run(self, job: str) -> None:
-        """The job's lease is held and each of its ranks runs."""
+        """The job's lease is held, its GPUs are cut, and each of its ranks runs."""
         self.hold(job)
+        self.cut()
         for rank in range(len(self.lease(job).places)):
             self.report(job, "running", rank=rank)
 
@@ -113,6 +178,11 @@ def share(fraction: float, **fields: Any) -> Request:
 def memory(mib: int, **fields: Any) -> Request:
     """A request for so much of a GPU's memory."""
     return Request(memory=mib, sharing="fraction", **fields)
+
+
+def mig(profile: str, **fields: Any) -> Request:
+    """A request for MIG instances."""
+    return Request(mig_profile=profile, sharing="mig", **fields)
 
 
 def whole(count: int = 1, **fields: Any) -> Request:
