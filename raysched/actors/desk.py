@@ -14,8 +14,8 @@ from raysched.actors.clock import Clock
 from raysched.core.commands import Command, SetClock
 from raysched.core.node import NodeInfo
 from raysched.core.state import State
-from raysched.core.wanted import known_runs, owned, wanted
-from raysched.core.work import Owned, Run, Wanted
+from raysched.core.wanted import known_runs, owned, partitions, wanted
+from raysched.core.work import Owned, Partition, Run, Wanted
 from raysched.store.book import Book, Event
 
 T = TypeVar("T")
@@ -142,6 +142,11 @@ class Desk:
         key = ("wanted", backend)
         found = await self.newer(key, lambda state: wanted(state, backend, 0), version, timeout)
         return replace(found[1], version=found[0])
+
+    async def partitions(self, node: str, version: int, timeout: float) -> tuple[int, tuple[Partition, ...]]:
+        """How the agent of a node has to cut its GPUs, and the version of that: as soon as it is not
+        `version`, or at the end of the time."""
+        return await self.newer(("partitions", node), lambda state: partitions(state, node), version, timeout)
 
     async def owned(self, owner: str, version: int, timeout: float) -> tuple[int, list[Owned]]:
         """The jobs of a client process and their version: as soon as it is not `version`."""

@@ -29,19 +29,21 @@ from raysched.core.jobs import ENDED, Job
 from raysched.core.node import NodeInfo
 from raysched.core.state import State
 from raysched.core.wanted import packages
-from raysched.core.work import Owned, Run, Wanted
+from raysched.core.work import Owned, Partition, Run, Wanted
 from raysched.errors import NotFound, SpecError
 from raysched.package import PackageStore
 from raysched.specs.job import JobSpec, check_job
 from raysched.specs.resources import check_options
 from raysched.store.book import Book
 from raysched.store.journal import Journal
+from raysched.store.upkeep import Upkeep
 
 View = dict[str, Any]
 
 TICK_S = 1.0
 NODES_S = 2.0
 SWEEP_S = 60.0
+KEEP_S = 2.0
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +55,7 @@ class Ledger:
         self.settings = settings
         self.since = wall_clock()
         self.desk = Desk(Book(Journal(settings.journal), random.getrandbits(48)), Clock())
+        self.upkeep = Upkeep(settings.journal)
         self.packages = PackageStore(settings.packages)
         self.watched: dict[str, asyncio.Task[None]] = {}
         self.usage: dict[str, views.Usage] = {}
@@ -61,6 +64,7 @@ class Ledger:
             asyncio.create_task(self._repeat(self._tick, TICK_S)),
             asyncio.create_task(self._repeat(self._look_at_nodes, NODES_S)),
             asyncio.create_task(self._repeat(self._sweep, SWEEP_S)),
+            asyncio.create_task(self._repeat(self._keep, KEEP_S)),
         ]
         for owner in self._owners():
             await self.watch(owner, None)
@@ -78,6 +82,11 @@ class Ledger:
     async def wanted(self, backend: str, version: int, timeout: float) -> Wanted:
         """What must exist at a backend: as soon as that is not `version`, or at the end of the time."""
         return await self.desk.wanted(backend, version, timeout)
+
+    async def partitions(self, node: str, version: int, timeout: float) -> tuple[int, tuple[Partition, ...]]:
+        """How the agent of a node has to cut its GPUs, and the version of that: as soon as it is not
+        `version`, or at the end of the time."""
+        return await self.desk.partitions(node, version, timeout)
 
     async def owned(self, owner: str, version: int, timeout: float) -> tuple[int, list[Owned]]:
         """The jobs of a client process and their version: as soon as it is not `version`."""
@@ -288,6 +297,9 @@ class Ledger:
 
     async def _sweep(self) -> None:
         await asyncio.to_thread(self.packages.sweep, packages(self.state))
+
+    async def _keep(self) -> None:
+        self.upkeep.look(self.desk.book.seq)
 
     async def _repeat(self, step: Callable[[], Awaitable[None]], every: float) -> None:
         while True:

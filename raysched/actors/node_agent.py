@@ -1,4 +1,5 @@
-"""The node agent: reads the GPUs of its node, watches who uses them, and runs what the ray backend starts."""
+"""The node agent: reads the GPUs of its node, cuts them, watches who uses them, and runs what the ray backend
+starts."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TypeVar
 
 import ray
 
@@ -15,14 +17,20 @@ from raysched.actors.settings import Settings
 from raysched.core import commands, views
 from raysched.core.node import NodeInfo
 from raysched.core.request import WHOLE
-from raysched.gpu.driver import Driver, GPUUse, open_driver
+from raysched.core.work import Partition
+from raysched.gpu.driver import Driver, GPUUse, PartitionRefused, open_driver
 from raysched.gpu.processes import leases_of
 
 MIB = 1024 * 1024
-DESCRIBE_S = 10.0
+DESCRIBE_S = 5.0
 """Time between two descriptions of the node to the ledger, which writes down only what changed."""
 SAMPLE_S = 2.0
 RETRY_S = 2.0
+POLL_S = 10.0
+"""How long the ledger is asked to wait for GPUs that have to be cut. What could not be cut for a reason that
+nobody told is tried again after this time."""
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -35,10 +43,13 @@ class NodeAgent(NodeRuns):
         self.settings = settings
         self.node = node
         self.ray_id = ray_id
-        self.driver: Driver = open_driver(simulate, node)
+        self.driver: Driver = open_driver(simulate, node, folder=Path(settings.folder))
+        self.driving = asyncio.Lock()
+        self.cutting = asyncio.Lock()
+        self.version = -1
         self.ledger = ray.get_actor(names.LEDGER, namespace=names.NAMESPACE)
         self.uuids: frozenset[str] = frozenset()
-        steps = ((self._describe, DESCRIBE_S), (self._sample, SAMPLE_S))
+        steps = ((self._describe, DESCRIBE_S), (self._sample, SAMPLE_S), (self._partition, 0.0))
         self.tasks = [asyncio.create_task(self._repeat(step, every)) for step, every in steps]
 
     def __repr__(self) -> str:
@@ -57,8 +68,51 @@ class NodeAgent(NodeRuns):
                 log.exception("node agent %s: a step failed and is tried again", self.node)
                 await asyncio.sleep(RETRY_S)
 
+    async def _drive(self, call: Callable[..., T], *arguments: object) -> T:
+        """Let the driver do one thing, in a thread, and nothing else meanwhile: what it knows of a GPU is
+        stale once that is cut."""
+        async with self.driving:
+            return await asyncio.to_thread(call, *arguments)
+
+    # ------------------------------------------------------------ cutting
+
+    async def _partition(self) -> None:
+        """Wait until the ledger wants GPUs cut otherwise, and cut them."""
+        version, wanted = await self.ledger.partitions.remote(self.node, self.version, POLL_S)
+        if wanted:
+            await self._cut_all()
+        self.version = version
+
+    async def _cut_all(self) -> None:
+        """Cut what the ledger wants cut now. No lease of this node ends meanwhile (`end_processes`), so none
+        of this can be granted to somebody else before it is done."""
+        async with self.cutting:
+            _, wanted = await self.ledger.partitions.remote(self.node, -1, 0.0)
+            for change in wanted:
+                await self._cut(change)
+
+    async def _cut(self, change: Partition) -> None:
+        try:
+            await self._drive(self.driver.partition, change)
+        except PartitionRefused as refused:
+            await self._describe()
+            log.warning("node agent %s: %s", self.node, refused)
+            told = commands.CutRefused(self.node, change.gpu, refused.cut, str(refused))
+            await self.ledger.tell.remote((told,))
+        else:
+            await self._describe()
+
+    async def end_processes(self, lease_id: str, grace_s: float) -> None:
+        """End every process that carries the lease's marker, and return when none is left; not before a GPU
+        that is being cut is done. Raises RayschedError where one does not end."""
+        async with self.cutting:
+            pass
+        await super().end_processes(lease_id, grace_s)
+
+    # ------------------------------------------------------------ looking
+
     async def _describe(self) -> None:
-        info = await asyncio.to_thread(self._info)
+        info = await self._drive(self._info)
         self.uuids = frozenset(gpu.uuid for gpu in info.gpus)
         await self.ledger.tell.remote((commands.NodeSeen(info),))
 
@@ -82,12 +136,13 @@ class NodeAgent(NodeRuns):
     async def _sample(self) -> None:
         if not self.uuids:
             return
-        uses = await asyncio.to_thread(self.driver.sample)
+        uses = await self._drive(self.driver.sample)
         pids = [process.pid for use in uses.values() for process in use.processes]
         leases = await asyncio.to_thread(leases_of, pids) if pids else {}
         await self.ledger.sample.remote(self.node, _usage(uses, leases))
-        foreign = [commands.Usage(self.node, uuid, _foreign(use, leases)) for uuid, use in uses.items()]
-        await self.ledger.tell.remote(tuple(foreign))
+        await self.ledger.tell.remote(
+            tuple(_strange(self.node, uuid, use, leases) for uuid, use in uses.items())
+        )
 
 
 def _usage(uses: dict[str, GPUUse], leases: dict[int, str | None]) -> views.Usage:
@@ -101,8 +156,10 @@ def _usage(uses: dict[str, GPUUse], leases: dict[int, str | None]) -> views.Usag
     return views.Usage(gpus, tenants)
 
 
-def _foreign(use: GPUUse, leases: dict[int, str | None]) -> int:
-    """MiB that processes without a lease hold. One whose memory the driver does not tell counts as 1: the
-    GPU is in use, though nobody can say how much of it."""
+def _strange(node: str, gpu: str, use: GPUUse, leases: dict[int, str | None]) -> commands.Usage:
+    """What processes without a lease hold. One whose memory the driver does not tell counts as 1 MiB: the GPU
+    is in use, though nobody can say how much of it."""
     strangers = [process for process in use.processes if leases.get(process.pid) is None]
-    return sum(1 if process.memory_mib is None else process.memory_mib for process in strangers)
+    memory = sum(1 if process.memory_mib is None else process.memory_mib for process in strangers)
+    instances = {process.instance for process in strangers if process.instance is not None}
+    return commands.Usage(node, gpu, memory, tuple(sorted(instances)))

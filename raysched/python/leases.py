@@ -50,7 +50,9 @@ class Lease:
         if self._owned is None:
             return f"Lease({', '.join(f'{name}={value!r}' for name, value in self._asked.items())}, not held)"
         parts = [
-            f"{slice.gpu} {slice.share / WHOLE:g}" for place in self._owned.places for slice in place.slices
+            f"{slice.device} {slice.share / WHOLE:g}"
+            for place in self._owned.places
+            for slice in place.slices
         ]
         nodes = ", ".join(place.node for place in self._owned.places)
         return f"Lease({self.id}: {', '.join(parts) or 'no GPU'} on {nodes})"
@@ -62,8 +64,8 @@ class Lease:
 
     @property
     def gpus(self) -> tuple[str, ...]:
-        """The UUIDs of its GPUs, node by node."""
-        return tuple(slice.gpu for place in self._held.places for slice in place.slices)
+        """The UUIDs of its GPUs, or MIG instances, node by node."""
+        return tuple(slice.device for place in self._held.places for slice in place.slices)
 
     @property
     def nodes(self) -> tuple[str, ...]:
