@@ -16,18 +16,16 @@ from typing import Any, TypeVar
 
 from raysched.core.commands import Command, Tick
 from raysched.core.events import event_view
-from raysched.core.evolve import evolve
 from raysched.core.facts import Fact
 from raysched.core.scheduler import Scheduler
 from raysched.core.state import State
 from raysched.errors import RayschedError, StorageError
 from raysched.store.journal import Journal
+from raysched.store.reader import fold
 
 T = TypeVar("T")
 Event = dict[str, Any]
 
-SNAPSHOT_EVERY = 5_000
-"""Facts between two snapshots."""
 EVENTS_KEPT = 10_000
 """Events kept in memory; who asks for older ones gets them from the journal."""
 
@@ -49,10 +47,10 @@ class Book:
 
     `version` is where the versions of what is derived begin: another one each time a journal is opened, so
     that a version which an earlier book gave out is never taken for one of this book's. A snapshot is kept
-    every `snapshot_every` facts.
+    every `snapshot_every` facts; with None that is left to the journal's upkeep, for which nothing waits.
     """
 
-    def __init__(self, journal: Journal, version: int, snapshot_every: int = SNAPSHOT_EVERY) -> None:
+    def __init__(self, journal: Journal, version: int, snapshot_every: int | None = None) -> None:
         self.changes = 0
         self._journal = journal
         self._version = version
@@ -100,7 +98,7 @@ class Book:
                 self._events.append(event)
         self.seq = last
         self.changes += 1
-        if last - self._snapshot_seq >= self._snapshot_every:
+        if self._snapshot_every is not None and last - self._snapshot_seq >= self._snapshot_every:
             self._snapshot()
 
     def _snapshot(self) -> None:
@@ -112,12 +110,8 @@ class Book:
             log.warning("No snapshot was kept: %s", error)
 
     def _fold(self) -> None:
-        state, self.seq, facts = self._journal.load()
+        state, self.seq = fold(self._journal)
         self._snapshot_seq = self.seq
-        state = state or State()
-        for fact in facts:
-            evolve(state, fact)
-            self.seq += 1
         self._scheduler = Scheduler(state)
         self._events.clear()  # a batch that failed may have been written all the same
         self.changes += 1

@@ -6,7 +6,7 @@ import gc
 import logging
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, inspect, select
 from sqlalchemy.engine import Connection, Engine
@@ -19,6 +19,9 @@ from raysched.store import snapshots
 from raysched.store.place import RESTORE, Place, place_of
 from raysched.store.tables import PACK, PACKS_SINCE, SCHEMA, FactRow, facts, meta, packs, unpack
 from raysched.store.tables import snapshots as table
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _log = logging.getLogger(__name__)
 
@@ -74,7 +77,7 @@ class Reader:
         self._engine.dispose()
         self.place.close()
 
-    def __enter__(self) -> Reader:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -152,9 +155,20 @@ def fold(journal: Reader) -> tuple[State, int]:
         state, seq, rest = journal.load()
         state = state or State()
         for fact in rest:
-            evolve(state, fact)
             seq += 1
+            _evolve(journal, state, seq, fact)
     return state, seq
+
+
+def _evolve(journal: Reader, state: State, seq: int, fact: Fact) -> None:
+    """Fold one fact in. One that was recorded always fits, unless somebody changed the journal by hand."""
+    try:
+        evolve(state, fact)
+    except Exception as problem:
+        raise StorageError(
+            f"{journal.place.name} does not fold: fact {seq}, {type(fact).__name__}, does not follow from "
+            f"those before it ({problem!r}); {RESTORE}"
+        ) from problem
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from raysched.core.facts import Fact
 from raysched.errors import StorageError
 
 SCHEMA = 2
-"""The version of the tables; a journal with a higher one is refused. The first one had no packs, and no id."""
+"""The version of the tables; a journal with a higher one is refused. The first had no packs and no id."""
 
 PACKS_SINCE = 2
 

@@ -33,6 +33,8 @@ from tests.crash.fate import Fate, MortalJournal
 from tests.crash.jumping import JumpingLoop
 from tests.crash.world import World, written
 
+SNAPSHOT_EVERY = 25
+"""Facts between two snapshots: few, so that crashes come amid them."""
 T = TypeVar("T")
 NODES = (node("a", 2), node("b", 1, ray_id=None, backends=("vm",)))
 MANAGED = frozenset(info.name for info in NODES if info.ray_id)
@@ -114,7 +116,7 @@ class Life:
         self.chance = random.Random(f"{seed}/{number}")
         self.fate = Fate(last)
         self.loop = JumpingLoop()
-        self.book = Book(MortalJournal(url, self.fate), number * 1_000_000)
+        self.book = Book(MortalJournal(url, self.fate), number * 1_000_000, SNAPSHOT_EVERY)
         jump = self.chance.choice([0, 0, -3_600_000, 3_600_000])
         self.desk = Desk(
             self.book, Clock(lambda: BEGAN + self._uptime() + jump, self._uptime, lambda: "boot")

@@ -25,14 +25,11 @@ from pathlib import Path
 from faulty_disk import FaultyDisk
 
 from raysched.errors import StorageError
-from raysched.store import book
 from tests.crash.life import MANAGED, MEMORY, Life, Memory
 from tests.crash.world import World
 
 LIVES = 40
 """Lives of a story."""
-SNAPSHOT_EVERY = 25
-"""Facts between two snapshots: few, so that crashes come amid them."""
 STUCK_S = 60
 """Seconds after which a life hangs."""
 KINDS = {"step": 5, "moment": 2, "write": 3, "power": 2, "broken disk": 2}
@@ -153,7 +150,6 @@ class Story:
 def main(seed: str, crashes: int) -> int:
     """Tell stories until so many lives were cut short. 1: something went wrong, and its files are kept."""
     logging.disable()
-    book.SNAPSHOT_EVERY = SNAPSHOT_EVERY
     told: Counter[str] = Counter()
     died: Counter[str] = Counter()
     while died.total() < crashes:

@@ -9,14 +9,15 @@ from typing import Protocol
 
 from postgres import Postgres
 
-from raysched.core.facts import Fact, Released, Retried
+from raysched.core.facts import Fact, NodeJoined, Released
 from raysched.store.reader import Reader
 
-JOBS = [f"job-{number}" for number in range(7)]
+NODES = [f"node-{number}" for number in range(7)]
 
 WRITER = """
 import itertools, resource, sys
-from raysched.core.facts import Retried
+from raysched.core.facts import NodeJoined
+from raysched.core.node import NodeInfo
 from raysched.errors import StorageError
 from raysched.store.journal import Journal
 
@@ -25,14 +26,14 @@ print("open", flush=True)
 if sys.argv[2:]:
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
 for batch in itertools.count():
-    facts = [Retried(batch, f"job-{number}", "x" * 500) for number in range(7)]
+    nodes = [NodeInfo(f"node-{number}", ("vm",), (), batch, 1, "x" * 500) for number in range(7)]
     try:
-        print(journal.append(facts), flush=True)
+        print(journal.append([NodeJoined(batch, node) for node in nodes]), flush=True)
     except StorageError as problem:
         print(problem, flush=True)
         break
 """
-"""A program that appends batches of seven facts, a fact for each of JOBS, and prints each number that was
+"""A program that appends batches of seven facts, a fact for each of NODES, and prints each number that was
 acknowledged. A second argument is the size beyond which it may not grow a file."""
 
 
@@ -93,7 +94,9 @@ def check_batches(found: list[Fact], acknowledged: int) -> None:
     assert len(found) >= acknowledged
     assert len(found) % 7 == 0
     batches = [found[at : at + 7] for at in range(0, len(found), 7)]
-    assert all([fact.job for fact in batch if isinstance(fact, Retried)] == JOBS for batch in batches)
+    assert all(
+        [fact.node.name for fact in batch if isinstance(fact, NodeJoined)] == NODES for batch in batches
+    )
 
 
 def numbers_in(output: str) -> list[int]:

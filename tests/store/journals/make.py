@@ -1,5 +1,5 @@
-"""Writes the journal of this version, for later versions to read: NAME.sqlite, and NAME.json with what it folds
-to, in words that stay the same. `python tests/store/journals/make.py NAME`, where NAME is the version.
+"""Writes the journal of this version, for later ones to read: NAME.sqlite, and in NAME.json what it folds to,
+in words that stay the same. `python tests/store/journals/make.py NAME`, where NAME is the version.
 
 The journal of a version that was released is never written again. The story below tells every kind of fact; a
 test fails when a new kind is not in it.
