@@ -16,9 +16,9 @@ from raysched.core.placement import (
     lack,
     matches,
     nearest,
-    offers,
     place,
     possible,
+    room,
     slice_of,
 )
 from raysched.core.queue import Look
@@ -76,7 +76,7 @@ def _shortage(state: State, request: Request, kept: Kept) -> tuple[str, str]:
         for gpu in node.gpus.values()
         if (missing := lack(gpu, request, kept)) is None or missing.kind not in LASTING
     ]
-    fitting = sum(len(offers(node, request, kept)) for node in nodes)
+    fitting = sum(len(room(node, request, kept).offers) for node in nodes)
     if request.gpus and fitting < request.gpus:
         kind, why = _gpu_shortage(state, request, kept, gpus, fitting)
         drained = sorted(node.info.name for node in there if node.draining and _would_fit(node, request))
@@ -94,7 +94,7 @@ def _no_node(state: State, request: Request, there: list[Node]) -> str:
 
 def _would_fit(node: Node, request: Request) -> bool:
     """Whether a node that is drained serves some of the request now."""
-    return bool(offers(node, request, NOTHING_KEPT))
+    return bool(room(node, request, NOTHING_KEPT).offers)
 
 
 def _reached(state: State, request: Request) -> list[Node]:

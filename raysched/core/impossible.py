@@ -9,8 +9,8 @@ from raysched.core.placement import (
     has_host_room,
     lack,
     matches,
-    offers,
     profile_for,
+    room,
     ways,
 )
 from raysched.core.request import Request
@@ -58,7 +58,7 @@ def _host_impossible(nodes: list[Node], request: Request) -> str:
 
 
 def _count_impossible(nodes: list[Node], request: Request) -> str:
-    counts = sorted((len(offers(node, request, NOTHING_KEPT)) for node in nodes), reverse=True)
+    counts = sorted((len(room(node, request, NOTHING_KEPT).offers) for node in nodes), reverse=True)
     most = sum(counts) if request.nodes is None else counts[0]
     where = "all nodes together have" if request.nodes is None else "the largest node has"
     if request.nodes is not None and request.nodes > len(nodes):

@@ -168,38 +168,31 @@ class Fit(NamedTuple):
     place: Place
 
 
-def _places(nodes: list[Node], request: Request, kept: Kept) -> tuple[Place, ...]:
-    if request.nodes is not None and request.nodes > 1:
-        return _spread(nodes, request, kept, request.nodes)
-    best = _best(nodes, request, kept)
-    if best is not None:
-        return (best.place,)
-    return _few(nodes, request, kept) if request.nodes is None and request.gpus > 1 else ()
+class Room(NamedTuple):
+    """What a node has for a request: its offers, the best first and no more than are asked for, and the place
+    that all of the request would have."""
+
+    request: Request
+    offers: list[Offer]
+    fit: Fit | None
 
 
-def _best(nodes: list[Node], request: Request, kept: Kept) -> Fit | None:
-    """The best node for all of a request. What a node offers is worked out once until the node changes."""
-    number = _number(request)
-    best: Fit | None = None
-    for node in nodes:
-        if node.info.name in kept.names:
-            fit = fit_on(node, request, request.gpus, kept)
-        else:
-            try:
-                _, fit = node.remembered[number]
-            except KeyError:
-                fit = _remember(node, number, request)
-        if fit is not None and (best is None or fit.score < best.score):
-            best = fit
-    return best
+def room(node: Node, request: Request, kept: Kept) -> Room:
+    """What a node has for a request now."""
+    return _room(node, request, kept, _number(request))
 
 
-def _remember(node: Node, number: int, request: Request) -> Fit | None:
-    if len(node.remembered) >= REMEMBERED:
-        node.remembered.clear()
-    fit = fit_on(node, request, request.gpus, NOTHING_KEPT)
-    node.remembered[number] = request, fit
-    return fit
+def _room(node: Node, request: Request, kept: Kept, number: int) -> Room:
+    """The same, with the request's number. Where nothing is kept it is worked out once, until the node
+    changes."""
+    if node.info.name in kept.names:
+        return room_now(node, request, kept)
+    known = node.remembered.get(number)
+    if known is None:
+        if len(node.remembered) >= REMEMBERED:
+            node.remembered.clear()
+        known = node.remembered[number] = room_now(node, request, NOTHING_KEPT)
+    return known
 
 
 @lru_cache(maxsize=4096)
@@ -211,41 +204,62 @@ def _number(_: Request) -> int:
 _numbers = count()
 
 
+def room_now(node: Node, request: Request, kept: Kept) -> Room:
+    """What a node has for a request, worked out anew."""
+    offers = _offers(node, request, kept)
+    return Room(request, offers, _fit(node, request, kept, offers, request.gpus))
+
+
+def _fit(node: Node, request: Request, kept: Kept, offers: list[Offer], number: int) -> Fit | None:
+    """The place that the best `number` offers of a node make."""
+    if len(offers) < number or not has_host_room(node, request, kept):
+        return None
+    taken = offers[:number]
+    left = sum(offer.cost for offer in taken)
+    free = sum(gpu.untouched for gpu in node.gpus.values())
+    slices = tuple(offer.slice for offer in taken)
+    return Fit((left, free, node.info.name), Place(node.info.name, slices, request.cpus, request.host_memory))
+
+
+def _places(nodes: list[Node], request: Request, kept: Kept) -> tuple[Place, ...]:
+    if request.nodes is not None and request.nodes > 1:
+        return _spread(nodes, request, kept, request.nodes)
+    number = _number(request)
+    fits = (fit for node in nodes if (fit := _room(node, request, kept, number).fit) is not None)
+    best = min(fits, key=_score, default=None)
+    if best is not None:
+        return (best.place,)
+    return _few(nodes, request, kept) if request.nodes is None and request.gpus > 1 else ()
+
+
+def _score(fit: Fit) -> tuple[int, int, str]:
+    return fit.score
+
+
 def _spread(nodes: list[Node], request: Request, kept: Kept, parts: int) -> tuple[Place, ...]:
     """Equal parts on exactly so many nodes, or nothing."""
     size = request.gpus // parts
-    fits = sorted(fit for node in nodes if (fit := fit_on(node, request, size, kept)))
+    rooms = [(node, room(node, request, kept).offers) for node in nodes]
+    fits = [fit for node, offers in rooms if (fit := _fit(node, request, kept, offers, size))]
+    fits.sort(key=_score)
     return tuple(fit.place for fit in fits[:parts]) if len(fits) >= parts else ()
 
 
 def _few(nodes: list[Node], request: Request, kept: Kept) -> tuple[Place, ...]:
     """As few nodes as can serve the request together: those that serve most of it first."""
-    room = [(len(offers(node, request, kept)), node) for node in nodes if has_host_room(node, request, kept)]
-    room.sort(key=lambda pair: (-pair[0], pair[1].info.name))
+    rooms = [(node, room(node, request, kept).offers) for node in nodes if has_host_room(node, request, kept)]
+    rooms.sort(key=lambda pair: (-len(pair[1]), pair[0].info.name))
     places: list[Place] = []
     missing = request.gpus
-    for most, node in room:
-        part = min(most, missing)
-        fit = fit_on(node, request, part, kept) if part else None
+    for node, offers in rooms:
+        part = min(len(offers), missing)
+        fit = _fit(node, request, kept, offers, part) if part else None
         if fit:
             places.append(fit.place)
             missing -= part
         if not missing:
             return tuple(places)
     return ()
-
-
-def fit_on(node: Node, request: Request, number: int, kept: Kept) -> Fit | None:
-    """The best `number` GPUs, shares or instances of one node."""
-    if not has_host_room(node, request, kept):
-        return None
-    found = offers(node, request, kept)[:number]
-    if len(found) < number:
-        return None
-    left = sum(offer.cost for offer in found)
-    free = sum(gpu.untouched for gpu in node.gpus.values())
-    slices = tuple(offer.slice for offer in found)
-    return Fit((left, free, node.info.name), Place(node.info.name, slices, request.cpus, request.host_memory))
 
 
 def has_host_room(node: Node, request: Request, kept: Kept) -> bool:
@@ -255,8 +269,7 @@ def has_host_room(node: Node, request: Request, kept: Kept) -> bool:
     return request.cpus <= node.cpus_free and request.host_memory <= node.memory_free
 
 
-def offers(node: Node, request: Request, kept: Kept) -> list[Offer]:
-    """What of a node the request could have, the best first, and no more than it asks for."""
+def _offers(node: Node, request: Request, kept: Kept) -> list[Offer]:
     gpus = usable(node, request, kept)
     if request.sharing == "mig":
         return _instances(gpus, request)
@@ -448,7 +461,7 @@ def nearest(state: State, request: Request, kept: Kept = NOTHING_KEPT) -> Iterat
     way = possible(state, request) or request
     for backend in way.backends:
         nodes = open_nodes(state, backend)
-        order = sorted(nodes, key=lambda node: -len(offers(node, way, kept)))
+        order = sorted(nodes, key=lambda node: -len(room(node, way, kept).offers))
         places = _places([emptied(node) for node in order], way, kept)
         if not places:
             continue

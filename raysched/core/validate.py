@@ -6,7 +6,7 @@ from raysched.core.cuts import busy_instances, cut_mask
 from raysched.core.jobs import ENDED
 from raysched.core.lease import Lease, Slice
 from raysched.core.node import GPU, Node
-from raysched.core.placement import NOTHING_KEPT, emptied, fit_on
+from raysched.core.placement import NOTHING_KEPT, emptied, room_now
 from raysched.core.request import WHOLE
 from raysched.core.state import State
 from raysched.core.wanted import partitions
@@ -49,9 +49,9 @@ def _validate_remembered(node: Node) -> None:
     """What was worked out about a node is what would be worked out now."""
     empty, node.empty = node.empty, None
     assert empty is None or empty == emptied(node), f"{node.info.name}: remembered empty as it is not"
-    for request, fit in node.remembered.values():
-        now = fit_on(node, request, request.gpus, NOTHING_KEPT)
-        assert fit == now, f"{node.info.name}: an offer is remembered that is none"
+    for known in node.remembered.values():
+        now = room_now(node, known.request, NOTHING_KEPT)
+        assert known == now, f"{node.info.name}: an offer is remembered that is none"
 
 
 def _validate_gpu(state: State, gpu: GPU) -> None:
