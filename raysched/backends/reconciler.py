@@ -183,7 +183,7 @@ class Reconciler:
 
     async def _release(self, holding: Holding, hold: Hold) -> None:
         await holding.release(hold)
-        await self._ledger.tell([Gone(hold.lease)])
+        await self._ledger.tell([Gone(hold.lease, tuple(place.node for place in hold.places))])
 
     async def _outside(self) -> None:
         await asyncio.sleep(OUTSIDE_S)

@@ -189,10 +189,45 @@ def test_a_node_that_stays_away_loses_its_jobs(world):
     world.do(Tick())
     assert world.job("j").state == "waiting"
     assert "gone" in world.job("j").reason
+    world.do(NodeSeen(node("b", 1)))
+    assert (world.job("j").state, world.job("j").attempt) == ("starting", 2)
+
+
+def test_what_ran_on_a_lost_node_holds_its_share_until_somebody_has_looked(world):
+    """A node that was only cut off comes back with all that ran there."""
+    world.do(NodeSeen(node("b", 1)))
+    world.submit("gang", whole(2, nodes=2))
+    world.run("gang")
+    world.do(NodeGone("a"))
+    world.now += decide.NODE_PATIENCE
+    world.do(Tick())
+    assert world.job("gang").state == "failed"
+    [release] = wanted(world.state, "ray", 0).releases
+    assert [place.node for place in release.places] == ["b"]
+    world.do(Gone("gang.1", ("b",)))
+    assert [place.node for place in world.state.leases["gang.1"].places] == ["a"]
+    assert not wanted(world.state, "ray", 0).releases
+
+    world.submit("next", whole(2, nodes=2))
+    world.do(NodeSeen(node("a", 1, ray_id="ray-new")))
+    assert world.job("next").state == "waiting"
+    [release] = wanted(world.state, "ray", 0).releases
+    assert [place.node for place in release.places] == ["a"]
+    world.do(Gone("gang.1", ("a",)))
+    assert "gang.1" not in world.state.leases
+    assert world.job("next").state == "starting"
+
+
+def test_a_node_that_never_comes_back_keeps_nothing_for_ever(world):
+    world.submit("j", whole())
+    world.run("j")
+    world.do(NodeGone("a"))
+    world.now += decide.NODE_PATIENCE
+    world.do(Tick())
+    assert world.state.leases
+    world.now += decide.LOST
     world.do(Tick())
     assert not world.state.leases
-    world.do(NodeSeen(node("a", 1)))
-    assert (world.job("j").state, world.job("j").attempt) == ("starting", 2)
 
 
 def test_a_lease_job_runs_from_hold_to_release(world):
