@@ -19,6 +19,7 @@ import dataclasses
 import types
 from collections.abc import Callable
 from functools import cache
+from operator import attrgetter
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from raysched.core.facts import Fact
@@ -100,14 +101,18 @@ def _codec(hint: Any) -> Codec:
 def _of_dataclass(kind: Any) -> Codec:
     hints = get_type_hints(kind)
     codecs = {field.name: _codec(hints[field.name]) for field in dataclasses.fields(kind) if field.init}
-    encoders = tuple((name, codec.encode) for name, codec in codecs.items())
+    names = tuple(codecs)
+    read = (
+        attrgetter(*names) if len(names) > 1 else lambda value: tuple(getattr(value, name) for name in names)
+    )
+    converted = tuple((name, codec.encode) for name, codec in codecs.items() if codec.encode is not None)
     decoders = {name: codec.decode for name, codec in codecs.items()}
 
     def encode_fields(value: Any) -> dict[str, Any]:
-        return {
-            name: getattr(value, name) if convert is None else convert(getattr(value, name))
-            for name, convert in encoders
-        }
+        fields = dict(zip(names, read(value), strict=True))
+        for name, convert in converted:
+            fields[name] = convert(fields[name])
+        return fields
 
     def decode_fields(data: dict[str, Any]) -> Any:
         try:

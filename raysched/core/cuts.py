@@ -34,19 +34,25 @@ def choices(gpu: GPU, profile: Profile, chosen: Collection[Cut] = ()) -> Iterato
     """Every placement where an instance of the profile can be had now, if `chosen` are given away too. What
     the driver refused is none."""
     geometry = gpu.info.mig
-    if geometry is None or _count(gpu, profile, chosen) >= profile.most:
+    if geometry is None:
         return
-    blocked = _blocked(gpu, geometry, chosen)
-    free = free_instances(gpu, chosen)
+    held = [*gpu.held_cuts(), *chosen]
+    busy, free = _others(gpu, held)
+    taken = [*held, *(instance.cut for instance in busy)]
+    if sum(cut.profile == profile.id for cut in taken) >= profile.most:
+        return
+    blocked = 0
+    for cut in taken:
+        blocked |= cut_mask(geometry, cut)
+    fuller = min(len(gpu.tenants) + len(chosen), 99)
     for start in profile.starts:
         cells = mask(profile, start)
         if blocked & cells:
             continue
         cut = Cut(profile.id, start)
-        step = _step(gpu, cut, overlapping(geometry, cut, free))
+        step = _step(gpu, cut, overlapping(geometry, cut, free) if free else [])
         if step is not None:
             lost = worth(geometry, blocked) - worth(geometry, blocked | cells)
-            fuller = min(len(gpu.tenants) + len(chosen), 99)
             yield Choice(step * _STEP + lost * 100 - fuller, cut)
 
 
@@ -54,42 +60,32 @@ def _step(gpu: GPU, cut: Cut, destroyed: list[Cut]) -> int | None:
     """What has to be done for an instance at `cut`, or None where the driver refused it."""
     if destroyed == [cut]:
         return STEPS["take"]
-    if gpu.refusal(cut, *destroyed):
+    if gpu.refusals and gpu.refusal(cut, *destroyed):
         return None
     if gpu.info.layout.enabled:
         return STEPS["recut" if destroyed else "create"]
-    if gpu.refusal(None):
+    if gpu.refusals and gpu.refusal(None):
         return None
     return STEPS["create" if gpu.tenants else "turn"]
 
 
-def _count(gpu: GPU, profile: Profile, chosen: Collection[Cut]) -> int:
-    """How many instances of the profile are held."""
-    held = {*gpu.held_cuts(), *chosen, *(instance.cut for instance in busy_instances(gpu))}
-    return sum(cut.profile == profile.id for cut in held)
-
-
-def _blocked(gpu: GPU, geometry: Geometry, chosen: Collection[Cut]) -> int:
-    """The memory slices that somebody has, as a bit mask."""
-    cells = 0
-    for cut in (*gpu.held_cuts(), *chosen, *(instance.cut for instance in busy_instances(gpu))):
-        cells |= cut_mask(geometry, cut)
-    return cells
-
-
 def busy_instances(gpu: GPU) -> list[Instance]:
     """The instances that strangers use: all that no tenant has, where it was not seen which."""
-    held = set(gpu.held_cuts())
+    return _others(gpu, gpu.held_cuts())[0]
+
+
+def free_instances(gpu: GPU) -> list[Instance]:
+    """The instances that exist and that nobody has or uses."""
+    return _others(gpu, gpu.held_cuts())[1]
+
+
+def _others(gpu: GPU, held: Collection[Cut]) -> tuple[list[Instance], list[Instance]]:
+    """The instances that nobody holds: those that strangers use, and the free ones."""
     rest = [instance for instance in gpu.info.layout.instances if instance.cut not in held]
     if gpu.strangers:
-        return [instance for instance in rest if instance.uuid in gpu.strangers]
-    return rest if gpu.foreign else []
-
-
-def free_instances(gpu: GPU, chosen: Collection[Cut] = ()) -> list[Instance]:
-    """The instances that exist and that nobody has or uses."""
-    had = {*gpu.held_cuts(), *chosen, *(instance.cut for instance in busy_instances(gpu))}
-    return [instance for instance in gpu.info.layout.instances if instance.cut not in had]
+        busy = [instance for instance in rest if instance.uuid in gpu.strangers]
+        return busy, [instance for instance in rest if instance not in busy]
+    return (rest, []) if gpu.foreign else ([], rest)
 
 
 def overlapping(geometry: Geometry, cut: Cut, instances: Collection[Instance]) -> list[Cut]:

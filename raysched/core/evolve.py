@@ -12,6 +12,7 @@ from raysched.core import facts
 from raysched.core.facts import Fact
 from raysched.core.jobs import Job
 from raysched.core.lease import Lease
+from raysched.core.mig import shared
 from raysched.core.node import GPU, GPUInfo, Node, NodeInfo, Refusal
 from raysched.core.state import Reading, State
 
@@ -58,8 +59,7 @@ def _update_gpus(node: Node, info: NodeInfo) -> None:
         if not gpu.present and not gpu.tenants:
             del node.gpus[uuid]
     for uuid, found in reported.items():
-        known = node.gpus.setdefault(uuid, GPU(found, info.name))
-        _describe(known, found)
+        _describe(node.gpus.setdefault(uuid, GPU(found, info.name)), found)
     node.gpus = dict(sorted(node.gpus.items(), key=lambda item: item[1].info.index))
 
 
@@ -67,7 +67,7 @@ def _describe(gpu: GPU, info: GPUInfo) -> None:
     """Take over what a GPU is; once it is cut differently, the driver may be asked again."""
     if info.layout != gpu.info.layout:
         gpu.refusals = ()
-    gpu.info = info
+    gpu.info = replace(info, mig=shared(info.mig)) if info.mig else info
 
 
 def _node_lost(state: State, fact: facts.NodeLost) -> None:

@@ -8,6 +8,7 @@ more compute slices than there are (NVIDIA MIG User Guide, "Supported MIG profil
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,16 @@ class Geometry:
 
     def profile(self, id: int) -> Profile | None:
         """The profile with this id."""
-        return next((profile for profile in self.profiles if profile.id == id), None)
+        for profile in self.profiles:
+            if profile.id == id:
+                return profile
+        return None
+
+
+@cache
+def shared(geometry: Geometry) -> Geometry:
+    """One object for all equal geometries: caches that it is a key of then find it without comparing it."""
+    return geometry
 
 
 @dataclass(frozen=True, slots=True, order=True)
