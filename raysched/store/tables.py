@@ -117,9 +117,13 @@ def in_packs(rows: Iterable[FactRow]) -> Iterator[dict[str, Any]]:
         yield pack_row(held)
 
 
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+"""`json.dumps` would make an encoder at each call."""
+
+
 def dumps(value: Any) -> str:
     """JSON in ASCII, on one line, so that it can hold what no database takes as text."""
-    return json.dumps(value, separators=(",", ":"))
+    return _encode(value)
 
 
 def checksum(*parts: object) -> int:
