@@ -77,7 +77,16 @@ class Holding(Protocol):
         ...
 
     async def release(self, hold: Hold) -> None:
-        """End what still runs under the lease, let go of its hold, and return when both are gone."""
+        """End what still runs under the lease on the nodes that the hold names, let go of all that is held
+        for it, and return when both are gone. Raises an error where one of these nodes does not answer."""
+        ...
+
+    async def held(self) -> dict[str, bool]:
+        """Each lease for which anything is held, and whether all of it still is."""
+        ...
+
+    async def let_go(self, lease: str) -> None:
+        """End what runs under a lease that nobody knows any more, and let go of what is held for it."""
         ...
 
     async def outside(self) -> dict[str, tuple[str, ...]]:

@@ -24,7 +24,8 @@ PAUSE_S = 0.02
 """Shortest time between two looks: many changes at once are seen in one."""
 RETRY_S = 1.0
 """Time before a round, a release or a hold that failed is tried again."""
-OUTSIDE_S = 3.0
+INSPECT_S = 3.0
+"""Time between two looks at what is held."""
 FORGET_S = 60.0
 
 log = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ class Reconciler:
         """Go on until cancelled."""
         steps: list[Callable[[], Awaitable[None]]] = [self._listen, self._round, self._look, self._forget]
         if isinstance(self._backend, Holding):
-            steps.append(self._outside)
+            steps.append(self._inspect)
         try:
             await asyncio.gather(*(self._for_ever(step) for step in steps))
         finally:
@@ -109,8 +110,8 @@ class Reconciler:
         self._news.clear()
         if self._wanted.version == -1:
             return
-        wanted = self._wanted
         seen = await self._backend.observe()
+        wanted = self._wanted  # what is wanted now: a look may take long
         actions = difference(wanted, seen, self._told.values())
         for launch in actions.start:
             if self._refused.get(launch.run, 0) <= self._heard:
@@ -176,6 +177,7 @@ class Reconciler:
         for answer in await holding.hold([hold]):
             if answer.refused is not None:
                 await self._ledger.tell([Denied(answer.lease, answer.refused)])
+                await asyncio.sleep(RETRY_S)  # the ledger may want it all the same: work of it runs already
             else:
                 held = Held(answer.lease, answer.groups)
                 await self._ledger.tell([held])
@@ -185,12 +187,25 @@ class Reconciler:
         await holding.release(hold)
         await self._ledger.tell([Gone(hold.lease, tuple(place.node for place in hold.places))])
 
-    async def _outside(self) -> None:
-        await asyncio.sleep(OUTSIDE_S)
+    async def _inspect(self) -> None:
+        """See whether what is held is what should be, and what others hold."""
+        await asyncio.sleep(INSPECT_S)
         assert isinstance(self._backend, Holding)
+        if self._wanted.version != -1:
+            self._compare(self._backend, await self._backend.held())
         outside = await self._backend.outside()
         nodes = await self._ledger.nodes()
         await self._ledger.tell([Outside(node, outside.get(node, ())) for node in nodes])
+
+    def _compare(self, holding: Holding, held: dict[str, bool]) -> None:
+        """What is held no more, as Ray started anew on a node, is held again; what is held for a lease that
+        the ledger does not know is let go: it was restored from a backup, or a call had its effect late."""
+        for lease in [lease for lease, its in self._held.items() if its.groups and not held.get(lease)]:
+            del self._held[lease]
+            self._news.set()
+        known = {hold.lease for hold in (*self._wanted.holds, *self._wanted.releases)}
+        for stray in held.keys() - known:
+            self._do(stray, holding.let_go(stray))
 
     async def _forget(self) -> None:
         await asyncio.sleep(FORGET_S)

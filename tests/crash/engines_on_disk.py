@@ -112,6 +112,15 @@ class HoldingDiskBackend(DiskBackend):
         if hold.lease in self.world.held:
             self._act("a release", "release", hold.lease)
 
+    async def held(self) -> dict[str, bool]:
+        """All that is held is held whole."""
+        self.world.read()
+        return dict.fromkeys(self.world.held, True)
+
+    async def let_go(self, lease: str) -> None:
+        """As after a release."""
+        await self.release(Hold(lease, "", "", "fraction", (), False))
+
     async def outside(self) -> dict[str, tuple[str, ...]]:
         """Nobody else uses Ray."""
         return {}

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from raysched.backends.base import EngineRefused, HoldAnswer
-from raysched.backends.ray import clients
+from raysched.backends.ray import clients, groups
 from raysched.backends.ray.agents import Agents
 from raysched.backends.ray.exact import Exact, Unavailable
 from raysched.backends.ray.holds import Holds
@@ -142,9 +142,26 @@ class RayBackend:
             own = {r.group for r in self._records.of_lease(hold.lease) if r.purpose == "lease"}
             await clients.end(hold.lease, own)
         living = await self._living()
-        ends = [self._end(place.node, hold.lease) for place in hold.places if place.node in living]
-        await _all(ends)
+        for place in hold.places:
+            if place.node not in living:
+                raise Unreachable(
+                    f"{place.node} is not in Ray: what runs there of {hold.lease} can't be ended"
+                )
+        await _all([self._end(place.node, hold.lease) for place in hold.places])
         await self._holds.let_go(hold.lease)
+
+    async def held(self) -> dict[str, bool]:
+        """Each lease that is in a placement group, and whether Ray still has all of its groups."""
+        await self._records.load()
+        there = await groups.whole()
+        return {lease: ids <= there for lease, ids in self._records.by_lease().items()}
+
+    async def let_go(self, lease: str) -> None:
+        """End what runs under a lease that nobody knows any more, and let go of its hold. Raises Unreachable
+        and RayschedError as `release` does."""
+        await clients.end(lease, {r.group for r in self._records.of_lease(lease) if r.purpose == "lease"})
+        await _all([self._end(node, lease) for node in await self._living()])
+        await self._holds.let_go(lease)
 
     async def _end(self, node: str, lease: str) -> None:
         await self._agents.ask(node, END_S, "end_processes", lease, GRACE_S)

@@ -133,8 +133,18 @@ async def alive(group: PlacementGroup) -> bool:
 
 async def ours() -> set[str]:
     """The ids of all groups with a name of ours that Ray still has, whichever process made them."""
+    return {id for id, state in (await _states()).items() if state != "REMOVED"}
+
+
+async def whole() -> set[str]:
+    """The ids of those of our groups that Ray holds all of now."""
+    return {id for id, state in (await _states()).items() if state == "CREATED"}
+
+
+async def _states() -> dict[str, str]:
+    """The state of each group with a name of ours."""
     table = cast(dict[str, dict[str, Any]], await asyncio.to_thread(placement_group_table))
-    return {id for id, row in table.items() if OURS.fullmatch(row["name"]) and row["state"] != "REMOVED"}
+    return {id: row["state"] for id, row in table.items() if OURS.fullmatch(row["name"])}
 
 
 def of_id(id: str) -> PlacementGroup:

@@ -81,6 +81,14 @@ class Records:
         """Every group that the lease is in, its own and those of shared GPUs."""
         return [record for record in self._records.values() if lease in record.tenants]
 
+    def by_lease(self) -> dict[str, set[str]]:
+        """The ids of the groups that each lease is in."""
+        found: dict[str, set[str]] = {}
+        for record in self._records.values():
+            for lease in record.tenants:
+                found.setdefault(lease, set()).add(record.group)
+        return found
+
     def on_node(self, ray_id: str) -> set[int]:
         """The GPUs of a node that are ours."""
         return {index for record in self._records.values() for index in record.indices(ray_id)}

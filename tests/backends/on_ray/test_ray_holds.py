@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from raysched.core.lease import Group
 from raysched.core.node import NodeInfo
 from raysched.core.request import WHOLE
 from raysched.core.work import Hold
+from raysched.errors import Unreachable
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings(RAY_LEAVES_SOCKETS)]
 
@@ -197,6 +199,18 @@ def test_a_new_backend_releases_what_an_earlier_one_held(world: Any) -> None:
     world.until(lambda: world.free("node-a", "CPU") == 4)
 
 
+def test_what_is_held_for_a_lease_that_nobody_knows_is_let_go(world: Any) -> None:
+    hold = world.lease(world.place("node-a", "1", QUARTER, cpus=WHOLE))
+    world.hold(hold)
+    world.restart()
+    assert world.do(world.backend.held()) == {hold.lease: True}
+    world.do(world.backend.let_go(hold.lease))
+    assert world.do(world.backend.held()) == {}
+    with pytest.raises(ValueError, match="Failed to look up"):
+        ray.get_actor(name(hold, 0), NAMESPACE)
+    world.until(lambda: world.free("node-a", "CPU") == 4)
+
+
 def test_what_a_killed_backend_left_half_made_is_cleared_away(world: Any) -> None:
     shape = [{"GPU": 1.0}]
     orphan = ray.util.placement_group(shape, name="raysched gpu node-a:0 #00dead", lifetime="detached")
@@ -323,18 +337,23 @@ def test_a_node_that_died_keeps_no_hold_and_delays_no_release(
     gang = world.lease(world.place("node-a", "2"), world.place("node-c", cpus=WHOLE))
     first = world.hold(part, gang)
     assert [answer.refused for answer in first] == [None, None]
+    assert world.do(world.backend.held()) == {part.lease: True, gang.lease: True}
     cluster.remove_node(node, allow_graceful=False)
     world.until(lambda: world.nodes["node-c"].ray_id not in available_resources_per_node())
+    world.until(lambda: world.do(world.backend.held()) == {part.lease: False, gang.lease: False})
     world.restart()
     assert [answer.refused for answer in world.hold(part, gang)] == ["node-c is not in Ray"] * 2
     assert world.free("node-a") == 3
-    world.release(gang)
+    with pytest.raises(Unreachable, match="node-c is not in Ray"):
+        world.release(gang)
+    world.release(replace(gang, places=gang.places[:1]))
 
     again = cluster.add_node(num_cpus=1, num_gpus=1)
     world.nodes["node-c"] = describe("node-c", again.node_id, 1)
     agent = start_agent(world.nodes["node-c"], tmp_path, {}, tmp_path)
     (answer,) = world.hold(part)
     assert answer.refused is None
+    assert world.do(world.backend.held()) == {part.lease: True}
     world.release(part)
     assert world.groups("RESCHEDULING") == {}
     ray.kill(agent)
