@@ -1,0 +1,340 @@
+"""MIG and time-slices on a simulated GPU, as a user has them: real processes, a real Ray, a real ledger and
+node agent; only the card is made up, and cut by the rules of a real one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from running import System, wait_until
+
+from raysched.core.mig import Cut, Layout
+from raysched.testing import SimulatedGPUs
+
+pytestmark = pytest.mark.ray
+
+ONE, TWO, THREE, SEVEN = 19, 14, 9, 0
+"""Profiles of an A100-80GB: 1g.10gb, 2g.20gb, 3g.40gb, 7g.80gb."""
+
+SHOW = "echo $CUDA_VISIBLE_DEVICES $RAYSCHED_GPU_FRACTION $RAYSCHED_GPU_MEMORY_MIB"
+
+
+class Card:
+    """The one GPU of a system, in the hands of a test."""
+
+    def __init__(self, system: System) -> None:
+        self.system = system
+        (node,) = system.client().gpus()["nodes"]
+        self.node = node["name"]
+        (gpu,) = node["gpus"]
+        self.uuid = gpu["uuid"]
+        self.will = SimulatedGPUs(system.home, self.node)
+
+    @property
+    def layout(self) -> Layout:
+        return self.will.layout(self.uuid)
+
+    @property
+    def cuts(self) -> list[Cut]:
+        return [each.cut for each in self.layout.instances]
+
+    def job(self, id: str) -> dict[str, Any]:
+        return self.system.client().job(id)[0]
+
+    def wait(self, id: str, *states: str) -> dict[str, Any]:
+        wait_until(lambda: self.job(id)["state"] in states, f"{id} is {' or '.join(states)}")
+        return self.job(id)
+
+    def log(self, id: str) -> str:
+        return b"".join(self.system.client().logs(id)).decode()
+
+    def why(self, id: str, *words: str) -> None:
+        """The reason why a job waits gets to have these words in it."""
+        wait_until(
+            lambda: all(word in self.system.json("explain", id)["why"] for word in words),
+            f"{id} waits as {words}",
+        )
+
+    def tenants(self) -> int:
+        (node,) = self.system.client().gpus()["nodes"]
+        return sum(len(gpu["tenants"]) for gpu in node["gpus"])
+
+    def free(self) -> None:
+        """Nobody has any of it, as all tests leave it."""
+        wait_until(lambda: self.tenants() == 0, "the GPU is free")
+
+
+@pytest.fixture(scope="module")
+def running(_ray: None) -> Iterator[System]:
+    running = System("1xA100-80GB")
+    try:
+        running.up()
+        yield running
+    finally:
+        running.close()
+
+
+@pytest.fixture
+def card(running: System) -> Iterator[Card]:
+    """The GPU, free and in nobody's way."""
+    card = Card(running)
+    card.free()
+    yield card
+    for job in running.client().jobs():
+        if job["state"] not in ("succeeded", "failed", "cancelled"):
+            running.cli("cancel", job["id"])
+    card.will.leave(card.uuid)
+    card.will.allow(card.uuid)
+    card.will.fail(card.uuid, "")
+    card.will.slow(card.uuid, 0)
+    card.free()
+
+
+@pytest.fixture
+def submit(card: Card, tmp_path: Path) -> Callable[..., str]:
+    """Submits a job that shows its devices and runs until the file `go` is there."""
+    until = f"while [ ! -e {tmp_path}/go ]; do sleep 0.05; done"
+
+    def submit(profile: str | None = None, entrypoint: str = f"{SHOW}; {until}", **fields: Any) -> str:
+        resources = fields.pop("resources", {"mig_profile": profile})
+        return card.system.submit(profile or "job", entrypoint, resources=resources, **fields)
+
+    return submit
+
+
+# ------------------------------------------------------------ cutting
+
+
+def test_three_small_slices_then_a_big_one(card: Card, submit: Callable[..., str]) -> None:
+    """Case sharing-05: the order of the requests does not matter while all fit."""
+    ids = [submit(profile) for profile in ("1g.10gb", "1g.10gb", "1g.10gb", "3g.40gb", "1g.10gb")]
+    for id in ids:
+        card.wait(id, "running")
+    assert card.cuts == [Cut(ONE, 0), Cut(ONE, 1), Cut(ONE, 2), Cut(ONE, 3), Cut(THREE, 4)]
+    sixth = submit("1g.10gb")
+    assert card.job(sixth)["state"] == "waiting"
+    card.why(sixth, "no MIG slice is free")
+    assert len({each.uuid for each in card.layout.instances}) == 5
+
+
+@pytest.mark.parametrize("backend", ["vm", "ray"])
+def test_each_tenant_sees_its_own_instance_and_nothing_else(
+    card: Card, submit: Callable[..., str], backend: str
+) -> None:
+    shown = "; ".join([SHOW, "echo [$NVIDIA_VISIBLE_DEVICES]"])
+    ids = [submit("2g.20gb", shown, backend=backend) for _ in range(2)]
+    for id in ids:
+        card.wait(id, "succeeded")
+    first, second = (card.log(id).split() for id in ids)
+    uuids = {each.uuid for each in card.layout.instances}
+    for device, share, memory, nvidia in (first, second):
+        assert device in uuids
+        assert nvidia == f"[{device}]"
+        assert (share, memory) == ("0.2857", "19968")
+
+
+@pytest.mark.parametrize("name", ["3G.40GB", "3g.39gb"])
+def test_a_profile_may_be_written_as_another_driver_does(
+    card: Card, submit: Callable[..., str], name: str
+) -> None:
+    """Case spec-04."""
+    card.wait(submit(name, SHOW), "succeeded")
+    assert THREE in [cut.profile for cut in card.cuts]
+
+
+def test_a_profile_of_another_card_is_refused_with_the_list(card: Card, submit: Callable[..., str]) -> None:
+    """Case spec-04."""
+    with pytest.raises(Exception, match=r"3g\.40gb"):
+        submit("3g.20gb")
+
+
+def test_instances_make_way_when_another_shape_needs_the_room(card: Card, submit: Callable[..., str]) -> None:
+    card.wait(submit("1g.10gb", SHOW), "succeeded")
+    assert ONE in [cut.profile for cut in card.cuts]
+    card.wait(submit("7g.80gb", SHOW), "succeeded")
+    assert card.cuts == [Cut(SEVEN, 0)]
+    whole = submit(entrypoint=SHOW, resources={"gpus": 1})
+    card.wait(whole, "succeeded")
+    assert card.layout == Layout()
+    assert card.log(whole).startswith(f"{card.uuid} 1 ")
+
+
+def test_an_instance_is_used_again_by_the_next_who_wants_one(card: Card, submit: Callable[..., str]) -> None:
+    card.wait(submit("2g.20gb", SHOW), "succeeded")
+    card.free()
+    before = card.layout
+    card.wait(submit("2g.20gb", SHOW), "succeeded")
+    assert card.layout == before
+
+
+def test_ray_agrees_with_what_is_held(card: Card, submit: Callable[..., str]) -> None:
+    """The GPU is taken in Ray as long as an instance of it is, so that nobody lands on it beside raysched."""
+    card.wait(submit("3g.40gb"), "running")
+    wait_until(lambda: "0.4285 used of 1.0 reserved" in card.system.ray("status").stdout, "Ray says so")
+
+
+# ------------------------------------------------------------ what goes wrong
+
+
+def test_a_refusal_of_the_driver_leads_to_another_place(card: Card, submit: Callable[..., str]) -> None:
+    """The table allows it and the driver does not: an answer, not an end."""
+    card.wait(submit("7g.80gb", SHOW), "succeeded")
+    card.will.refuse(card.uuid, Cut(THREE, 4), "the driver has no room for it there")
+    first = submit("3g.40gb")
+    card.wait(first, "running")
+    assert card.cuts == [Cut(THREE, 0)]
+    second = submit("3g.40gb")
+    card.why(second, "no room for it there")
+    assert card.job(second)["attempt"] >= 1
+    assert card.job(first)["state"] == "running"
+
+
+def test_a_gpu_that_a_stranger_uses_is_not_cut(card: Card, submit: Callable[..., str]) -> None:
+    card.wait(submit("1g.10gb", SHOW), "succeeded")
+    (there, *_) = card.layout.instances
+    card.will.use(card.uuid, 1, 100, there.uuid)
+    wait_until(lambda: "'foreign_mib': 100" in str(card.system.client().gpus()), "the stranger is seen")
+    other = submit("1g.10gb", SHOW)
+    card.wait(other, "succeeded")
+    assert there.uuid not in card.log(other)
+    whole = submit("7g.80gb", SHOW)
+    card.why(whole, "without a lease")
+    assert there in card.layout.instances
+    card.will.leave(card.uuid)
+    card.wait(whole, "succeeded")
+
+
+def test_who_loses_its_instance_is_told(card: Card, submit: Callable[..., str]) -> None:
+    """Somebody cut the GPU anew by hand."""
+    id = submit("2g.20gb")
+    card.wait(id, "running")
+    card.will.cut(card.uuid, Cut(TWO, 4))
+    ended = card.wait(id, "failed")
+    assert "MIG instance" in ended["reason"]
+    assert "gone" in ended["reason"]
+
+
+def test_an_agent_that_is_killed_while_it_cuts_goes_on_where_it_was(
+    card: Card, submit: Callable[..., str]
+) -> None:
+    card.wait(submit(entrypoint=SHOW, resources={"gpus": 1}), "succeeded")
+    card.will.slow(card.uuid, 2.0)
+    id = submit("3g.40gb")
+    wait_until(lambda: card.layout.enabled, "the first step is done")
+    assert card.system.kill("ray::NodeAgent")
+    assert card.cuts == []
+    card.will.slow(card.uuid, 0)
+    card.wait(id, "running")
+    assert len(card.cuts) == 1
+    assert card.job(id)["attempt"] == 1
+
+
+def test_how_it_is_cut_stays_when_the_agent_dies_and_goes_with_the_system(make_system: Any) -> None:
+    system = make_system("1xA100-80GB")
+    system.up()
+    card = Card(system)
+    id = system.submit("first", SHOW, resources={"mig_profile": "2g.20gb"})
+    card.wait(id, "succeeded")
+    before = card.layout
+    assert system.kill("ray::NodeAgent")
+    assert system.kill("ray::Ledger")
+    again = system.submit("second", SHOW, resources={"mig_profile": "2g.20gb"})
+    card.wait(again, "succeeded")
+    assert card.layout == before
+    assert card.log(again) == card.log(id)
+    card.free()
+    system.cli("down")
+    assert card.layout == Layout()
+
+
+# ------------------------------------------------------------ programs
+
+
+def test_actors_of_a_class_have_their_own_instances(card: Card, tmp_path: Path) -> None:
+    """Case ray-05."""
+    (tmp_path / "slices.py").write_text(
+        "import os, subprocess, ray, raysched\n"
+        "@ray.remote(num_cpus=0)\n"
+        "def child(): return os.environ.get('CUDA_VISIBLE_DEVICES')\n"
+        "@raysched.remote(mig_profile='1g.10gb')\n"
+        "class Slice:\n"
+        "    def look(self): return os.environ['CUDA_VISIBLE_DEVICES'], ray.get_gpu_ids()\n"
+        "    def below(self):\n"
+        "        shell = subprocess.run('echo $CUDA_VISIBLE_DEVICES', shell=True, capture_output=True)\n"
+        "        return shell.stdout.decode().strip(), ray.get(child.remote())\n"
+        "a, b = Slice.remote(), Slice.remote()\n"
+        "(mine, ids), (other, _) = ray.get([a.look.remote(), b.look.remote()])\n"
+        "shell, task = ray.get(a.below.remote())\n"
+        "assert mine != other and mine.startswith('MIG-') and ',' not in mine, (mine, other)\n"
+        "assert shell == mine, (shell, mine)\n"
+        "assert task in (mine, '', None), (task, mine)\n"
+        "print(mine, other)\n"
+    )
+    seen = card.system.python("slices.py", cwd=tmp_path).stdout.split()
+    assert set(seen) <= {each.uuid for each in card.layout.instances}
+    assert len(set(seen)) == 2
+
+
+def test_calls_of_a_function_run_on_instances_beside_each_other(card: Card, tmp_path: Path) -> None:
+    (tmp_path / "calls.py").write_text(
+        "import os, time, ray, raysched\n"
+        "@raysched.remote(mig_profile='1g.10gb')\n"
+        "def where(x):\n"
+        "    time.sleep(0.3)\n"
+        "    return x, os.environ['CUDA_VISIBLE_DEVICES']\n"
+        "found = ray.get([where.remote(x) for x in range(24)])\n"
+        "assert [x for x, _ in found] == list(range(24))\n"
+        "print(*{device for _, device in found})\n"
+    )
+    seen = card.system.python("calls.py", cwd=tmp_path).stdout.split()
+    assert 2 <= len(seen) <= 7
+    assert set(seen) <= {each.uuid for each in card.layout.instances}
+
+
+def test_a_lease_in_a_program_names_its_instances(card: Card, tmp_path: Path) -> None:
+    (tmp_path / "lease.py").write_text(
+        "import os, ray, raysched\n"
+        "ray.init()\n"
+        "@ray.remote\n"
+        "def look(): return os.environ['CUDA_VISIBLE_DEVICES']\n"
+        "with raysched.lease(mig_profile='3g.40gb') as lease:\n"
+        "    (device,) = lease.gpus\n"
+        "    assert device == lease.env['CUDA_VISIBLE_DEVICES']\n"
+        "    assert device == ray.get(look.options(**lease.options()).remote())\n"
+        "    print(device)\n"
+    )
+    [device] = card.system.python("lease.py", cwd=tmp_path).stdout.split()
+    assert device in {each.uuid for each in card.layout.instances}
+
+
+# ------------------------------------------------------------ time-slices
+
+
+def test_a_time_sliced_gpu_takes_its_replicas_and_no_more(card: Card, submit: Callable[..., str]) -> None:
+    slice = {"sharing": "time_slice", "gpu_memory": "10GB"}
+    ids = [submit(resources=slice) for _ in range(4)]
+    for id in ids:
+        card.wait(id, "running")
+    fifth = submit(resources=slice)
+    assert card.job(fifth)["state"] == "waiting"
+    wait_until(lambda: "1.0 used of 1.0 reserved" in card.system.ray("status").stdout, "Ray says so")
+    card.system.cli("cancel", ids[0])
+    card.wait(fifth, "running")
+    assert card.layout == Layout()
+
+
+def test_calls_take_turns_on_a_time_sliced_gpu(card: Card, tmp_path: Path) -> None:
+    (tmp_path / "turns.py").write_text(
+        "import os, ray, raysched\n"
+        "@raysched.remote(sharing='time_slice', gpu_memory='10GB')\n"
+        "def turn(x):\n"
+        "    share = os.environ['RAYSCHED_GPU_FRACTION']\n"
+        "    return x, os.environ['CUDA_VISIBLE_DEVICES'], os.environ['RAYSCHED_SHARING'], share\n"
+        "found = ray.get([turn.remote(x) for x in range(8)])\n"
+        "assert [each[0] for each in found] == list(range(8))\n"
+        "print(*{' '.join(each[1:]) for each in found})\n"
+    )
+    seen = card.system.python("turns.py", cwd=tmp_path).stdout
+    assert seen == f"{card.uuid} time_slice 0.25\n"
