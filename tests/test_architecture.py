@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "errors": {"errors"},
     "specs": {"errors", "specs"},
     "core": INNER,
-    "store": INNER | {"store", "__version__"},
+    "store": INNER | {"store", "folders", "__version__"},
     "gpu": INNER | {"gpu"},
     "backends": INNER | {"backends", "gpu", "package"},
     "testing": INNER | {"backends", "testing", "gpu", "store", "package"},

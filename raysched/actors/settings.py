@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from raysched.store.usual import file_url
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """`folder` is the state folder; `environment` the variables of the shell that ran `up`, from which jobs
-    get theirs; `simulate` describes the made-up GPUs of the head node, None for real ones. The token is not
-    here: it stays in `gateway.json`.
+    get theirs; `simulate` describes the made-up GPUs of the head node, None for real ones; `store` is the
+    journal's URL, None for a file in the folder. The token is not here: it stays in `gateway.json`.
     """
 
     folder: str
@@ -19,11 +21,12 @@ class Settings:
     simulate: str | None = None
     backends: tuple[str, ...] = ("ray", "vm")
     environment: dict[str, str] = field(default_factory=dict[str, str])
+    store: str | None = field(default=None, repr=False)  # it may hold a password
 
     @property
     def journal(self) -> str:
         """The URL of the journal."""
-        return f"sqlite:///{Path(self.folder) / 'journal.sqlite'}"
+        return self.store or file_url(Path(self.folder))
 
     @property
     def packages(self) -> Path:

@@ -11,7 +11,7 @@ import typer
 import typer.core
 import typer.main
 
-from raysched.cli import job_commands, system_commands
+from raysched.cli import job_commands, store_commands, system_commands
 from raysched.cli.output import Output, say
 from raysched.errors import RayschedError
 
@@ -21,7 +21,7 @@ BROKEN_PIPE = 141
 CLICK_ERROR: type[Exception] = next(k for k in typer.BadParameter.__mro__ if k.__name__ == "ClickException")
 """The base of errors in the command line itself; typer gives it no public name."""
 
-PANELS: dict[str, list[Callable[..., Any]]] = {
+PANELS: dict[str, list[Callable[..., Any] | typer.Typer]] = {
     "Run jobs": [job_commands.plan, job_commands.submit, job_commands.logs, job_commands.cancel],
     "See what goes on": [
         job_commands.status,
@@ -33,9 +33,16 @@ PANELS: dict[str, list[Callable[..., Any]]] = {
         system_commands.up,
         system_commands.down,
         system_commands.doctor,
+        system_commands.drain,
+        store_commands.app,
         system_commands.schema,
     ],
 }
+
+
+def name_of(command: Callable[..., Any] | typer.Typer) -> str:
+    """What is typed for a command, or for a group of commands."""
+    return str(command.info.name) if isinstance(command, typer.Typer) else command.__name__
 
 
 class Sections(typer.core.TyperGroup):
@@ -44,7 +51,7 @@ class Sections(typer.core.TyperGroup):
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write one section a heading."""
         for heading, commands in PANELS.items():
-            names = [command.__name__ for command in commands]
+            names = [name_of(command) for command in commands]
             with formatter.section(heading):
                 formatter.write_dl([(name, self.commands[name].get_short_help_str(100)) for name in names])
 
@@ -57,7 +64,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (command for commands in PANELS.values() for command in commands):
-    app.command()(command)
+    if isinstance(command, typer.Typer):
+        app.add_typer(command)
+    else:
+        app.command()(command)
 
 
 @app.callback(invoke_without_command=True)

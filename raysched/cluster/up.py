@@ -22,6 +22,7 @@ from raysched.cluster.record import Record
 from raysched.errors import AlreadyUp, ConfigError, Conflict, PortBusy, RayschedError, Unreachable
 from raysched.folders import state_folder
 from raysched.specs.config import Config
+from raysched.store.usual import data_folder
 
 View = dict[str, Any]
 
@@ -75,11 +76,12 @@ def _plan(home: Path, config: Config, simulate: str | None, address: str | None,
     host = config.gateway.host
     number = config.gateway.port if port is None else port
     settings = Settings(
-        folder=str(homes.prepare(_data_folder(config, home))),
+        folder=str(homes.prepare(data_folder(config))),
         host=host,
         port=_port_from_before(before, number) if before else free_port(host, number),
         simulate=simulate,
         environment=dict(os.environ) | {"RAYSCHED_HOME": str(home)},
+        store=config.store.url,
     )
     return Plan(home, settings, _token(home), ray, before, _count(simulate))
 
@@ -123,13 +125,6 @@ def _given_ray(config: Config, address: str | None, simulate: str | None) -> str
     if named == "auto" and running is None:
         raise Unreachable("no Ray runs on this machine: start one, or leave the address out")
     return running if named == "auto" or simulate is None else None
-
-
-def _data_folder(config: Config, home: Path) -> Path:
-    """Where journal, packages and runs are: RAYSCHED_HOME goes before the configuration."""
-    if os.environ.get("RAYSCHED_HOME") or config.store.folder is None:
-        return home
-    return Path(config.store.folder).expanduser()
 
 
 def free_port(host: str, port: int) -> int:

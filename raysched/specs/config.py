@@ -18,6 +18,8 @@ from raysched.specs.values import Text, WholeNumber, filled
 
 _GPUS = re.compile(r"([1-9][0-9]*x)?[A-Za-z][\w.+-]*", re.IGNORECASE)
 _RAY_ADDRESS = re.compile(r"auto|[^\s/:]+:[0-9]{1,5}|\[[0-9A-Fa-f:]+\]:[0-9]{1,5}")
+_STORE = re.compile(r"sqlite:////[^?]+|postgres(ql)?(\+psycopg)?://[^/]*/[^/?]+(\?.*)?")
+_PASSWORD = re.compile(r"(://[^/@]*?):[^/@]*@")
 _NOT_YET = {name: f"the {name} backend is not in this version: remove it" for name in ("k8s", "slurm")}
 
 Part = TypeVar("Part", bound=Fields)
@@ -29,6 +31,17 @@ def parse_folder(value: str) -> str:
     """A folder, with `~` for the user's home. Raises ValueError for one that depends on where one stands."""
     if not Path(value).expanduser().is_absolute():
         raise ValueError(f"{quoted(value)} must start with / or ~/")
+    return value
+
+
+def parse_store(value: str) -> str:
+    """The URL of a journal. Raises ValueError."""
+    if not _STORE.fullmatch(value):
+        said = _PASSWORD.sub(r"\1:***@", value)
+        raise ValueError(
+            f"{quoted(said)} names no journal: write sqlite:///PATH, where PATH starts with /, or "
+            "postgresql://USER@HOST/DATABASE"
+        )
     return value
 
 
@@ -51,6 +64,10 @@ class Store(Fields):
 
     folder: Annotated[Text, AfterValidator(parse_folder)] | None = Field(
         default=None, description="The folder; RAYSCHED_HOME goes before it. null: the state folder."
+    )
+    url: Annotated[Text, AfterValidator(parse_store)] | None = Field(
+        default=None,
+        description="The journal: sqlite:///PATH or postgresql://USER@HOST/DATABASE. null: in the folder.",
     )
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import sqlite3
 import time
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from sqlalchemy.engine import URL, Connection, Engine, create_engine
 
 from raysched.errors import StorageError
 from raysched.store.mark import Mark
-from raysched.store.place import PATIENCE, RESTORE, Place
+from raysched.store.place import PATIENCE, RESTORE, InUse, Place
 
 WRITES = "raysched_writes"
 """The option of a connection whose transaction is going to write."""
@@ -41,7 +43,7 @@ class FilePlace(Place):
 
     def __init__(self, url: URL) -> None:
         self.path = Path(url.database or "")
-        self.name = f"the journal {self.path}"
+        self.where = str(self.path)
         self.mark = Mark(self.path)
         self._lock = -1
 
@@ -66,6 +68,41 @@ class FilePlace(Place):
     def helper(self) -> Engine:
         """A commit is on the disk before it is acknowledged, and somebody who writes too is waited for."""
         return self._engine("rw", "journal_mode=WAL", "synchronous=FULL", "busy_timeout=5000")
+
+    def replace(self, fill: Callable[[Connection], None], stamp: str) -> str | None:
+        """The old file, and its log if one is left, get another name."""
+        there = self.path.exists() and self.path.stat().st_size > 0
+        self.writer().dispose()
+        new, aside = Path(f"{self.path}.new"), Path(f"{self.path}.before-{stamp}")
+        new.unlink(missing_ok=True)
+        write_new(new, fill)
+        if there:  # a log must never lie beside a file that it does not belong to
+            for end in ("-wal", "-shm"):
+                with suppress(FileNotFoundError):
+                    os.rename(f"{self.path}{end}", f"{aside}{end}")
+            os.link(self.path, aside)
+        new.replace(self.path)
+        _sync(self.path.parent)
+        return str(aside) if there else None
+
+    def bytes(self, connection: Connection) -> int:
+        """With the log."""
+        files = [Path(f"{self.path}{end}") for end in ("", "-wal")]
+        return sum(file.stat().st_size for file in files if file.exists())
+
+    def complaints(self, connection: Connection) -> list[str]:
+        """What SQLite's own check of the file's structure says."""
+        said = connection.exec_driver_sql("PRAGMA integrity_check(5)").scalars().all()
+        return [f"SQLite finds the file damaged: {line}" for line in said if line != "ok"]
+
+    def shrink(self) -> None:
+        """The file is written anew without its free pages, and the log emptied."""
+        try:
+            with closing(sqlite3.connect(self.path, isolation_level=None)) as connection:
+                connection.execute("VACUUM")
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except sqlite3.Error as problem:
+            raise self.error(problem) from problem
 
     def advice(self, problem: Exception) -> str:
         """What SQLite's error means, by its words."""
@@ -97,6 +134,34 @@ class FilePlace(Place):
         return engine
 
 
+def url_of(path: Path) -> URL:
+    """The URL of a journal in a file, whatever characters are in its path."""
+    return URL.create("sqlite", database=str(path.absolute()))
+
+
+def write_new(path: Path, fill: Callable[[Connection], None]) -> None:
+    """Make a new file, which `fill` makes a journal in one transaction; it is on the disk when this returns.
+    Raises StorageError, and OSError where the file can't be made."""
+    place = FilePlace(url_of(path))
+    _created(path)
+    engine = place.helper()
+    try:
+        with place.wording(engine.execution_options(**{WRITES: True}).begin) as connection:
+            fill(connection)
+    finally:
+        engine.dispose()
+    _sync(path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _begin(connection: Connection) -> None:
     """One that is going to write waits for others here, where nothing was read yet that could become old."""
     writes = connection.get_execution_options().get(WRITES, False)
@@ -111,7 +176,7 @@ def _locked(path: Path) -> int:
         if time.monotonic() > deadline:
             holder = os.pread(lock, 20, 0).decode()
             os.close(lock)
-            raise StorageError(
+            raise InUse(
                 f"the journal {path} is used by another ledger (process {holder or 'unknown'}); stop that "
                 "one with `raysched down`, or name another file (`store` in raysched.yaml)"
             )

@@ -87,7 +87,7 @@ class Journal(Reader):
         that a ledger starts on a full disk too."""
         with self._reading() as connection:
             version = check_schema(self.place.name, connection)
-        self._schema = SCHEMA
+        self.schema = SCHEMA
         if version == SCHEMA:
             return
         with self._writing() as connection:

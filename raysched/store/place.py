@@ -20,12 +20,26 @@ RESTORE = "restore a backup of it (`raysched store restore`)"
 """What to do about damage."""
 
 
-class Place(ABC):
-    """Where one journal is. `name` is how sentences call it; `mark` says how far it was acknowledged, where
-    that can be kept apart from it."""
+class InUse(StorageError):
+    """Another process has the lock."""
 
-    name: str
+    @property
+    def code(self) -> str:
+        """That of a StorageError."""
+        return "storage_error"
+
+
+class Place(ABC):
+    """Where one journal is: `where` is the path of the file, or the URL without its password. `mark` says how
+    far the journal was acknowledged, where that can be kept apart from it."""
+
+    where: str
     mark: Mark | None = None
+
+    @property
+    def name(self) -> str:
+        """How sentences call the journal."""
+        return f"the journal {self.where}"
 
     @abstractmethod
     def reader(self) -> Engine:
@@ -44,6 +58,23 @@ class Place(ABC):
     def advice(self, problem: Exception) -> str:
         """What an error of the database means for the user, and what to do."""
 
+    @abstractmethod
+    def replace(self, fill: Callable[[Connection], None], stamp: str) -> str | None:
+        """Keep the journal aside, under a name with `stamp`, and put another in its place, which `fill` makes
+        in one transaction. Where the old one now is; None where there was none. Raises StorageError."""
+
+    @abstractmethod
+    def bytes(self, connection: Connection) -> int:
+        """What the journal takes on the disk."""
+
+    @abstractmethod
+    def complaints(self, connection: Connection) -> list[str]:
+        """What the database itself finds wrong, a sentence each."""
+
+    @abstractmethod
+    def shrink(self) -> None:
+        """Give room back that the journal no longer needs. Nobody else may use it."""
+
     def close(self) -> None:
         """Let another process have the lock; closing twice is silent."""
         if self.mark is not None:
@@ -56,10 +87,14 @@ class Place(ABC):
             with connect() as connection:
                 yield connection
         except (SQLAlchemyError, sqlite3.Error) as problem:
-            raise StorageError(f"{self.name} can't be used: {self.advice(problem)}") from problem
+            raise self.error(problem) from problem
+
+    def error(self, problem: Exception) -> StorageError:
+        """An error of the database in one sentence."""
+        return StorageError(f"{self.name} can't be used: {self.advice(problem)}")
 
 
-def place_of(url: str) -> Place:
+def place_of(url: str | URL) -> Place:
     """The place that a URL names. Raises ConfigError for one that names none."""
     from raysched.store.file import FilePlace
     from raysched.store.server import ServerPlace
@@ -78,7 +113,7 @@ def place_of(url: str) -> Place:
 _NO_FILE = (None, "", ":memory:")
 
 
-def _parsed(url: str) -> URL | None:
+def _parsed(url: str | URL) -> URL | None:
     try:
         parsed = make_url(url)
         if parsed.drivername in ("postgres", "postgresql"):
@@ -89,6 +124,6 @@ def _parsed(url: str) -> URL | None:
     return parsed
 
 
-def _shown(parsed: URL | None, url: str) -> str:
+def _shown(parsed: URL | None, url: str | URL) -> str:
     """The URL without its password."""
-    return url if parsed is None else parsed.render_as_string(hide_password=True)
+    return str(url) if parsed is None else parsed.render_as_string(hide_password=True)

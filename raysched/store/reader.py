@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, inspect, select
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import URL, Connection, Engine
 
 from raysched.core.evolve import evolve
 from raysched.core.facts import Fact
@@ -33,11 +33,11 @@ class Reader:
     newer raysched, or can't be reached.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str | URL) -> None:
         self.place: Place = place_of(url)
         self._engine: Engine = self.place.reader()
         with self._closing_on_error():
-            self._schema = self._check_schema()
+            self.schema = self._check_schema()
 
     def facts(self, after: int = 0) -> Iterator[tuple[int, Fact]]:
         """Each fact after number `after`, with its number, in order."""
@@ -59,7 +59,7 @@ class Reader:
         Without a snapshot: None, 0 and all facts. A snapshot that is damaged, or another version's, is passed
         over, since the facts before it are all there.
         """
-        seq, state = next(snapshots.usable(self._snapshots(), self.last()), (0, None))
+        seq, state = next(snapshots.usable(self.snapshots(), self.last()), (0, None))
         return state, seq, (fact for _, fact in self.facts(seq))
 
     def last(self) -> int:
@@ -83,15 +83,9 @@ class Reader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _last(self, connection: Connection) -> int:
-        found = connection.scalar(select(func.max(facts.c.seq)))
-        if found is None and self._schema >= PACKS_SINCE:
-            found = connection.scalar(select(func.max(packs.c.last)))
-        return found or 0
-
-    def _snapshots(self) -> Iterator[Any]:
+    def snapshots(self) -> Iterator[Any]:
         """The rows of the snapshots, the newest first, but for those that the database itself can't read."""
-        if self._schema < PACKS_SINCE:  # they had no shape then
+        if self.schema < PACKS_SINCE:  # they had no shape then
             return
         newest = select(table.c.seq).order_by(table.c.seq.desc())
         with self._reading() as connection:
@@ -106,13 +100,36 @@ class Reader:
                 if row is not None:  # a newer one may have taken its place
                     yield row
 
+    def packed(self) -> int:
+        """How many facts are packed."""
+        if self.schema < PACKS_SINCE:
+            return 0
+        with self._reading() as connection:
+            return connection.scalar(select(func.max(packs.c.last))) or 0
+
+    def bytes(self) -> int:
+        """What the journal takes on the disk."""
+        with self._reading() as connection:
+            return self.place.bytes(connection)
+
+    def complaints(self) -> list[str]:
+        """What the database itself finds wrong."""
+        with self._reading() as connection:
+            return self.place.complaints(connection)
+
+    def _last(self, connection: Connection) -> int:
+        found = connection.scalar(select(func.max(facts.c.seq)))
+        if found is None and self.schema >= PACKS_SINCE:
+            found = connection.scalar(select(func.max(packs.c.last)))
+        return found or 0
+
     def _page(self, after: int) -> Sequence[FactRow]:
         """Some facts after number `after`. Looked for among the unpacked ones first: what is not there any
         more is in a pack already."""
         query = select(facts).where(facts.c.seq > after).order_by(facts.c.seq).limit(PACK)
         with self._reading() as connection:
             found = [FactRow(*row) for row in connection.execute(query)]
-            if self._schema < PACKS_SINCE or (found and found[0].seq == after + 1):
+            if self.schema < PACKS_SINCE or (found and found[0].seq == after + 1):
                 return found
             pack = connection.execute(
                 select(packs).where(packs.c.last > after).order_by(packs.c.first).limit(1)
@@ -151,16 +168,16 @@ class Reader:
 
 def fold(journal: Reader) -> tuple[State, int]:
     """The state that all facts of a journal make, and the number of the last one."""
-    with _no_collection():
+    with no_collection():
         state, seq, rest = journal.load()
         state = state or State()
         for fact in rest:
             seq += 1
-            _evolve(journal, state, seq, fact)
+            fold_in(journal, state, seq, fact)
     return state, seq
 
 
-def _evolve(journal: Reader, state: State, seq: int, fact: Fact) -> None:
+def fold_in(journal: Reader, state: State, seq: int, fact: Fact) -> None:
     """Fold one fact in. One that was recorded always fits, unless somebody changed the journal by hand."""
     try:
         evolve(state, fact)
@@ -172,7 +189,7 @@ def _evolve(journal: Reader, state: State, seq: int, fact: Fact) -> None:
 
 
 @contextmanager
-def _no_collection() -> Generator[None]:
+def no_collection() -> Generator[None]:
     """Without Python's search for cycles, of which facts and states have none: it takes as long again."""
     collects = gc.isenabled()
     gc.disable()

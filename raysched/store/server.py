@@ -10,13 +10,14 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import event
-from sqlalchemy.engine import URL, Engine, create_engine
+from sqlalchemy import event, inspect
+from sqlalchemy.engine import URL, Connection, Engine, create_engine
 
-from raysched.errors import StorageError
-from raysched.store.place import PATIENCE, Place
+from raysched.store.place import PATIENCE, InUse, Place
+from raysched.store.tables import tables
 
 _LOCK = 0x7261797  # any number that no other program on that database takes
 _ANSWER_S = 5
@@ -77,8 +78,7 @@ class ServerPlace(Place):
 
     def __init__(self, url: URL) -> None:
         self._url = url.set(query={**_CONNECTION, **url.query})
-        where = f"{url.host or 'localhost'}{f':{url.port}' if url.port else ''}"
-        self.name = f"the journal in PostgreSQL at {where}/{url.database}"
+        self.where = url.set(drivername="postgresql", password=None, query={}).render_as_string()
 
     def reader(self) -> Engine:
         """Each transaction sees one moment, and writes nothing."""
@@ -97,6 +97,46 @@ class ServerPlace(Place):
         engine = create_engine(self._url, pool_size=1, max_overflow=0)
         event.listen(engine, "connect", _prepare)
         return engine
+
+    def replace(self, fill: Callable[[Connection], None], stamp: str) -> str | None:
+        """The old tables get other names, in the transaction that makes the new ones."""
+        engine = self.writer()
+        try:
+            with self.wording(engine.begin) as connection:
+                there = [name for name in tables.tables if inspect(connection).has_table(name)]
+                for name in there:
+                    connection.exec_driver_sql(f"alter table {name} rename to {name}_before_{stamp}")
+                    connection.exec_driver_sql(
+                        f"alter index if exists {name}_pkey rename to {name}_before_{stamp}_pkey"
+                    )
+                fill(connection)
+        finally:
+            engine.dispose()
+        return f"tables *_before_{stamp}" if there else None
+
+    def bytes(self, connection: Connection) -> int:
+        """Of the tables and their indexes."""
+        sizes = (f"coalesce(pg_total_relation_size(to_regclass('{name}')), 0)" for name in tables.tables)
+        return int(connection.exec_driver_sql(f"select {' + '.join(sizes)}").scalar() or 0)
+
+    def complaints(self, connection: Connection) -> list[str]:
+        """Settings of the server with which it may lose what was acknowledged."""
+        unsafe = [
+            name
+            for name in ("fsync", "full_page_writes")
+            if connection.exec_driver_sql(f"select current_setting('{name}')").scalar() == "off"
+        ]
+        return [f"the server runs with {name} = off: when its power fails, facts are lost" for name in unsafe]
+
+    def shrink(self) -> None:
+        """The tables are written anew without their free pages."""
+        engine = create_engine(self._url, isolation_level="AUTOCOMMIT")
+        try:
+            with self.wording(engine.connect) as connection:
+                for name in tables.tables:
+                    connection.exec_driver_sql(f"vacuum full {name}")
+        finally:
+            engine.dispose()
 
     def advice(self, problem: Exception) -> str:
         """What PostgreSQL's error means, by its SQLSTATE, else by its words."""
@@ -118,7 +158,7 @@ class ServerPlace(Place):
         deadline = time.monotonic() + PATIENCE
         while not _ask(connection, f"select pg_try_advisory_lock({_LOCK}, hashtext(current_schema()))"):
             if time.monotonic() > deadline:
-                raise StorageError(
+                raise InUse(
                     f"{self.name} is used by another ledger ({_holder(connection)}); stop that one with "
                     "`raysched down`, or name another database (`store` in raysched.yaml)"
                 )

@@ -82,8 +82,8 @@ class Keeper(Reader):
         self.place = place_of(url)
         self._engine = self.place.helper()
         with self._closing_on_error():
-            self._schema = self._check_schema()
-            if self._schema != SCHEMA:
+            self.schema = self._check_schema()
+            if self.schema != SCHEMA:
                 raise StorageError(
                     f"{self.place.name} was written by an older raysched; start this one on it first "
                     "(`raysched up`)"
@@ -98,23 +98,30 @@ class Keeper(Reader):
                 snapshots.write(connection, row)
         return seq
 
-    def pack(self) -> int:
-        """Pack the facts before the oldest snapshot, so that a start reads no pack; how many they were."""
+    def pack(self, upto: int | None = None) -> int:
+        """Pack facts up to number `upto`; without it, those that no start reads, even if the newest snapshot
+        should be damaged. How many were packed."""
+        last = self._never_read() if upto is None else upto
         packed = 0
-        while rows := self._packable():
+        while rows := self._packable(last):
             began = time.monotonic()
             self._write_pack(rows)
             packed += len(rows)
             time.sleep(_BREATH * (time.monotonic() - began))
         return packed
 
-    def _packable(self) -> list[FactRow]:
+    def _never_read(self) -> int:
+        """The last fact before the oldest of the kept snapshots."""
+        with self._reading() as connection:
+            kept = connection.scalars(select(table.c.seq)).all()
+        return min(kept) if len(kept) == snapshots.KEPT else 0
+
+    def _packable(self, last: int) -> list[FactRow]:
         """The oldest facts that are not packed, if they fill a pack."""
         query = select(facts).order_by(facts.c.seq).limit(PACK)
         with self._reading() as connection:
-            kept = connection.scalars(select(table.c.seq)).all()
             rows = [FactRow(*row) for row in connection.execute(query)]
-        if len(kept) < snapshots.KEPT or len(rows) < PACK or rows[-1].seq > min(kept):
+        if len(rows) < PACK or rows[-1].seq > last:
             return []
         for seq, row in enumerate(rows, rows[0].seq):
             if row.seq != seq or not row.whole:

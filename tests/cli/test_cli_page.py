@@ -9,7 +9,7 @@ import pytest
 import typer.main
 
 from raysched import errors
-from raysched.cli.main import PANELS, app
+from raysched.cli.main import PANELS, app, name_of
 
 PAGE = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
 SECTIONS = {
@@ -20,13 +20,15 @@ EVERYWHERE = {"--json", "--help", "-h"}
 
 
 def test_every_command_is_documented() -> None:
-    assert set(SECTIONS) == {command.__name__ for commands in PANELS.values() for command in commands}
+    assert set(SECTIONS) == {name_of(command) for commands in PANELS.values() for command in commands}
 
 
 @pytest.mark.parametrize("name", sorted(SECTIONS))
 def test_the_options_are_those_of_the_command(name: str) -> None:
     command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
-    options = {option for parameter in command.params for option in parameter.opts if option.startswith("-")}
+    commands = [command, *getattr(command, "commands", {}).values()]
+    parameters = [parameter for one in commands for parameter in one.params]
+    options = {option for parameter in parameters for option in parameter.opts if option.startswith("-")}
     written = set(re.findall(r"`(--?[a-z]+)", SECTIONS[name]))
     assert written - EVERYWHERE == options - EVERYWHERE
 
