@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pynvml
-
-from raysched.gpu.answers import code, known
 
 FAULTS = {
     46: "it stopped processing",
@@ -48,27 +46,18 @@ class Health:
     def listen(self, gpus: Iterable[tuple[str, Any]]) -> None:
         """Take in what these GPUs, by UUID and handle, reported since the last call."""
         if self._events is None:
-            self._events = pynvml.nvmlEventSetCreate()
+            self._events = _asked(pynvml.nvmlEventSetCreate)
+        if self._events is None:
+            return
         for uuid, handle in gpus:
             if uuid not in self._heard:
                 self._heard.add(uuid)
-                self._register(handle)
-        while event := self._next():
-            if event.eventData in FAULTS:
-                self._xids[pynvml.nvmlDeviceGetUUID(event.device)] = event.eventData
-
-    def _register(self, handle: Any) -> None:
-        supported = known(pynvml.nvmlDeviceGetSupportedEventTypes, handle) or 0
-        if supported & XID:
-            known(pynvml.nvmlDeviceRegisterEvents, handle, XID, self._events)
-
-    def _next(self) -> Any:
-        try:
-            return pynvml.nvmlEventSetWait_v2(self._events, 0)
-        except pynvml.NVMLError as problem:
-            if code(problem) == pynvml.NVML_ERROR_TIMEOUT:
-                return None
-            raise
+                if (_asked(pynvml.nvmlDeviceGetSupportedEventTypes, handle) or 0) & XID:
+                    _asked(pynvml.nvmlDeviceRegisterEvents, handle, XID, self._events)
+        while event := _asked(pynvml.nvmlEventSetWait_v2, self._events, 0):
+            uuid = _asked(pynvml.nvmlDeviceGetUUID, event.device)
+            if uuid is not None and event.eventData in FAULTS:
+                self._xids[uuid] = event.eventData
 
     def deafen(self) -> None:
         """Stop listening until the next `listen`: who listens to a GPU counts as a user of it."""
@@ -97,10 +86,20 @@ class Health:
 
 def _action(handle: Any) -> int:
     """What the driver wants done about a GPU; 0 for nothing, or where it does not say."""
-    (field,) = known(pynvml.nvmlDeviceGetFieldValues, handle, [pynvml.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION])
-    return field.value.uiVal if field.nvmlReturn == pynvml.NVML_SUCCESS else 0
+    fields = _asked(pynvml.nvmlDeviceGetFieldValues, handle, [pynvml.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION])
+    if fields is None or fields[0].nvmlReturn != pynvml.NVML_SUCCESS:
+        return 0
+    return fields[0].value.uiVal
 
 
 def _rows_failed(handle: Any) -> bool:
-    rows = known(pynvml.nvmlDeviceGetRemappedRows, handle)
+    rows = _asked(pynvml.nvmlDeviceGetRemappedRows, handle)
     return rows is not None and bool(rows[3])
+
+
+def _asked(ask: Callable[..., Any], *arguments: Any) -> Any:
+    """What NVML answers about a GPU's health, None where it has no answer: that is no fault."""
+    try:
+        return ask(*arguments)
+    except pynvml.NVMLError:
+        return None

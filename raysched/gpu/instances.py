@@ -153,20 +153,16 @@ def _cuts(handle: Any, geometry: Geometry, found: list[Any]) -> list[Cut]:
     """Where each MIG device lies. Only root is told; without it any places that are legal together stand for
     the true ones, which nobody then can change."""
     try:
-        return [_cut(_gpu_instance(handle, device)) for device in found]
+        infos = [pynvml.nvmlGpuInstanceGetInfo(instance) for instance in _all(handle)]
     except pynvml.NVMLError as problem:
         if code(problem) != FORBIDDEN:
             raise
-    return arranged([_profile_of(device, geometry) for device in found])
-
-
-def _gpu_instance(handle: Any, device: Any) -> Any:
-    number = pynvml.nvmlDeviceGetGpuInstanceId(device)
-    for profile in _profiles(handle):
-        for instance in _of_profile(handle, profile):
-            if pynvml.nvmlGpuInstanceGetInfo(instance).id == number:
-                return instance
-    raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
+        return arranged([_profile_of(device, geometry) for device in found])
+    cuts = {info.id: Cut(info.profileId, info.placement.start) for info in infos}
+    numbers = [pynvml.nvmlDeviceGetGpuInstanceId(device) for device in found]
+    if not cuts.keys() >= set(numbers):
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)  # it was cut meanwhile
+    return [cuts[number] for number in numbers]
 
 
 def _of_profile(handle: Any, profile: Any) -> list[Any]:

@@ -32,6 +32,7 @@ class NVMLDriver:
     def __init__(self, cuda_visible_devices: str | None) -> None:
         self._visible = cuda_visible_devices
         self._health = Health()
+        self._geometries: dict[tuple[str, bool | None], Geometry | None] = {}
         self._open = False
         try:
             pynvml.nvmlInit()
@@ -56,22 +57,35 @@ class NVMLDriver:
     def _info(self, index: int, uuid: str, handle: Any) -> GPUInfo | None:
         """A GPU as it is now; None for one that stopped answering meanwhile."""
         try:
-            memory = usage.memory(handle)
-            mig = instances.geometry(handle, memory.total if memory else None)
-            mechanisms: tuple[Mechanism, ...] = ("mig",) if mig else ()
-            return GPUInfo(
-                uuid,
-                index,
-                model_of_product(pynvml.nvmlDeviceGetName(handle)),
-                _total(memory, mig),
-                mig=mig,
-                layout=instances.layout(handle, mig),
-                mechanisms=mechanisms,
-                fault=self._health.fault(uuid, handle),
-            )
+            try:
+                return self._read(index, uuid, handle)
+            except pynvml.NVMLError:  # somebody may just have cut it
+                return self._read(index, uuid, handle)
         except pynvml.NVMLError as problem:
             _log.warning("GPU %d can't be read and is left out: %s.", index, problem)
             return None
+
+    def _read(self, index: int, uuid: str, handle: Any) -> GPUInfo:
+        mig = self._geometry(uuid, handle)
+        mechanisms: tuple[Mechanism, ...] = ("mig",) if mig else ()
+        return GPUInfo(
+            uuid,
+            index,
+            model_of_product(pynvml.nvmlDeviceGetName(handle)),
+            _total(usage.memory(handle), mig),
+            mig=mig,
+            layout=instances.layout(handle, mig),
+            mechanisms=mechanisms,
+            fault=self._health.fault(uuid, handle),
+        )
+
+    def _geometry(self, uuid: str, handle: Any) -> Geometry | None:
+        """What a GPU can be cut into, asked once for each of its modes: it takes many calls."""
+        key = (uuid, instances.enabled(handle))
+        if key not in self._geometries:
+            memory = usage.memory(handle)
+            self._geometries[key] = instances.geometry(handle, memory.total if memory else None)
+        return self._geometries[key]
 
     def sample(self) -> dict[str, GPUUse]:
         """What is in use now; a GPU that does not answer is there with nothing measured."""
@@ -86,9 +100,7 @@ class NVMLDriver:
         """Cut a GPU: destroy, switch the mode, create, and look again before each step that takes something
         away whether a process is there. Raises PartitionRefused."""
         try:
-            handle = self._handle(change.gpu)
-            memory = usage.memory(handle)
-            mig = instances.geometry(handle, memory.total if memory else None)
+            mig = self._geometry(change.gpu, self._handle(change.gpu))
             if mig is None:
                 raise PartitionRefused(f"{change.gpu} has no MIG, or can't tell what it can be cut into")
             self._cut(change, mig)
