@@ -125,6 +125,19 @@ def test_ray_counts_the_shares_of_residents(world: Any) -> None:
     assert world.free("node-a") == 3
 
 
+def test_two_mig_instances_of_one_gpu_are_two_shares_of_it(world: Any) -> None:
+    """The instances are not made yet when the GPU is held: that it is held is what lets it be cut."""
+    hold = replace(world.lease(world.place("node-a", "22", WHOLE // 7)), sharing="mig")
+    (answer,) = world.hold(hold)
+    (group,) = answer.groups
+    world.until(lambda: world.free("node-a", f"GPU_group_0_{group.id}") == pytest.approx(1 - 2 * 0.1428))
+    assert world.free("node-a") == 3
+    other = replace(world.lease(world.place("node-a", "2", WHOLE * 3 // 7), resident=False), sharing="mig")
+    (beside,) = world.hold(other)
+    assert beside.groups == (group,)
+    assert inside(group, 0.4285) == [2]
+
+
 def test_shares_never_exceed_the_gpu(world: Any) -> None:
     """A fifth quarter, which the ledger would never grant, finds no room, and the four stay."""
     holds = [world.lease(world.place("node-b", "0", QUARTER)) for _ in range(4)]
