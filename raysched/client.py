@@ -90,6 +90,10 @@ class Client:
         """Nodes, their GPUs and the tenants of each."""
         return self._get("/v1/gpus")
 
+    def drain(self, node: str, *, on: bool = True) -> Json:
+        """Start nothing new on a node, or use it again; the node. Raises NotFound."""
+        return self._post(f"/v1/nodes/{quote(node, safe='')}/drain", {"on": on})
+
     def plan(self, specs: Sequence[Json]) -> list[Json]:
         """Where each job would run and why; nothing is changed."""
         body = {"jobs": [{"spec": spec, "package": None} for spec in specs], "user": user()}

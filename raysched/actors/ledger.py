@@ -22,13 +22,14 @@ from raysched.actors.clock import Clock, wall_clock
 from raysched.actors.desk import Desk
 from raysched.actors.names import NAMESPACE
 from raysched.actors.settings import Settings
-from raysched.core import commands, views
+from raysched.core import commands, gpu_views, views
 from raysched.core.commands import Command, JobRequest
 from raysched.core.compile import compile_job, compile_resources
 from raysched.core.jobs import ENDED, Job
 from raysched.core.node import NodeInfo
 from raysched.core.state import State
 from raysched.core.wanted import packages
+from raysched.core.words import stamp
 from raysched.core.work import Owned, Partition, Run, Wanted
 from raysched.errors import NotFound, SpecError
 from raysched.package import PackageStore
@@ -58,7 +59,7 @@ class Ledger:
         self.upkeep = Upkeep(settings.journal)
         self.packages = PackageStore(settings.packages)
         self.watched: dict[str, asyncio.Task[None]] = {}
-        self.usage: dict[str, views.Usage] = {}
+        self.usage: dict[str, gpu_views.Usage] = {}
         self.tasks = [
             asyncio.create_task(self._serve()),
             asyncio.create_task(self._repeat(self._tick, TICK_S)),
@@ -151,6 +152,11 @@ class Ledger:
         await self.tell([commands.Cancel(one.id, by) for one in found])
         return views.jobs_view(self.state, found, self._now())
 
+    async def drain(self, node: str, on: bool) -> View:
+        """Start nothing new on a node, or use it again; answers with the node. Raises NotFound."""
+        await self.tell([commands.Drain(node, on)])
+        return gpu_views.node_view(self.state, node, self._usage(), self._now())
+
     # ------------------------------------------------------------ views
 
     async def view(self, what: str, **args: Any) -> View:
@@ -160,7 +166,7 @@ class Ledger:
             case "status":
                 return {
                     "version": __version__,
-                    "since": views.stamp(self.since),
+                    "since": stamp(self.since),
                     **views.status_view(self.state),
                 }
             case "jobs":
@@ -170,7 +176,7 @@ class Ledger:
             case "queue":
                 return views.queue_view(self.state, now)
             case "gpus":
-                return views.gpus_view(self.state, self._usage(), now)
+                return gpu_views.gpus_view(self.state, self._usage(), now)
             case "explain":
                 return self._explained(args["job"], now)
             case _:
@@ -188,13 +194,13 @@ class Ledger:
         waiting = [job for job in found if job.state == "waiting"]
         return views.explain_view(self.state, (waiting or found)[0], now)
 
-    def _usage(self) -> views.Usage:
+    def _usage(self) -> gpu_views.Usage:
         gpus: dict[str, int] = {}
         tenants: dict[tuple[str, str], int] = {}
         for usage in self.usage.values():
             gpus.update(usage.gpus)
             tenants.update(usage.tenants)
-        return views.Usage(gpus, tenants)
+        return gpu_views.Usage(gpus, tenants)
 
     async def locate(self, job: str, attempt: int | None, rank: int) -> View:
         """Which run's output is meant, the backend that has it, and whether it will still grow."""
@@ -220,7 +226,7 @@ class Ledger:
         """The runs that are remembered; a backend may delete the files of others."""
         return await self.desk.known(backend)
 
-    async def sample(self, node: str, usage: views.Usage) -> None:
+    async def sample(self, node: str, usage: gpu_views.Usage) -> None:
         """What an agent measured on its node just now; kept for the views, not written down."""
         self.usage[node] = usage
 

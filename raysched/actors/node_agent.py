@@ -14,7 +14,7 @@ import ray
 from raysched.actors import names
 from raysched.actors.node_runs import NodeRuns
 from raysched.actors.settings import Settings
-from raysched.core import commands, views
+from raysched.core import commands, gpu_views
 from raysched.core.node import NodeInfo
 from raysched.core.request import WHOLE
 from raysched.core.work import Partition
@@ -145,7 +145,7 @@ class NodeAgent(NodeRuns):
         )
 
 
-def _usage(uses: dict[str, GPUUse], leases: dict[int, str | None]) -> views.Usage:
+def _usage(uses: dict[str, GPUUse], leases: dict[int, str | None]) -> gpu_views.Usage:
     gpus = {uuid: use.memory_mib for uuid, use in uses.items() if use.memory_mib is not None}
     tenants: dict[tuple[str, str], int] = {}
     for uuid, use in uses.items():
@@ -153,7 +153,7 @@ def _usage(uses: dict[str, GPUUse], leases: dict[int, str | None]) -> views.Usag
             lease = leases.get(process.pid)
             if lease is not None and process.memory_mib is not None:
                 tenants[uuid, lease] = tenants.get((uuid, lease), 0) + process.memory_mib
-    return views.Usage(gpus, tenants)
+    return gpu_views.Usage(gpus, tenants)
 
 
 def _strange(node: str, gpu: str, use: GPUUse, leases: dict[int, str | None]) -> commands.Usage:

@@ -19,7 +19,15 @@ SHORTEST = len("GPU-") + 8
 WIDE = 76
 """Cells that the aligned lines of a GPU need; below, they flow."""
 
-COLOURS = {"free": "dim", "exclusive": "magenta", "shared": "cyan", "mig": "blue", "outside": "yellow"}
+COLOURS = {
+    "free": "dim",
+    "exclusive": "magenta",
+    "shared": "cyan",
+    "mig": "blue",
+    "outside": "yellow",
+    "faulty": "red",
+    "gone": "red",
+}
 
 
 def gpu_map(answer: Json, width: int | None) -> list[Text]:
@@ -66,6 +74,7 @@ def _heading(node: Json) -> list[Text]:
     parts = [
         Text(clean(node["name"]), "bold"),
         Text("" if node["alive"] else "lost", "red"),
+        Text("draining" if node["draining"] else "", "yellow"),
         Text(", ".join(f"{number} x {model}" for model, number in models.items()) or "no GPUs"),
         Text("simulated" if node["simulated"] else "", "yellow"),
         Text(f"driver {node['driver']}" if node["driver"] else ""),
@@ -77,7 +86,7 @@ def _heading(node: Json) -> list[Text]:
 
 
 def _gpu(gpu: Json, name: str, width: int | None) -> list[Text]:
-    mode = "outside" if gpu["outside"] else gpu["mode"]
+    mode = _mode(gpu)
     held = memory_of(gpu["memory_held_mib"], gpu["memory_mib"])
     label = Text.assemble(f"{gpu['index']:>2}  ", (name, "bold"))
     state = Text(mode.ljust(len("exclusive")), COLOURS[mode])
@@ -87,13 +96,53 @@ def _gpu(gpu: Json, name: str, width: int | None) -> list[Text]:
         lines = [Text("  ").join(parts)]
     else:
         lines = flow([label, mode, share.plain.strip(), parts[2], held], width)
-    return [*lines, *_tenants(gpu["tenants"], width), *_others(gpu, width)]
+    return [*lines, *_rows(_held(gpu), width), *_cutting(gpu, width), *_others(gpu, width)]
 
 
-def _tenants(tenants: Sequence[Json], width: int | None) -> list[Text]:
-    if not tenants:
+def _mode(gpu: Json) -> str:
+    """The word for what a GPU is used for now."""
+    if gpu["fault"]:
+        return "faulty"
+    if not gpu["present"]:
+        return "gone"
+    return "outside" if gpu["outside"] else gpu["mode"]
+
+
+def _held(gpu: Json) -> list[list[str]]:
+    """A row a tenant; of a GPU that is cut, a row an instance, free ones too."""
+    if gpu["mode"] != "mig" and not _instances(gpu):
+        return [_tenant(tenant) for tenant in gpu["tenants"]]
+    tenants = {tenant["job"]: tenant for tenant in gpu["tenants"]}
+    return [_instance(instance, tenants.get(instance["job"])) for instance in _instances(gpu)]
+
+
+def _instances(gpu: Json) -> list[Json]:
+    return gpu["mig"]["instances"] if gpu["mig"] else []
+
+
+def _instance(instance: Json, tenant: Json | None) -> list[str]:
+    """The memory slices that an instance has, its profile, and who has it."""
+    start, size = instance["start"], instance["size"] or 1
+    cells = str(start) if size == 1 else f"{start}-{start + size - 1}"
+    place = [cells.rjust(len("10-11")), instance["profile"]]
+    if tenant is None:
+        words = {"free": "free", "foreign": "used without a lease"}
+        return [*place, words[instance["state"]], "", "", "", memory(instance["memory_mib"])]
+    return [*place, *_tenant({**tenant, "memory_mib": instance["memory_mib"]})[1:]]
+
+
+def _cutting(gpu: Json, width: int | None) -> list[Text]:
+    """What could still be had of a GPU that is cut."""
+    if gpu["mig"] is None or not gpu["mig"]["enabled"]:
         return []
-    rows = [_tenant(tenant) for tenant in tenants]
+    fits = [f"{number} x {name}" for name, number in gpu["mig"]["fits"].items() if number]
+    line = f"      room for {' or '.join(fits)}" if fits else "      no room for another instance"
+    return wrap(Text(line, "dim"), width, "        ")
+
+
+def _rows(rows: Sequence[Sequence[str]], width: int | None) -> list[Text]:
+    if not rows:
+        return []
     sizes = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     aligned = [
         Text("      " + "  ".join(cell.ljust(size) for cell, size in zip(row, sizes, strict=True)).rstrip())
@@ -118,6 +167,13 @@ def _tenant(tenant: Json) -> list[str]:
 
 def _others(gpu: Json, width: int | None) -> list[Text]:
     lines: list[Text] = []
+    if gpu["fault"]:
+        lines.append(Text(f"      not used: {clean(gpu['fault'])}", "red"))
+    if not gpu["present"]:
+        lines.append(Text("      its node no longer reports it", "red"))
+    if gpu["sharing"] == "time_slice":
+        turns = count(gpu["replicas"], "turn")
+        lines.append(Text(f"      time-sliced: {len(gpu['tenants'])} of {turns} taken", "dim"))
     if gpu["outside"]:
         lines.append(Text("      held in Ray by somebody who did not ask raysched", "yellow"))
     if gpu["foreign_mib"]:

@@ -86,13 +86,17 @@ def place(answer: Json, width: int | None) -> str:
     GPU's UUID is short, as everywhere."""
     length = None if width is None else SHORTEST
     gpus = [
-        f"GPU {gpu['index']} {gpu['uuid'][:length]} {gpu['model']}, "
-        f"{percent(gpu['share'])}, {memory(gpu['memory_mib'])}"
+        f"GPU {gpu['index']} {gpu['uuid'][:length]} {gpu['model']}, {_part(gpu)}, {memory(gpu['memory_mib'])}"
         for gpu in answer["gpus"]
     ]
     host = [count(answer["cpus"], "CPU")] if answer["cpus"] else []
     host += [f"{memory(answer['memory_mib'])} host memory"] if answer["memory_mib"] else []
     return f"{clean(answer['node'])}: {'; '.join([*gpus, *host]) or 'no GPU'}"
+
+
+def _part(gpu: Json) -> str:
+    """The share that a lease has of a GPU, or its MIG instance there."""
+    return percent(gpu["share"]) if gpu["profile"] is None else f"MIG {gpu['profile']} at {gpu['start']}"
 
 
 def sentence(value: Any) -> str:
@@ -108,6 +112,7 @@ def sentence(value: Any) -> str:
 
 def _about(job: Json) -> Iterable[tuple[str, Cell]]:
     yield "reason", clean(job["reason"])
+    yield "warning", Text(clean(job["warning"]), "yellow")
     yield "exit code", "" if job["exit_code"] is None else str(job["exit_code"])
     yield "asks for", clean(job["asks"])
     yield "command", _command(job["spec"].get("entrypoint"))

@@ -88,6 +88,23 @@ def _others(gpu: GPU, held: Collection[Cut]) -> tuple[list[Instance], list[Insta
     return (rest, []) if gpu.foreign else ([], rest)
 
 
+def room_left(gpu: GPU, profile: Profile) -> int:
+    """How many instances of the profile could still be had of a GPU that is in MIG mode or may be turned to
+    it; free ones count, and are destroyed where they are in the way."""
+    if gpu.sharing not in (None, "mig") or gpu.closed or gpu.info.fault or not _cuttable(gpu):
+        return 0
+    chosen: list[Cut] = []
+    while (best := min(choices(gpu, profile, chosen), default=None)) is not None:
+        chosen.append(best.cut)
+    return len(chosen)
+
+
+def _cuttable(gpu: GPU) -> bool:
+    if gpu.info.layout.enabled:
+        return True
+    return gpu.info.mig is not None and gpu.info.mig.switchable and not gpu.used_by_strangers
+
+
 def overlapping(geometry: Geometry, cut: Cut, instances: Collection[Instance]) -> list[Cut]:
     """Those of the instances that lie where `cut` would."""
     cells = cut_mask(geometry, cut)

@@ -81,6 +81,20 @@ def needs(lease: Lease, gpu: GPU, cut: Cut | None) -> bool:
     return any(cells & cut_mask(geometry, missing) for missing in missing_cuts(gpu, slices))
 
 
+def steps(gpu: GPU, slice: Slice) -> str:
+    """What has to be done to a GPU before a slice of it can be used; empty where nothing has."""
+    layout, geometry = gpu.info.layout, gpu.info.mig
+    if slice.cut is None:
+        return "turns its MIG mode off" if layout.enabled else ""
+    if not layout.enabled:
+        return "turns the GPU to MIG mode, creates the instance"
+    if gpu.instance(slice.cut) is not None:
+        return "takes a free instance"
+    if geometry and overlapping(geometry, slice.cut, layout.instances):
+        return "destroys free instances in the way, creates the instance"
+    return "creates the instance"
+
+
 def hindrance(state: State, lease: Lease) -> str | None:
     """Why the GPUs of a held lease can't be cut for it now, or None."""
     for node, uuid in dict.fromkeys((place.node, slice.gpu) for place, slice in _slices(lease)):

@@ -7,8 +7,7 @@ from typing import Any
 from raysched.core import facts
 from raysched.core.facts import Fact
 from raysched.core.state import State
-from raysched.core.views import stamp
-from raysched.core.words import short
+from raysched.core.words import short, stamp
 
 _OF_NO_JOB = (
     facts.NodeJoined

@@ -27,10 +27,10 @@ class Slice:
     @property
     def device(self) -> str:
         """The UUID by which CUDA knows it: the instance's, else the GPU's. An instance that does not exist
-        yet has none, and is named after its GPU and start, which no device is."""
+        yet has none, and is called `MIG-new`, which no device is."""
         if self.cut is None:
             return self.gpu
-        return self.instance or f"MIG-{self.gpu}/{self.cut.start}"
+        return self.instance or "MIG-new"
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,50 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
+from dataclasses import asdict
 from typing import Any
 
-from raysched.core import explain
+from raysched.core import cutting, explain
 from raysched.core.commands import JobRequest, Submit
 from raysched.core.decide import decide, grant
 from raysched.core.environment import job_variables
 from raysched.core.evolve import evolve
+from raysched.core.gpu_views import profile_name
 from raysched.core.isolation import expected
 from raysched.core.jobs import ENDED, Job
-from raysched.core.lease import Lease, Place
-from raysched.core.node import GPU, Node
+from raysched.core.lease import Place
 from raysched.core.queue import Look, survey
 from raysched.core.request import Request
 from raysched.core.state import State
-from raysched.core.words import asks, short
+from raysched.core.words import asks, listing, seconds, short, stamp
 from raysched.core.work import Run
 from raysched.errors import Conflict, NotFound, RayschedError
 
 View = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Memory in MiB that was last measured: of each GPU, and of each tenant by (GPU, lease)."""
-
-    gpus: Mapping[str, int] = field(default_factory=dict[str, int])
-    tenants: Mapping[tuple[str, str], int] = field(default_factory=dict["tuple[str, str]", int])
-
-
-def stamp(time: int | None) -> str | None:
-    """A time in ms since 1970 as ISO 8601 in UTC."""
-    if time is None:
-        return None
-    return (
-        datetime.fromtimestamp(time / 1000, timezone.utc)
-        .isoformat(timespec="milliseconds")
-        .replace("+00:00", "Z")
-    )
-
-
-def _seconds(start: int | None, end: int | None, now: int) -> float | None:
-    return None if start is None else max(0, (now if end is None else end) - start) / 1000
 
 
 # ---------------------------------------------------------------- jobs
@@ -67,13 +43,14 @@ def job_view(state: State, job: Job, now: int, *, why: str = "", spec: bool = Tr
         "backend": job.backend or job.request.backends[0],
         "state": job.state,
         "reason": why or job.reason,
+        "warning": job.warning,
         "attempt": job.attempt,
         "submitted": stamp(job.submitted),
         "granted": stamp(job.granted),
         "started": stamp(job.started),
         "ended": stamp(job.ended),
-        "wait_s": _seconds(job.submitted, job.started or job.ended, now),
-        "run_s": _seconds(job.started, job.ended, now),
+        "wait_s": seconds(job.submitted, job.started or job.ended, now),
+        "run_s": seconds(job.started, job.ended, now),
         "exit_code": job.code,
         "asks": asks(job.request),
         "grace_s": job.grace / 1000,
@@ -91,7 +68,7 @@ def _lease_view(state: State, job: Job) -> View | None:
     return {
         "id": id,
         "state": lease.state if lease else "released",
-        "sharing": job.request.sharing,
+        "sharing": job.sharing or job.request.sharing,
         "isolation": job.request.isolation,
         "mechanism": job.mechanism,
         "places": [place_view(state, place) for place in job.places],
@@ -111,6 +88,9 @@ def place_view(state: State, place: Place) -> View:
                 "model": gpu.info.model if gpu else None,
                 "share": slice.share,
                 "memory_mib": slice.memory,
+                "profile": profile_name(gpu, slice.cut),
+                "start": slice.cut.start if slice.cut else None,
+                "instance": slice.instance,
             }
         )
     return {"node": place.node, "cpus": place.cpus / 10_000, "memory_mib": place.memory, "gpus": gpus}
@@ -180,7 +160,7 @@ def _waiting_view(look: Look, position: int, why: str, now: int) -> View:
         "queue": job.queue,
         "asks": asks(job.request),
         "submitted": stamp(job.submitted),
-        "waits_s": _seconds(job.submitted, None, now),
+        "waits_s": seconds(job.submitted, None, now),
         "why": why,
     }
 
@@ -204,65 +184,7 @@ def _told(job: Job) -> str:
     }.get(job.state, f"is {job.state}")
 
 
-# ---------------------------------------------------------------- GPUs
-
-
-def gpus_view(state: State, usage: Usage, now: int) -> View:
-    """Every node with its GPUs and their tenants."""
-    nodes = sorted(state.nodes.values(), key=lambda node: node.info.name)
-    return {
-        "simulated": any(node.info.simulated for node in nodes),
-        "nodes": [_node_view(state, node, usage, now) for node in nodes],
-    }
-
-
-def _node_view(state: State, node: Node, usage: Usage, now: int) -> View:
-    return {
-        "name": node.info.name,
-        "alive": node.lost is None,
-        "simulated": node.info.simulated,
-        "driver": node.info.driver,
-        "backends": list(node.info.backends),
-        "cpus": {"total": node.info.cpus / 10_000, "used": node.cpus_used / 10_000},
-        "memory_mib": {"total": node.info.memory, "used": node.memory_used},
-        "gpus": [_gpu_view(state, gpu, usage, now) for gpu in node.gpus.values()],
-    }
-
-
-def _gpu_view(state: State, gpu: GPU, usage: Usage, now: int) -> View:
-    return {
-        "uuid": gpu.info.uuid,
-        "index": gpu.info.index,
-        "model": gpu.info.model,
-        "mode": gpu.mode,
-        "outside": gpu.outside or not gpu.present,
-        "share_used": gpu.share_used,
-        "memory_mib": gpu.info.memory,
-        "memory_held_mib": gpu.memory_used,
-        "memory_used_mib": usage.gpus.get(gpu.info.uuid),
-        "foreign_mib": gpu.foreign,
-        "tenants": [_tenant_view(state, gpu, state.leases[lease], usage, now) for lease in gpu.tenants],
-    }
-
-
-def _tenant_view(state: State, gpu: GPU, lease: Lease, usage: Usage, now: int) -> View:
-    job = state.jobs[lease.job]
-    slices = gpu.tenants[lease.id]
-    return {
-        "job": job.id,
-        "display": job.display,
-        "kind": job.kind,
-        "user": job.user,
-        "backend": lease.backend,
-        "state": "ending" if lease.state == "releasing" else job.state,
-        "since": stamp(job.granted),
-        "for_s": _seconds(job.granted, None, now),
-        "share": sum(slice.share for slice in slices),
-        "memory_mib": sum(slice.memory for slice in slices),
-        "memory_used_mib": usage.tenants.get((gpu.info.uuid, lease.id)),
-        "isolation": lease.isolation,
-        "mechanism": lease.mechanism,
-    }
+# ---------------------------------------------------------------- the system
 
 
 def status_view(state: State) -> View:
@@ -351,19 +273,38 @@ def _starts(state: State, job: Job) -> View:
 
 
 def _chosen(state: State, job: Job) -> str:
-    """Which rule put the job where it is."""
-    where = "; ".join(
-        f"{place.node}: {', '.join(short(slice.gpu) for slice in place.slices) or 'no GPU'}"
-        for place in job.places
-    )
+    """Which rule put the job where it is, and what has to be done to its GPUs before."""
+    where = "; ".join(f"{place.node}: {_devices(state, place)}" for place in job.places)
     if not job.request.gpus:
         return f"{where} (CPUs and memory are free there)"
-    if job.request.sharing == "exclusive":
-        return f"{where} (whole and free)"
+    steps = [step for place in job.places for step in _steps(state, place)]
+    if job.sharing == "mig":
+        return f"{where} ({listing(steps)})"
+    turned = "".join(f", {step}" for step in dict.fromkeys(steps) if step)
+    if job.sharing == "exclusive":
+        return f"{where} (whole and free{turned})"
     shared = any(
         len(state.nodes[place.node].gpus[slice.gpu].tenants) > 1
         for place in job.places
         for slice in place.slices
     )
     rule = "best fit beside other tenants" if shared else "no GPU in use has room, the first free one"
-    return f"{where} ({rule})"
+    return f"{where} ({rule}{turned})"
+
+
+def _steps(state: State, place: Place) -> list[str]:
+    """What has to be done to the GPUs of a place before its work starts."""
+    gpus = state.nodes[place.node].gpus
+    return list(dict.fromkeys(cutting.steps(gpus[slice.gpu], slice) for slice in place.slices))
+
+
+def _devices(state: State, place: Place) -> str:
+    """The GPUs and instances of a place, in a few words."""
+    gpus = state.nodes[place.node].gpus
+    named = [
+        f"{short(slice.gpu)} {profile_name(gpus[slice.gpu], slice.cut)} at {slice.cut.start}"
+        if slice.cut
+        else short(slice.gpu)
+        for slice in place.slices
+    ]
+    return ", ".join(named) or "no GPU"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
+
 from raysched.core.jobs import Job
 from raysched.core.request import WHOLE, Request
 
@@ -78,3 +80,19 @@ def listing(names: list[str], most: int = 3) -> str:
     """Names in a sentence, the first few of them: `a, b and 3 more`."""
     shown = names[:most] + ([f"{len(names) - most} more"] if len(names) > most else [])
     return shown[0] if len(shown) == 1 else ", ".join(shown[:-1]) + " and " + shown[-1]
+
+
+def stamp(time: int | None) -> str | None:
+    """A time in ms since 1970 as ISO 8601 in UTC."""
+    if time is None:
+        return None
+    return (
+        datetime.fromtimestamp(time / 1000, timezone.utc)
+        .isoformat(timespec="milliseconds")
+        .replace("+00:00", "Z")
+    )
+
+
+def seconds(start: int | None, end: int | None, now: int) -> float | None:
+    """The seconds between two times (ms since 1970), until now where there is no end; never less than 0."""
+    return None if start is None else max(0, (now if end is None else end) - start) / 1000

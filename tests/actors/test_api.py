@@ -52,6 +52,9 @@ class ScriptedLedger:
     async def cancel(self, job: str, by: str) -> Any:
         return await self._answer("cancel", job, by)
 
+    async def drain(self, node: str, on: bool) -> Any:
+        return await self._answer("drain", node, on)
+
     async def latest(self) -> int:
         return await self._answer("latest")
 
@@ -107,11 +110,11 @@ def test_every_call_but_the_health_check_needs_the_token(
 ) -> None:
     paths = app.openapi()["paths"]
     calls = [(method, path) for path, methods in paths.items() for method in methods]
-    assert len(calls) == 14
+    assert len(calls) == 15
     for method, path in calls:
         if path == "/v1/health":
             continue
-        where = path.replace("{job}", "one").replace("{digest}", "0" * 64)
+        where = path.replace("{node}", "a").replace("{job}", "one").replace("{digest}", "0" * 64)
         for headers, status in (
             ({}, 401),
             ({"Authorization": TOKEN}, 401),
@@ -214,6 +217,12 @@ def test_the_idempotency_key_is_handed_on_and_made_where_there_is_none(
     assert keys[0] == "k"
     assert len(set(keys)) == 3
     assert ledger.calls[0][2:] == ("ana", [{"spec": JOB["spec"], "package": None}])
+
+
+def test_a_node_is_drained_and_used_again(ask: Ask, ledger: ScriptedLedger) -> None:
+    ask("POST", "/v1/nodes/node-a/drain")
+    ask("POST", "/v1/nodes/node-a/drain", json={"on": False})
+    assert ledger.calls == [("drain", "node-a", True), ("drain", "node-a", False)]
 
 
 def test_cancel_tells_who_ended_it(ask: Ask, ledger: ScriptedLedger) -> None:

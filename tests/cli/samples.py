@@ -12,7 +12,16 @@ UUIDS = [
 
 def place(share: int = 2500, memory: int = 20_377, index: int = 0) -> dict[str, Any]:
     """A part of one GPU of node-a."""
-    gpu = {"uuid": UUIDS[index], "index": index, "model": "A100-80GB", "share": share, "memory_mib": memory}
+    gpu = {
+        "uuid": UUIDS[index],
+        "index": index,
+        "model": "A100-80GB",
+        "share": share,
+        "memory_mib": memory,
+        "profile": None,
+        "start": None,
+        "instance": None,
+    }
     return {"node": "node-a", "cpus": 4.0, "memory_mib": 15_259, "gpus": [gpu]}
 
 
@@ -31,6 +40,7 @@ def job(**changes: Any) -> dict[str, Any]:
         "backend": "vm",
         "state": "running",
         "reason": "",
+        "warning": "",
         "attempt": 1,
         "submitted": "2025-03-30T00:29:57.500Z",
         "granted": "2025-03-30T00:29:59.000Z",
@@ -115,6 +125,61 @@ def tenant(**changes: Any) -> dict[str, Any]:
     return sample | changes
 
 
+def uncut(**changes: Any) -> dict[str, Any]:
+    """A GPU that could be cut by MIG and is not."""
+    sample: dict[str, Any] = {
+        "enabled": False,
+        "switchable": True,
+        "cells": 8,
+        "instances": [],
+        "fits": {"1g.10gb": 7, "2g.20gb": 3, "3g.40gb": 2, "7g.80gb": 1},
+        "refusals": [],
+    }
+    return sample | changes
+
+
+def instance(**changes: Any) -> dict[str, Any]:
+    """A MIG instance that a job has."""
+    sample: dict[str, Any] = {
+        "uuid": "MIG-5c8d7e10-8d3b-5b0c-9b7a-0f1e2d3c4b5a",
+        "profile": "3g.40gb",
+        "start": 4,
+        "size": 4,
+        "memory_mib": 40_192,
+        "state": "held",
+        "job": "77aa01b2c3.0",
+        "display": "hpo[0]",
+    }
+    return sample | changes
+
+
+def cut_gpu() -> dict[str, Any]:
+    """A GPU that is cut into three instances, one of a job, one free, one used by a stranger."""
+    nobody = {"job": None, "display": None}
+    free = instance(
+        uuid="MIG-1", profile="1g.10gb", start=0, size=1, memory_mib=9_728, state="free", **nobody
+    )
+    strange = instance(
+        uuid="MIG-2", profile="2g.20gb", start=2, size=2, memory_mib=19_968, state="foreign", **nobody
+    )
+    cutting = uncut(
+        enabled=True, instances=[free, strange, instance()], fits={"1g.10gb": 2, "2g.20gb": 1, "3g.40gb": 0}
+    )
+    (shared, _) = gpus()["nodes"][0]["gpus"]
+    held = tenant(share=4285, memory_mib=40_192, memory_used_mib=None, isolation="soft", mechanism="mig")
+    return shared | {
+        "mode": "mig",
+        "sharing": "mig",
+        "share_used": 4285,
+        "share_free": 5715,
+        "memory_held_mib": 40_192,
+        "memory_free_mib": 39_270,
+        "foreign_mib": 2_048,
+        "mig": cutting,
+        "tenants": [held],
+    }
+
+
 def gpus() -> dict[str, Any]:
     """A node with a shared and a free GPU."""
     bo = tenant(job="1a2b3c4d5e", display="embed", user="bo", backend="vm", for_s=11_000.0, share=5000)
@@ -123,26 +188,38 @@ def gpus() -> dict[str, Any]:
         "index": 0,
         "model": "A100-80GB",
         "mode": "shared",
+        "sharing": "fraction",
+        "present": True,
         "outside": False,
+        "fault": "",
+        "mechanisms": ["mig"],
+        "replicas": 4,
         "share_used": 7500,
+        "share_free": 2500,
         "memory_mib": 81_510,
         "memory_held_mib": 61_132,
+        "memory_free_mib": 20_378,
         "memory_used_mib": 31_000,
         "foreign_mib": 0,
+        "mig": uncut(),
         "tenants": [tenant(), bo | {"memory_mib": 40_755, "memory_used_mib": 12_698}],
     }
     free = shared | {
         "uuid": UUIDS[1],
         "index": 1,
         "mode": "free",
+        "sharing": None,
         "share_used": 0,
+        "share_free": 10_000,
         "memory_held_mib": 0,
+        "memory_free_mib": 81_510,
         "memory_used_mib": 0,
         "tenants": [],
     }
     node = {
         "name": "node-a",
         "alive": True,
+        "draining": False,
         "simulated": False,
         "driver": "570.86",
         "backends": ["ray", "vm"],

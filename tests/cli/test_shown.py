@@ -21,6 +21,9 @@ MIXED = [
 ]
 VIEWS: list[Callable[[int | None], list[Text]]] = [
     lambda width: gpu_map.gpu_map(samples.gpus(), width),
+    lambda width: gpu_map.gpu_map(
+        {"nodes": [{**samples.gpus()["nodes"][0], "gpus": [samples.cut_gpu()]}]}, width
+    ),
     lambda width: job_list.queue_table([samples.waiting(), samples.waiting(display=LONG)], width),
     lambda width: job_list.system_summary(samples.status(), "http://127.0.0.1:8274", MIXED, width),
     lambda width: job_list.overview(MIXED, width),
@@ -67,6 +70,32 @@ def test_uuids_that_begin_alike_are_told_apart() -> None:
         "GPU-12345678-a": "GPU-12345678-a",
         "GPU-12345678-b": "GPU-12345678-b",
     }
+
+
+def test_the_map_of_a_gpu_that_is_cut() -> None:
+    answer = samples.gpus()
+    answer["nodes"][0]["gpus"] = [samples.cut_gpu()]
+    assert _plain(gpu_map.gpu_map(answer, 80))[2:] == [
+        " 0  GPU-3f2a8c1d  mig        █████████░░░░░░░░░░░  42.8 %    39.2 of 79.6 GiB",
+        "          0  1g.10gb  free                                 9.5 GiB",
+        "        2-3  2g.20gb  used without a lease                 19.5 GiB",
+        "        4-7  3g.40gb  hpo[0]                ana  ray  12m  39.2 GiB",
+        "      room for 2 x 1g.10gb or 1 x 2g.20gb",
+        "      2.0 GiB used by processes without a lease",
+    ]
+
+
+def test_the_map_tells_of_faults_turns_and_nodes_that_drain() -> None:
+    answer = samples.gpus()
+    node = answer["nodes"][0]
+    node["draining"] = True
+    node["gpus"][0]["sharing"] = "time_slice"
+    node["gpus"][1] |= {"fault": "XID 79"}
+    text = "\n".join(_plain(gpu_map.gpu_map(answer, 80)))
+    assert "node-a   draining" in text
+    assert "time-sliced: 2 of 4 turns taken" in text
+    assert "GPU-9b1c77e0  faulty" in text
+    assert "not used: XID 79" in text
 
 
 def test_what_others_use_of_a_gpu_is_shown() -> None:

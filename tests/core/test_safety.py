@@ -29,13 +29,14 @@ from raysched.core.commands import (
 from raysched.core.decide import NODE_PATIENCE
 from raysched.core.evolve import evolve
 from raysched.core.facts import Fact
+from raysched.core.gpu_views import Usage as Measured
+from raysched.core.gpu_views import gpus_view
 from raysched.core.jobs import ENDED, NEXT
 from raysched.core.request import Request
 from raysched.core.scheduler import Scheduler
 from raysched.core.state import State
 from raysched.core.validate import validate
-from raysched.core.views import Usage as Measured
-from raysched.core.views import gpus_view, jobs_view, queue_view
+from raysched.core.views import jobs_view, queue_view
 from raysched.core.wanted import wanted
 from raysched.core.work import Run, Seen
 from raysched.errors import NotFound, Refused

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 
-from raysched.core import views
+from raysched.core import gpu_views, views
 from raysched.core.commands import JobRequest, Submit
 from raysched.errors import Conflict, NotFound
 from tests.core.world import World, memory, node, share, whole
@@ -28,7 +28,7 @@ def asked(id: str, request, **fields) -> JobRequest:
 def test_gpus_tell_who_holds_what(world):
     world.submit("hpo", share(0.25), array=2)
     world.now += 60_000
-    [shown] = views.gpus_view(world.state, views.Usage(), world.now)["nodes"]
+    [shown] = gpu_views.gpus_view(world.state, gpu_views.Usage(), world.now)["nodes"]
     first, second = shown["gpus"]
     assert (first["mode"], first["share_used"], first["memory_held_mib"]) == ("shared", 5000, 40960)
     assert second["mode"] == "free"
@@ -39,8 +39,8 @@ def test_gpus_tell_who_holds_what(world):
 
 def test_what_was_measured_is_shown_beside_what_is_held(world):
     world.submit("j", share(0.25))
-    usage = views.Usage({"GPU-a-0": 18_000}, {("GPU-a-0", "j.1"): 17_500})
-    gpu = views.gpus_view(world.state, usage, world.now)["nodes"][0]["gpus"][0]
+    usage = gpu_views.Usage({"GPU-a-0": 18_000}, {("GPU-a-0", "j.1"): 17_500})
+    gpu = gpu_views.gpus_view(world.state, usage, world.now)["nodes"][0]["gpus"][0]
     assert gpu["memory_used_mib"] == 18_000
     assert gpu["tenants"][0]["memory_used_mib"] == 17_500
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from raysched.core.jobs import JobState, Kind
-from raysched.core.node import Mode
+from raysched.core.node import Mechanism, Mode
 from raysched.core.request import Isolation, Sharing
 
 MiB = Annotated[int, Field(description="MiB")]
@@ -69,13 +69,17 @@ class Status(Shape):
 
 
 class PlacedGPU(Shape):
-    """What a lease has of one GPU. `index` and `model` are null once the GPU is gone."""
+    """What a lease has of one GPU. `index` and `model` are null once the GPU is gone. Of a GPU that is cut
+    it is the instance of `profile` at memory slice `start`; `instance` is its UUID once it exists."""
 
     uuid: str
     index: int | None
     model: str | None
     share: Share
     memory_mib: MiB
+    profile: str | None
+    start: int | None
+    instance: str | None
 
 
 class Place(Shape):
@@ -91,7 +95,7 @@ class Lease(Shape):
     """The lease that a job has, or the last one that it had."""
 
     id: str
-    state: Literal["granted", "bound", "releasing", "released"]
+    state: Literal["granted", "held", "bound", "releasing", "released"]
     sharing: Sharing
     isolation: Isolation
     mechanism: str
@@ -99,7 +103,8 @@ class Lease(Shape):
 
 
 class Job(Shape):
-    """One job. Times are null until they come; `index` is the element's number in an array."""
+    """One job. Times are null until they come; `index` is the element's number in an array. `warning` says
+    what is wrong with the GPUs that it runs on."""
 
     id: str
     group: str
@@ -113,6 +118,7 @@ class Job(Shape):
     backend: str
     state: JobState
     reason: str
+    warning: str
     attempt: int
     submitted: datetime
     granted: datetime | None
@@ -185,20 +191,57 @@ class Tenant(Shape):
     mechanism: str
 
 
+class Instance(Shape):
+    """A MIG instance that exists (`uuid`), or is held and will be made: `size` memory slices from `start`.
+    held: by `job`; foreign: processes without a lease use it; free: taken or destroyed as jobs need it."""
+
+    uuid: str | None
+    profile: str
+    start: int
+    size: int | None
+    memory_mib: MiB | None
+    state: Literal["held", "free", "foreign"]
+    job: str | None
+    display: str | None
+
+
+class Cutting(Shape):
+    """How a GPU is cut by MIG. `fits` says how many instances of each profile could be had beside those that
+    are held, `refusals` what the driver would not do, `switchable` whether the mode may be switched."""
+
+    enabled: bool
+    switchable: bool
+    cells: int = Field(description="Memory slices")
+    instances: list[Instance]
+    fits: dict[str, int]
+    refusals: list[str]
+
+
 class GPU(Shape):
-    """One GPU. `outside`: somebody holds it in Ray without raysched. `foreign_mib` is the memory that
-    processes without a lease hold; `memory_used_mib` is null where nothing was measured."""
+    """One GPU. `sharing` is how its tenants share it. `present` is false once the node no longer reports it.
+    `outside`: somebody holds it in Ray without raysched. `fault` says why it is not used; empty: it is well.
+    `mechanisms` can hold tenants to their share; `replicas` is how many it takes by time-slice.
+    `memory_used_mib` is null where nothing was measured, `foreign_mib` is the memory that processes without
+    a lease hold; `mig` is null where it can't be cut."""
 
     uuid: str
     index: int
     model: str
     mode: Mode
+    sharing: Sharing | None
+    present: bool
     outside: bool
+    fault: str
+    mechanisms: list[Mechanism]
+    replicas: int
     share_used: Share
+    share_free: Share
     memory_mib: MiB
     memory_held_mib: MiB
+    memory_free_mib: MiB
     memory_used_mib: MiB | None
     foreign_mib: MiB
+    mig: Cutting | None
     tenants: list[Tenant]
 
 
@@ -217,10 +260,11 @@ class Memory(Shape):
 
 
 class Node(Shape):
-    """A machine and its GPUs; `driver` is null without one."""
+    """A machine and its GPUs; `driver` is null without one. Nothing new starts where it is `draining`."""
 
     name: str
     alive: bool
+    draining: bool
     simulated: bool
     driver: str | None
     backends: list[str]
@@ -275,6 +319,12 @@ class Cancellation(Shape):
     """Who ends a job, for the reason that the job then shows."""
 
     user: str | None = Field(default=None, max_length=256)
+
+
+class Draining(Shape):
+    """Whether a node is drained (nothing new starts there, what runs goes on) or used again."""
+
+    on: bool = True
 
 
 class Kept(Shape):

@@ -51,6 +51,10 @@ class Ledger(Protocol):
         """End a job or an array."""
         ...
 
+    async def drain(self, node: str, on: bool) -> View:
+        """Start nothing new on a node, or use it again; its view."""
+        ...
+
     async def latest(self) -> int:
         """The number of the last event so far."""
         ...
@@ -113,6 +117,10 @@ def _system(ledger: Ledger) -> APIRouter:
     @routes.get("/gpus", response_model=answers.GPUs, summary="Every GPU and who holds what of it")
     async def gpus() -> Response:
         return JSONResponse(await ledger.view("gpus"))
+
+    @routes.post("/nodes/{node}/drain", response_model=answers.Node, summary="Start nothing new on a node")
+    async def drain(node: str, body: answers.Draining | None = None) -> Response:
+        return JSONResponse(await ledger.drain(node, body is None or body.on))
 
     return routes
 

@@ -41,6 +41,10 @@ class Link:
         """End a job or an array."""
         return await self._ledger("cancel", job, by)
 
+    async def drain(self, node: str, on: bool) -> View:
+        """Start nothing new on a node, or use it again."""
+        return await self._ledger("drain", node, on)
+
     async def latest(self) -> int:
         """The number of the last event so far."""
         return (await self._ledger("ping"))["seq"]

@@ -1,0 +1,142 @@
+"""Time-slices and MPS: how many tenants take turns, with what memory, and beside whom."""
+
+from __future__ import annotations
+
+import pytest
+
+from raysched.core.request import WHOLE, Request
+from raysched.errors import Refused
+from tests.core.world import A100, World, changed, memory, node, share, whole
+
+GPU = "GPU-a-0"
+
+
+def turn(**fields) -> Request:
+    """A request for a time-slice."""
+    return Request(sharing="time_slice", **fields)
+
+
+def mps(**fields) -> Request:
+    """A request for a share under MPS."""
+    return Request(sharing="mps", **fields)
+
+
+def test_a_time_sliced_gpu_takes_as_many_tenants_as_it_has_replicas():
+    world = World(node("a", 1))
+    world.submit("j", turn(), array=5)
+    states = list(world.states().values())
+    assert (states.count("starting"), states.count("waiting")) == (4, 1)
+    assert "GPU-a-0 has its 4 turns taken" in world.why("j.4").why
+    [slice] = world.lease("j.0").places[0].slices
+    assert (slice.share, slice.memory) == (WHOLE // 4, A100 // 4)
+    world.finish("j.0")
+    assert world.job("j.4").state == "starting"
+
+
+def test_the_node_says_how_many_replicas():
+    world = World(changed(node("a", 1), replicas=3))
+    world.submit("j", turn(gpu_types=("A100",)), array=4)
+    assert list(world.states().values()).count("starting") == 3
+    [slice] = world.lease("j.0").places[0].slices
+    assert (slice.share, slice.memory) == (3333, A100 // 3)
+
+
+@pytest.mark.parametrize(
+    ("request_", "mib"),
+    [(turn(memory=10_000), 10_000), (turn(share=5000), A100 // 2), (turn(share=5000, memory=7), 7)],
+)
+def test_the_memory_of_a_turn_is_what_is_asked_for(request_, mib):
+    """A fraction of a time-sliced GPU is a fraction of its memory; the compute is taken in turns."""
+    world = World(node("a", 1))
+    world.submit("j", request_)
+    [slice] = world.lease("j").places[0].slices
+    assert (slice.share, slice.memory) == (2500, mib)
+
+
+def test_memory_is_never_oversubscribed_by_taking_turns():
+    world = World(node("a", 1))
+    world.submit("j", turn(memory=30_000), array=3)
+    assert list(world.states().values()).count("starting") == 2
+    assert world.why("j.2").short_of == "memory"
+    assert "21920 MiB" in world.why("j.2").why
+
+
+def test_several_time_slices_are_of_several_gpus():
+    world = World(node("a", 2))
+    world.submit("pair", turn(gpus=2))
+    assert world.gpus("pair") == ["GPU-a-0", "GPU-a-1"]
+    with pytest.raises(Refused, match="2 such GPUs"):
+        world.submit("three", turn(gpus=3))
+
+
+def test_ways_of_sharing_are_never_mixed_on_one_gpu():
+    info = changed(node("a", 1), mechanisms=("mps",))
+    requests = {"turn": turn(), "part": share(0.1), "daemon": mps(share=1000), "whole": whole()}
+    for first, request in requests.items():
+        world = World(info)
+        world.submit(first, request)
+        for other in requests.keys() - {first}:
+            assert world.submit(other, requests[other]).state == "waiting"
+        world.finish(first)
+        assert sum(state == "starting" for state in world.states().values()) == 1
+
+
+def test_mps_shares_by_fraction_on_gpus_that_have_it():
+    world = World(changed(node("a", 2), index=1, mechanisms=("mps",)))
+    world.submit("one", mps(share=5000))
+    world.submit("two", mps(memory=A100 // 2))
+    assert world.gpus("one") == world.gpus("two") == ["GPU-a-1"]
+    assert {world.lease(job).mechanism for job in ("one", "two")} == {"mps"}
+    assert world.submit("three", mps(share=1)).state == "waiting"
+
+
+def test_mps_without_a_daemon_is_refused_with_what_to_ask_for_instead():
+    with pytest.raises(Refused, match=r"sharing: mps needs an MPS daemon .* gpu_fraction or gpu_memory"):
+        World(node("a", 1)).submit("j", mps(share=5000))
+
+
+# ---------------------------------------------------------------- isolation
+
+
+@pytest.mark.parametrize(
+    ("request_", "mechanisms", "held_by"),
+    [
+        (whole(), (), "exclusive"),
+        (whole(0), (), "exclusive"),
+        (share(0.5), ("memory_limit", "hami"), "variables"),
+        (share(0.5, isolation="hard"), ("hami", "memory_limit"), "memory_limit"),
+        (memory(1000, isolation="hard"), ("hami",), "hami"),
+        (turn(isolation="hard"), ("hami",), "hami"),
+        (whole(isolation="hard"), (), "exclusive"),
+        (mps(share=1, isolation="hard"), ("mps", "hami"), "mps"),
+    ],
+)
+def test_the_grant_says_what_holds_the_tenant_to_its_share(request_, mechanisms, held_by):
+    world = World(changed(node("a", 1), mechanisms=mechanisms))
+    world.submit("j", request_)
+    assert world.lease("j").mechanism == held_by
+    assert world.job("j").mechanism == held_by
+
+
+def test_of_several_gpus_the_weakest_mechanism_is_told():
+    info = changed(changed(node("a", 2), mechanisms=("memory_limit",)), index=1, mechanisms=("hami",))
+    world = World(info)
+    world.submit("j", share(0.5, gpus=2, isolation="hard"))
+    assert world.lease("j").mechanism == "hami"
+
+
+@pytest.mark.parametrize("request_", [share(0.5, isolation="hard"), turn(isolation="hard")])
+def test_a_hard_request_that_nothing_enforces_is_refused(request_):
+    """Case sharing-02: on a GPU model without MIG, MPS, HAMi or kernel limits."""
+    world = World(node("a", 1, model="L40S", memory=46068))
+    with pytest.raises(Refused) as refused:
+        world.submit("j", request_)
+    for word in ("isolation", "hard", "MIG", "HAMi", "kernel memory limit", "L40S", "isolation: soft"):
+        assert word in str(refused.value)
+
+
+def test_a_hard_request_never_lands_on_a_gpu_where_nothing_enforces_it():
+    world = World(changed(node("a", 2), index=1, mechanisms=("hami",)))
+    world.submit("j", share(0.6, isolation="hard"), array=2)
+    assert world.gpus("j.0") == ["GPU-a-1"]
+    assert world.job("j.1").state == "waiting"
