@@ -9,6 +9,7 @@ import signal
 import subprocess
 import tempfile
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 from engines import need
@@ -59,12 +60,14 @@ class Postgres:
         children = subprocess.run(
             ["ps", "-o", "pid=", "--ppid", str(server)], capture_output=True, text=True, check=False
         )
-        for pid in [server, *map(int, children.stdout.split())]:
-            try:
+        processes = [server, *map(int, children.stdout.split())]
+        for pid in processes:
+            with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-        wait_until(lambda: "zombie" in _status(server), "the server is gone")
+        wait_until(lambda: all(_dead(pid) for pid in processes), "the server is gone")
+        # Where nobody collects the dead, as in some containers, the next server would take it for alive.
+        (self.data / "postmaster.pid").unlink()
+        (self.folder / f".s.PGSQL.{self.port}.lock").unlink()
 
     def database(self) -> str:
         """The URL of a new, empty database."""
@@ -109,7 +112,9 @@ class Postgres:
             )
             out.seek(0)
             said = out.read()
-        assert done.returncode == 0, f"{program} {' '.join(arguments)}: {said}"
+        log = self.folder / "log"
+        told = log.read_text()[-1000:] if program == "pg_ctl" and log.exists() else ""
+        assert done.returncode == 0, f"{program} {' '.join(arguments)}: {said}{told}"
         return said
 
 
@@ -125,8 +130,9 @@ def _user() -> tuple[str, list[str]]:
     return name, ["setpriv", f"--reuid={name}", f"--regid={group}", "--clear-groups"]
 
 
-def _status(pid: int) -> str:
+def _dead(pid: int) -> bool:
+    """Whether a process is gone, or only waits for its parent to notice."""
     try:
-        return Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return "zombie"
+        return "(zombie)" in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 
-from sqlalchemy import delete, insert, select, text, update
+from sqlalchemy import delete, insert, inspect, select, text, update
 from sqlalchemy.engine import Connection
 
 from raysched.core.facts import Fact
@@ -87,6 +87,14 @@ class Journal(Reader):
         that a ledger starts on a full disk too."""
         with self._reading() as connection:
             version = check_schema(self.place.name, connection)
+            strange = [
+                name for name in tables.tables if version is None and inspect(connection).has_table(name)
+            ]
+        if strange:
+            raise StorageError(
+                f"{self.place.name} can't be made: there already is a table {strange[0]} of something else; "
+                "name another file or database (`store` in raysched.yaml)"
+            )
         self.schema = SCHEMA
         if version == SCHEMA:
             return

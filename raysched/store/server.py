@@ -59,6 +59,7 @@ _BY_STATE = {
 _BY_WORDS = {
     "does not exist": _BY_STATE["3D000"],
     "password": _BY_STATE["28P01"],
+    "permission denied": _BY_STATE["42501"],
     "pg_hba": _BY_STATE["28000"],
     "resolve": "the host's name is not known; correct it in `store` of raysched.yaml",
     "refused": "no PostgreSQL answers there; start it, or correct `store` in raysched.yaml",
@@ -148,7 +149,7 @@ class ServerPlace(Place):
         if getattr(problem, "connection_invalidated", False) or (state or "").startswith(("08", "57P")):
             return _LOST
         for words, sentence in _BY_WORDS.items():
-            if words in said:
+            if state is None and words in said:
                 return sentence
         return f"PostgreSQL says {said!r}"
 
