@@ -191,6 +191,19 @@ def test_a_refusal_of_the_driver_leads_to_another_place(card: Card, submit: Call
     assert card.job(first)["state"] == "running"
 
 
+def test_a_gpu_that_fails_gets_nothing_new_until_it_is_mended(card: Card, submit: Callable[..., str]) -> None:
+    before = submit("1g.10gb")
+    card.wait(before, "running")
+    card.will.fail(card.uuid, "XID 79: it has fallen off the bus")
+    wait_until(lambda: "XID 79" in str(card.system.client().gpus()), "the fault shows")
+    waiting = submit("1g.10gb", SHOW)
+    card.why(waiting, "XID 79")
+    assert card.job(before)["state"] == "running"
+    assert "XID 79" in str(card.job(before))
+    card.will.fail(card.uuid, "")
+    card.wait(waiting, "succeeded")
+
+
 def test_a_gpu_that_a_stranger_uses_is_not_cut(card: Card, submit: Callable[..., str]) -> None:
     card.wait(submit("1g.10gb", SHOW), "succeeded")
     (there, *_) = card.layout.instances

@@ -166,6 +166,17 @@ def test_an_agent_that_dies_finds_what_it_left(machine: Machine) -> None:
     assert Path(f"{machine.state}.mig").read_bytes() == before
 
 
+def test_a_gpu_that_reports_an_error_gets_nothing_new_until_the_driver_is_content(machine: Machine) -> None:
+    machine.change("xid 0 119", "recovery 0 1")
+    wait_until(lambda: "XID 119" in machine.gpu()["fault"], "the error shows")
+    id = machine.submit(mig_profile="1g.10gb")
+    machine.why(id, "XID 119")
+    doctor = machine.system.cli("doctor", check=False)
+    assert "reset it" in " ".join(doctor.stdout.split())
+    machine.change("xid 0 119", "recovery 0 0")
+    machine.wait(id, "succeeded")
+
+
 def test_without_permission_a_job_waits_and_says_who_may(machine: Machine) -> None:
     """The last one here: what was refused is not tried again for ten minutes."""
     machine.wait(machine.submit(mig_profile="7g.80gb"), "succeeded")
