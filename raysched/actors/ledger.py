@@ -8,6 +8,7 @@ import logging
 import os
 import pickle
 import random
+import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
@@ -20,6 +21,7 @@ from raysched import __version__
 from raysched.actors import crew
 from raysched.actors.clock import Clock, wall_clock
 from raysched.actors.desk import Desk
+from raysched.actors.heartbeats import Heartbeats
 from raysched.actors.names import NAMESPACE
 from raysched.actors.settings import Settings
 from raysched.core import commands, gpu_views, views
@@ -59,16 +61,19 @@ class Ledger:
         self.upkeep = Upkeep(settings.journal)
         self.packages = PackageStore(settings.packages)
         self.watched: dict[str, asyncio.Task[None]] = {}
+        self.heartbeats = Heartbeats(settings.silence)
+        self.looked = time.monotonic()
         self.usage: dict[str, gpu_views.Usage] = {}
         self.tasks = [
             asyncio.create_task(self._serve()),
             asyncio.create_task(self._repeat(self._tick, TICK_S)),
+            asyncio.create_task(self._repeat(self._listen_for_owners, TICK_S)),
             asyncio.create_task(self._repeat(self._look_at_nodes, NODES_S)),
             asyncio.create_task(self._repeat(self._sweep, SWEEP_S)),
             asyncio.create_task(self._repeat(self._keep, KEEP_S)),
         ]
         for owner in self._owners():
-            await self.watch(owner, None)
+            self._watch(owner)
 
     def __repr__(self) -> str:
         return "Ledger"
@@ -89,8 +94,13 @@ class Ledger:
         `version`, or at the end of the time."""
         return await self.desk.partitions(node, version, timeout)
 
-    async def owned(self, owner: str, version: int, timeout: float) -> tuple[int, list[Owned]]:
-        """The jobs of a client process and their version: as soon as it is not `version`."""
+    async def owned(
+        self, owner: str, version: int, timeout: float, heard: bool = True
+    ) -> tuple[int, list[Owned]]:
+        """The jobs of a client process and their version: as soon as it is not `version`. `heard` says that
+        the process was heard of since this was asked last."""
+        if heard:
+            self.heartbeats.heard(owner)
         return await self.desk.owned(owner, version, timeout)
 
     async def events(self, after: int, job: str | None, timeout: float) -> list[View]:
@@ -258,6 +268,7 @@ class Ledger:
         self, key: str, user: str, name: str, resources: View, queue: str, count: int, owner: str
     ) -> list[str]:
         """Ask for `count` leases for the client process `owner`; answers with the ids of their jobs."""
+        self._watch(owner)
         if key not in self.state.keys:
             spec = check_options({**resources, "queue": queue})
             request = compile_resources(spec, "ray")
@@ -270,17 +281,16 @@ class Ledger:
         """Give a lease back, or a request for one."""
         await self.tell([commands.Release(job)])
 
-    async def watch(self, owner: str, relay: list[Any] | None) -> None:
-        """Release everything of `owner` when its relay dies. Without a handle it is looked up by its name."""
+    def _watch(self, owner: str) -> None:
+        """Release everything of `owner`, which is a relay's name, when that dies."""
         if owner not in self.watched:
-            self.watched[owner] = asyncio.create_task(self._watch(owner, relay))
+            self.watched[owner] = asyncio.create_task(self._until_dead(owner))
 
-    async def _watch(self, owner: str, relay: list[Any] | None) -> None:
-        handle = relay[0] if relay else None
+    async def _until_dead(self, owner: str) -> None:
         while True:
             try:
-                handle = handle or await asyncio.to_thread(ray.get_actor, owner, namespace=NAMESPACE)
-                await handle.forever.remote()
+                relay = await asyncio.to_thread(ray.get_actor, owner, namespace=NAMESPACE)
+                await relay.forever.remote()
             except (ActorDiedError, ValueError):  # dead, or not known any more
                 break
             except RayError:  # out of reach for a moment
@@ -289,8 +299,21 @@ class Ledger:
         self.desk.forget(owner)
         await self.tell([commands.OwnerLost(owner)])
 
+    async def _listen_for_owners(self) -> None:
+        """Take everything from those that have been silent for too long."""
+        before, self.looked = self.looked, time.monotonic()
+        silent = self.heartbeats.passed(self.looked - before, self._owners())
+        reason = f"its program did not answer for {self.settings.silence:g} s"
+        await self.tell([commands.OwnerLost(owner, reason) for owner in silent])
+
     def _owners(self) -> list[str]:
-        return list(self.state.owned)
+        """Those that hold something or wait for it."""
+        jobs = self.state.jobs
+        return [
+            owner
+            for owner, owned in self.state.owned.items()
+            if any(jobs[id].state not in ENDED for id in owned)
+        ]
 
     # ------------------------------------------------------------ time
 

@@ -20,6 +20,8 @@ class Settings:
     port: int = 8274
     simulate: str | None = None
     backends: tuple[str, ...] = ("ray", "vm")
+    silence: float = 60.0
+    """How many seconds a program that holds leases may be silent."""
     environment: dict[str, str] = field(default_factory=dict[str, str])
     store: str | None = field(default=None, repr=False)  # it may hold a password
 

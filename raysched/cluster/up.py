@@ -80,6 +80,7 @@ def _plan(home: Path, config: Config, simulate: str | None, address: str | None,
         host=host,
         port=_port_from_before(before, number) if before else free_port(host, number),
         simulate=simulate,
+        silence=config.policy.silence / 1000,
         environment=dict(os.environ) | {"RAYSCHED_HOME": str(home)},
         store=config.store.url,
     )

@@ -61,9 +61,10 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class OwnerLost:
-    """A client process that held leases, or waited for some, is gone."""
+    """A client process that held leases, or waited for some, is gone, or counts as gone for a reason."""
 
     owner: str
+    reason: str = "its program ended"
 
 
 @dataclass(frozen=True, slots=True)

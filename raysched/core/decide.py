@@ -129,20 +129,20 @@ def _launched(state: State, job: Job) -> bool:
 
 
 def _release(state: State, command: commands.Release, now: int) -> Iterator[Fact]:
-    yield from _give_back(state, find(state, command.job), "released", now)
+    yield from _give_back(state, find(state, command.job), "released", "no longer asked for", now)
 
 
 def _owner_lost(state: State, command: commands.OwnerLost, now: int) -> Iterator[Fact]:
     for id in state.owned.get(command.owner, {}):
-        yield from _give_back(state, state.jobs[id], "given back as its program ended", now)
+        yield from _give_back(state, state.jobs[id], f"given back: {command.reason}", command.reason, now)
 
 
-def _give_back(state: State, job: Job, reason: str, now: int) -> Iterator[Fact]:
-    """End a lease that its holder no longer needs, or that it did not wait for."""
+def _give_back(state: State, job: Job, held: str, waited: str, now: int) -> Iterator[Fact]:
+    """End a lease that its holder no longer needs, or did not wait for, with the reason for either."""
     if job.state == "running":
-        yield from _end(state, job, "succeeded", None, reason, now)
+        yield from _end(state, job, "succeeded", None, held, now)
     elif job.state not in ENDED:
-        yield from _end(state, job, "cancelled", None, "no longer asked for", now)
+        yield from _end(state, job, "cancelled", None, waited, now)
 
 
 def find(state: State, id: str) -> Job:

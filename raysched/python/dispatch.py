@@ -21,6 +21,7 @@ from ray.exceptions import RayError
 from raysched.actors.calls.claims import Shape
 from raysched.actors.calls.parcel import pack_arguments
 from raysched.actors.calls.pool import Rest
+from raysched.actors.calls.relay import News
 
 IDLE_S = 5.0
 """A lease that no call has used for so long goes back."""
@@ -28,7 +29,9 @@ IDLE_S = 5.0
 LOOK_S = 0.25
 """Time between two looks at which workers are idle."""
 
-NEWS_S = 10.0
+NEWS_S = 4.0
+"""The relay is asked for news so often, at least: it knows from that that this process is not stopped."""
+
 GLANCE_S = 0.001
 """A call looks for news from the relay at most so often."""
 
@@ -151,7 +154,7 @@ class Lane:
 
 
 class Dispatcher:
-    """The lanes of a process, and the thread that listens to its relay."""
+    """The lanes of a process, and the thread that listens to its relay. `lost_leases` has why, by job."""
 
     def __init__(self, relay: Any) -> None:
         self._relay = relay
@@ -159,11 +162,13 @@ class Dispatcher:
         self._functions: set[str] = set()
         self._opening = threading.RLock()
         self._hearing = threading.Lock()
-        self._news: Any = None
+        self._news: Any = relay.news.remote(NEWS_S)
         self._glanced = 0.0
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._listen, name="raysched", daemon=True)
         self.lost = False
+        self.lost_leases: dict[str, str] = {}
+        self._thread.start()
 
     def call(self, lane: str, task: Task, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Send a call; never waits."""
@@ -190,15 +195,11 @@ class Dispatcher:
             if lane not in self._lanes:
                 self._relay.open_pool.remote(lane, shape)
                 self._lanes[lane] = Lane(lane, self._relay)
-            if self._news is None:
-                self._news = self._relay.news.remote(NEWS_S)
-                self._thread.start()
 
     def close(self) -> None:
         """End the thread."""
         self._closed.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._thread.join()
 
     def _listen(self) -> None:
         while not self._closed.is_set():
@@ -218,9 +219,10 @@ class Dispatcher:
         try:
             there, _ = ray.wait([self._news], timeout=0)
             if there:
-                news = cast(dict[str, Rest], ray.get(self._news))
+                news = cast(News, ray.get(self._news))
                 self._news = self._relay.news.remote(NEWS_S)
-                for lane, rest in news.items():
+                self.lost_leases.update(news.lost)
+                for lane, rest in news.rests.items():
                     self._lanes[lane].hear(rest)
         except RayError:
             self.lost = True

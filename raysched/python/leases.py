@@ -8,14 +8,14 @@ from types import TracebackType
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup
 from typing_extensions import Self, Unpack
 
 from raysched.actors.calls.placing import environment, group_of, place_options, sharing
 from raysched.core.request import WHOLE
 from raysched.core.work import Owned
-from raysched.errors import Conflict, SpecError
+from raysched.errors import Conflict, LeaseLost, SpecError
 from raysched.python.connection import Connection, connect
 from raysched.python.options import shape_of
 from raysched.specs.resources import LeaseOptions, LeaseSpec, check_options
@@ -43,8 +43,11 @@ class Lease:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         owned, self._owned = self._owned, None
-        if owned is not None and self._connection is not None and self._connection.alive:
-            ray.get(self._connection.relay.release.remote(owned.job))
+        if owned is None or self._connection is None or not self._connection.alive:
+            return
+        lost: Any = ray.get(self._connection.relay.release.remote(owned.job))
+        if lost and (error is None or isinstance(error, RayError)):
+            raise _lost(owned, lost) from error
 
     def __repr__(self) -> str:
         if self._owned is None:
@@ -55,7 +58,7 @@ class Lease:
             for slice in place.slices
         ]
         nodes = ", ".join(place.node for place in self._owned.places)
-        return f"Lease({self.id}: {', '.join(parts) or 'no GPU'} on {nodes})"
+        return f"Lease({self._owned.lease}: {', '.join(parts) or 'no GPU'} on {nodes})"
 
     @property
     def id(self) -> str:
@@ -98,7 +101,14 @@ class Lease:
     def _held(self) -> Owned:
         if self._owned is None:
             raise Conflict("this lease is not held: use it inside `with raysched.lease(...) as lease:`")
+        lost = self._connection and self._connection.dispatcher.lost_leases.get(self._owned.job)
+        if lost:
+            raise _lost(self._owned, lost)
         return self._owned
+
+
+def _lost(owned: Owned, reason: str) -> LeaseLost:
+    return LeaseLost(f"lease {owned.lease} was lost while it was held, with all that ran under it: {reason}")
 
 
 def lease(*, timeout: float | None = None, **options: Unpack[LeaseOptions]) -> Lease:

@@ -14,13 +14,15 @@ from raysched.errors import ConfigError, FileMissing, Problem
 from raysched.specs.document import Document, read_file, read_yaml
 from raysched.specs.fields import Fields, problems_of
 from raysched.specs.problems import listing, quoted
-from raysched.specs.values import Text, WholeNumber, filled
+from raysched.specs.values import Duration, Text, WholeNumber, filled
 
 _GPUS = re.compile(r"([1-9][0-9]*x)?[A-Za-z][\w.+-]*", re.IGNORECASE)
 _RAY_ADDRESS = re.compile(r"auto|[^\s/:]+:[0-9]{1,5}|\[[0-9A-Fa-f:]+\]:[0-9]{1,5}")
 _STORE = re.compile(r"sqlite:////[^?]+|postgres(ql)?(\+psycopg)?://[^/]*/[^/?]+(\?.*)?")
 _PASSWORD = re.compile(r"(://[^/@]*?):[^/@]*@")
 _NOT_YET = {name: f"the {name} backend is not in this version: remove it" for name in ("k8s", "slurm")}
+
+SHORTEST_SILENCE = 15_000
 
 Part = TypeVar("Part", bound=Fields)
 Section = Annotated[Part, BeforeValidator(filled)]
@@ -50,6 +52,15 @@ def parse_ray_address(value: str) -> str:
     if not _RAY_ADDRESS.fullmatch(value):
         raise ValueError(f"must be auto (a Ray that runs on this machine) or HOST:PORT, not {quoted(value)}")
     return value
+
+
+def check_silence(milliseconds: int) -> int:
+    """Programs are heard of every few seconds. Raises ValueError for less than that needs."""
+    if milliseconds < SHORTEST_SILENCE:
+        raise ValueError(
+            f"must be at least {SHORTEST_SILENCE // 1000}s, or programs that are alive lose GPUs"
+        )
+    return milliseconds
 
 
 def parse_simulation(value: str) -> str:
@@ -101,12 +112,23 @@ class Backends(Fields):
     vm: Section[VMBackend] = Field(default=VMBackend(), description="This machine.")
 
 
+class Policy(Fields):
+    """Rules of the ledger."""
+
+    silence: Annotated[Duration, AfterValidator(check_silence)] = Field(
+        default=60_000,
+        description="How long a program that holds leases may be stopped, suspended or cut off.",
+        examples=["60s", "5m"],
+    )
+
+
 class Config(Fields):
     """All settings."""
 
     store: Section[Store] = Field(default=Store(), description="Where files are kept.")
     gateway: Section[Gateway] = Field(default=Gateway(), description="The HTTP API.")
     backends: Section[Backends] = Field(default=Backends(), description="What launches work.")
+    policy: Section[Policy] = Field(default=Policy(), description="Rules of the ledger.")
     simulate: Annotated[Text, AfterValidator(parse_simulation)] | None = Field(
         default=None, description="GPUs to make up on this machine, such as 2xA100-80GB; null: the real ones."
     )

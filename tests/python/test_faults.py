@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -165,6 +166,72 @@ def test_a_cancelled_lease_is_replaced(driver: Driver, system: System) -> None:
     time.sleep(1)
     system.cli("cancel", job)
     driver.answer()
+
+
+def test_a_call_on_a_lease_that_is_cancelled_says_so(driver: Driver, system: System) -> None:
+    """One that was sent straight to its worker; and a lease of a `with` block, where it is used and left."""
+    wait_until(lambda: not held(system), "the others' leases went back")
+    driver(_hold_two)
+    for job in held(system):
+        system.cli("cancel", job)
+    driver(_learn_of_it)
+
+
+def _hold_two() -> None:
+    global lease, ref
+
+    @raysched.remote(gpu_fraction=0.25)
+    def nap(seconds):
+        time.sleep(seconds)
+
+    lease = raysched.lease(gpu_fraction=0.25).__enter__()
+    ray.get(nap.remote(0))
+    lanes = raysched.python.connection.connect().dispatcher._lanes
+    while not any(lane._idle for lane in lanes.values()):
+        time.sleep(0.01)
+    ref = nap.remote(1000)
+    time.sleep(0.5)
+
+
+def _learn_of_it() -> None:
+    with pytest.raises(raysched.LeaseLost, match="cancelled by"):
+        ray.get(ref, timeout=60)
+    lost = raysched.python.connection.connect().dispatcher.lost_leases
+    while not lost:
+        time.sleep(0.01)
+    with pytest.raises(raysched.LeaseLost, match="cancelled by"):
+        lease.options()
+    with pytest.raises(raysched.LeaseLost, match="cancelled by"):
+        lease.__exit__(None, None, None)
+
+
+def test_what_goes_back_while_the_ledger_is_down_is_free(driver: Driver, system: System) -> None:
+    """Nothing is held when the program is done with it, though it lives; the ledger is killed many times."""
+    wait_until(lambda: not held(system), "the others' leases went back")
+    driver.begin(_take_and_give_back)
+    for _ in range(3):
+        wait_until(lambda: system.kill("ray::Ledger"), "the ledger is killed")
+        time.sleep(0.7)
+    assert driver.answer() >= 16
+    wait_until(lambda: not held(system), "everything went back")
+
+
+def _take_and_give_back() -> int:
+    done = 0
+
+    def work():
+        nonlocal done
+        end = time.monotonic() + 5
+        while time.monotonic() < end or done < 16:
+            with raysched.lease(gpu_fraction=0.2, timeout=100):
+                done += 1
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return done
 
 
 def _long_calls() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import logging
 import secrets
+import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +16,20 @@ from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 from raysched.actors import names
 from raysched.core.work import Owned
-from raysched.errors import RayschedError, Unreachable
+from raysched.errors import NotFound, RayschedError, Unreachable
 
-POLL_S = 10.0
-"""How long the ledger is asked to wait for news."""
+POLL_S = 5.0
+"""How long the ledger is asked to wait for news. It hears so often that the owner lives."""
+
+PRESENT_S = 12.0
+"""A calling process that was heard of in this time is there."""
 
 RETRY_S = 0.5
+RETRY_MOST_S = 5.0
+"""The time before the ledger is asked again: at first, and at most."""
+
+AGAIN_S = 30.0
+"""How long a ledger that is gone for good may take to be there again, by another `raysched up`."""
 
 log = logging.getLogger(__name__)
 
@@ -37,22 +46,29 @@ class Shape:
 class Claims:
     """The account of the owner `owner`, a relay's name, at the ledger. Listeners hear of each change."""
 
-    def __init__(self, owner: str, user: str, relay: Any) -> None:
+    def __init__(self, owner: str, user: str) -> None:
         self._owner = owner
         self._user = user
-        self._relay = relay
+        self._heard_at = time.monotonic()
+        self._told_at = -1.0
         self._listeners: dict[str, Callable[[Owned], None]] = {}
         self._heard: dict[str, Owned] = {}
         self._ledger: Any = None
         self._follower: asyncio.Task[None] | None = None
+        self._asking = 0
+        self._released: set[str] = set()
 
     async def ask(self, shape: Shape, count: int, listener: Callable[[Owned], None]) -> list[str]:
         """Ask for `count` leases and return the ids of their jobs; `listener` hears what becomes of them.
         Raises Refused for what no node could give, SpecError, Unreachable."""
         key = secrets.token_hex(16)
         asked = (key, self._user, shape.name, shape.resources, shape.queue, count, self._owner)
-        jobs: list[str] = await self._call("request_leases", *asked)
-        self._listeners.update((job, listener) for job in jobs)
+        self._asking += 1
+        try:
+            jobs: list[str] = await self._call("request_leases", *asked)
+            self._listeners.update((job, listener) for job in jobs)
+        finally:
+            self._asking -= 1
         asyncio.get_running_loop().call_soon(self._repeat, jobs)  # once the caller knows its jobs
         return jobs
 
@@ -62,13 +78,42 @@ class Claims:
             if job in self._heard and job in self._listeners:
                 self._tell(self._listeners[job], self._heard[job])
 
+    def heard(self) -> None:
+        """The calling process has just been heard of."""
+        self._heard_at = time.monotonic()
+
+    @property
+    def present(self) -> bool:
+        """Whether the calling process was heard of lately: it is not stopped."""
+        return time.monotonic() - self._heard_at < PRESENT_S
+
     async def release(self, job: str) -> None:
-        """Give a lease back, or what was asked for; silent if it has ended or raysched is down."""
+        """Give a lease back, or what was asked for; silent if it has ended. Where the ledger does not answer
+        or can't write, it is told later, as often as that takes."""
         self._listeners.pop(job, None)
+        if job not in self._released and not await self._gave_back(job):
+            self._released.add(job)
+            apart(self._give_back_later(job))
+
+    async def _give_back_later(self, job: str) -> None:
+        pause = RETRY_S
+        while True:
+            await asyncio.sleep(pause)
+            if await self._gave_back(job):
+                self._released.discard(job)
+                return
+            pause = min(2 * pause, RETRY_MOST_S)
+
+    async def _gave_back(self, job: str) -> bool:
+        """Tell the ledger, and whether it knows now."""
         try:
             await self._call("release", job)
-        except RayschedError as error:
-            log.info("lease of job %s was not given back: %s", job, error)
+        except NotFound:
+            return True
+        except (RayschedError, RayError) as error:
+            log.info("lease of job %s could not be given back yet: %s", job, error)
+            return False
+        return True
 
     async def explain(self, job: str) -> str:
         """Why a request still waits."""
@@ -85,26 +130,41 @@ class Claims:
             raise Unreachable(f"the ledger does not answer: {error}") from None
 
     def _connected(self) -> Any:
-        """The ledger, which is told of this owner when it is met first."""
         if self._ledger is None:
             self._ledger = find_ledger()
-            self._ledger.watch.remote(self._owner, [self._relay])
         if self._follower is None or self._follower.done():
             self._follower = apart(self._follow(self._ledger))
         return self._ledger
 
     async def _follow(self, ledger: Any) -> None:
+        """Hear of changes, and let the ledger hear of the calling process."""
         version = -1
         while True:
             try:
-                version, owned = await ledger.owned.remote(self._owner, version, POLL_S)
+                heard, self._told_at = self._heard_at > self._told_at, time.monotonic()
+                version, owned = await ledger.owned.remote(self._owner, version, POLL_S, heard)
                 self._hear(owned)
             except ActorDiedError:
                 self._ledger = None
-                self._lose_all()
-                return
+                try:
+                    ledger = await self._found_again()
+                except Unreachable:
+                    self._lose_all()
+                    return
             except RayError:
                 await asyncio.sleep(RETRY_S)
+
+    async def _found_again(self) -> Any:
+        """The ledger that takes the place of one that is gone. Raises Unreachable."""
+        end = time.monotonic() + AGAIN_S
+        while True:
+            try:
+                self._ledger = find_ledger()
+                return self._ledger
+            except Unreachable:
+                if time.monotonic() > end:
+                    raise
+            await asyncio.sleep(RETRY_S)
 
     def _hear(self, owned: list[Owned]) -> None:
         before, self._heard = self._heard, {each.job: each for each in owned}
@@ -112,6 +172,8 @@ class Claims:
             listener = self._listeners.get(each.job)
             if listener is not None and before.get(each.job) != each:
                 self._tell(listener, each)
+            elif listener is None and each.state != "ended" and not self._asking:
+                apart(self.release(each.job))  # the answer to a request was lost
 
     def _lose_all(self) -> None:
         for job, listener in list(self._listeners.items()):

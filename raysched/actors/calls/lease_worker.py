@@ -15,6 +15,7 @@ import ray
 
 from raysched.actors.calls.calls import Call, Given, Outcome, When, pack_values
 from raysched.actors.calls.parcel import pack_error, unpack_arguments
+from raysched.errors import LeaseLost
 
 LONG_S = 0.05
 """A call that runs longer than this is looked after, so that it can be cancelled."""
@@ -107,12 +108,14 @@ class LeaseWorker:
         self._functions: OrderedDict[str, Callable[..., Any]] = OrderedDict()
         self._feed: Feed | None = None
         self._doomed: int | None = None
+        self._lost: str | None = None
         self._turn = 0
         self._running = False
         self._busy = threading.Event()
         signal.signal(WAKE, self._interrupt)
         # What waits in the kernel has to be interrupted too, so the signal is not one that restarts calls.
         threading.Thread(target=self._watch, name="raysched watch", daemon=True).start()
+        threading.Thread(target=self._await_fate, name="raysched fate", daemon=True).start()
 
     def __repr__(self) -> str:
         return self._name
@@ -166,16 +169,23 @@ class LeaseWorker:
     @contextmanager
     def _interruptible(self) -> Generator[None, None, None]:
         self._turn += 1
-        self._running = True
         try:
+            self._running = True
+            self._check_lease()
             yield
         finally:
             self._running = False
 
+    def _check_lease(self) -> None:
+        if self._lost is not None:
+            raise LeaseLost(f"the lease of {self._name} was lost while a call ran: {self._lost}")
+
     def _interrupt(self, *_: object) -> None:
-        """In the main thread, on the watch's signal: end the call if it is the one that was cancelled."""
+        """In the main thread, on another one's signal: end the call if it is the one that was cancelled, or
+        any if the lease was lost."""
         if not self._running:
             return
+        self._check_lease()
         feed = self._feed
         if feed is None:
             cancelled = ray.get_runtime_context().is_canceled()
@@ -210,6 +220,11 @@ class LeaseWorker:
         if ray.get(cancelled):
             self._doomed = call.number
             self._wake()
+
+    def _await_fate(self) -> None:
+        """Learn from the relay that the lease was lost, and end the call that runs."""
+        self._lost = ray.get(self._relay.fate.remote(self._pool, self._job))
+        self._wake()
 
     def _wake(self) -> None:
         """Have the main thread run `_interrupt`, as soon as it runs Python code again."""

@@ -53,6 +53,9 @@ TRIM_S = 0.25
 REST_S = 0.2
 """The time before what failed is tried again: a worker whose process died, or a request."""
 
+FAREWELL_S = 1.0
+"""How long a call that the calling process sent itself may take to end, with the reason, on a lost lease."""
+
 BIRTHS = 3
 """After so many workers in a row that could not start, waiting calls fail with the reason."""
 
@@ -71,11 +74,13 @@ class Waiting:
 
 @dataclass(eq=False, slots=True)
 class Worker:
-    """A lease worker. `held` are the calls that it was given, by number; `proven`: its process runs."""
+    """A lease worker. `held` are the calls that it was given, by number; `fate` will tell why its lease was
+    lost, if it is; `proven`: its process runs."""
 
     job: str
     actor: Any
-    held: dict[int, Waiting] = field(default_factory=dict[int, Waiting])
+    held: dict[int, Waiting] = field(default_factory=dict[int, Waiting], kw_only=True)
+    fate: asyncio.Future[str]
     attended: asyncio.Future[bool] | None = None
     serving: bool = False
     parked: bool = False
@@ -198,6 +203,11 @@ class Pool:
             return True
         worker.attended = asyncio.get_running_loop().create_future()
         return await worker.attended
+
+    async def fate(self, job: str) -> str:
+        """Why a worker's lease was lost, once it is."""
+        worker = self._workers.get(job)
+        return "it went back" if worker is None else await asyncio.shield(worker.fate)
 
     def take_back(self, job: str, outcomes: list[Outcome], rest: list[int]) -> None:
         """A call runs too long: take the outcomes of those before it and the calls behind it."""
@@ -330,12 +340,22 @@ class Pool:
                 self._fail(LeaseLost(f"no worker could be started in the leases granted: {error}"))
         self._ask()
 
-    def _drop(self, worker: Worker) -> None:
+    def _drop(self, worker: Worker, lost: str = "") -> None:
+        """End a worker. Why its lease was `lost` is told to whoever waits for a call that it runs; those that
+        wait here may be started again elsewhere."""
         del self._workers[worker.job]
         self._gone.append(worker.job)
-        ray.kill(worker.actor, no_restart=True)
+        if lost and not worker.held:
+            settle(worker.fate, lost)
+            apart(self._kill_soon(worker))
+        else:
+            ray.kill(worker.actor, no_restart=True)
         self._recover(worker)
         self._changed()
+
+    async def _kill_soon(self, worker: Worker) -> None:
+        await asyncio.sleep(FAREWELL_S)
+        ray.kill(worker.actor, no_restart=True)
 
     def _fail(self, error: Exception) -> None:
         """No lease can be had: every waiting call gets the reason."""
@@ -394,14 +414,19 @@ class Pool:
             .options(**options)
             .remote(self._shape.name, self._id, owned.job, self._relay)
         )
-        self._workers[owned.job] = worker = Worker(owned.job, actor, serving=True)
+        fate: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._workers[owned.job] = worker = Worker(owned.job, actor, fate, serving=True)
         apart(self._drain(worker))
         self._ask()
 
     def _end(self, owned: Owned) -> None:
-        """A lease, or what was asked for, ended without the calling process wanting it."""
-        if worker := self._workers.get(owned.job):
-            self._drop(worker)
-            self._ask()
-        elif not self._workers and not self._requests and not self._asking:
+        """A lease, or what was asked for, ended without the calling process wanting it. One that is stopped
+        gets no other: it would only be held for nobody."""
+        worker = self._workers.get(owned.job)
+        if worker is not None:
+            self._drop(worker, owned.reason)
+        nothing_left = worker is None and not (self._workers or self._requests or self._asking)
+        if nothing_left or not self._claims.present:
             self._fail(LeaseLost(f"no lease for {self._shape.name}: {owned.reason}"))
+        elif worker is not None:
+            self._ask()

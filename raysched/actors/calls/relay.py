@@ -7,7 +7,7 @@ watches it, then takes everything back.
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray.exceptions import ActorDiedError, RayError
@@ -28,17 +28,26 @@ LOOK_S = 1.0
 """Time between two looks at whether an actor, or a placement group that the caller may remove, is there."""
 
 
+class News(NamedTuple):
+    """What a calling process is told: which workers rest, by pool, and why leases were lost, by job."""
+
+    rests: dict[str, Rest]
+    lost: dict[str, str]
+
+
 class Relay:
     """An async actor; `owner` is its own name."""
 
     async def __init__(self, owner: str, user: str) -> None:
         self._owner = owner
         self._self = ray.get_runtime_context().current_actor
-        self._claims = Claims(owner, user, self._self)
+        self._claims = Claims(owner, user)
         self._functions: dict[str, asyncio.Future[bytes]] = {}
         self._pools: dict[str, asyncio.Future[Pool]] = {}
         self._arrivals = Arrivals()
         self._fronts: dict[Any, Any] = {}
+        self._held: dict[str, str] = {}
+        self._untold: dict[str, str] = {}
         self._keepers: dict[str, list[Any]] = {}
         self._changed: set[str] = set()
         self._news: asyncio.Future[None] = _future()
@@ -85,6 +94,10 @@ class Relay:
         """See Pool.attend."""
         return await (await self._pool(pool)).attend(job, number)
 
+    async def fate(self, pool: str, job: str) -> str:
+        """See Pool.fate."""
+        return await (await self._pool(pool)).fate(job)
+
     async def take_back(self, pool: str, job: str, outcomes: list[Outcome], rest: list[int]) -> None:
         """See Pool.take_back."""
         (await self._pool(pool)).take_back(job, outcomes, rest)
@@ -93,17 +106,27 @@ class Relay:
         """See Pool.give_back."""
         (await self._pool(pool)).give_back(job)
 
-    async def news(self, seconds: float) -> dict[str, Rest]:
-        """Which workers rest, by pool: as soon as that changes, or nothing at the end of the time."""
-        if not self._changed:
+    async def news(self, seconds: float) -> News:
+        """What is new: at once if something is, or nothing at the end of the time. That somebody asks is how
+        the relay knows that the calling process is not stopped."""
+        self._claims.heard()
+        if not self._changed and not self._untold:
             await until(self._news, seconds)
             self._news = _future()
         changed, self._changed = self._changed, set()
-        return {pool: self._pools[pool].result().rest() for pool in changed}
+        untold, self._untold = self._untold, {}
+        return News({pool: self._pools[pool].result().rest() for pool in changed}, untold)
 
     def _tell(self, pool: str) -> None:
         self._changed.add(pool)
         settle(self._news, None)
+
+    def _lose(self, owned: Owned) -> None:
+        """A lease was taken away that the caller holds, if it is one of those."""
+        if owned.job in self._held:
+            self._held[owned.job] = self._untold[owned.job] = owned.reason
+            self._end_keepers(owned.job)
+            settle(self._news, None)
 
     async def _pool(self, pool: str) -> Pool:
         return await self._pools.setdefault(pool, _future())
@@ -117,6 +140,7 @@ class Relay:
         job = await self._request(shape, bound)
         try:
             owned = await asyncio.wait_for(bound, seconds)
+            self._held[job] = ""
             if keep:
                 await self._keep(shape, owned)
             return owned
@@ -128,11 +152,16 @@ class Relay:
             apart(self._claims.release(job))
             raise
 
-    async def release(self, job: str) -> None:
-        """Give a lease back."""
+    async def release(self, job: str) -> str:
+        """Give a lease back; why it was lost before, or nothing if it was not."""
+        self._end_keepers(job)
+        lost = self._held.pop(job, "")
+        await self._claims.release(job)
+        return lost
+
+    def _end_keepers(self, job: str) -> None:
         for keeper in self._keepers.pop(job, []):
             ray.kill(keeper)
-        await self._claims.release(job)
 
     async def adopt(self, front: list[Any]) -> None:
         """Keep a front alive as long as its actor, whether or not the caller still has a handle."""
@@ -165,6 +194,7 @@ class Relay:
                 settle(bound, owned)
             elif owned.state == "ended":
                 fail(bound, LeaseLost(f"no lease for {shape.name}: {owned.reason}"))
+                self._lose(owned)
 
         asked = asyncio.ensure_future(self._claims.ask(shape, 1, hear))
         try:

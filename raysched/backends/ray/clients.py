@@ -17,6 +17,8 @@ _table: Any = vars(gcs_pb2)["ActorTableData"]  # generated: no checker sees thes
 _order: Any = vars(gcs_service_pb2)["KillActorViaGcsRequest"]
 
 ANSWER_S = 10.0
+MOMENT_S = 1.0
+"""Where the owner knows of the lease's end it ends its actors itself, and their callers learn why."""
 LIVING = ("ALIVE", "RESTARTING", "PENDING_CREATION", "DEPENDENCIES_UNREADY")
 
 
@@ -25,16 +27,21 @@ async def end(lease: str, groups: set[str]) -> None:
 
     Without this an actor that may restart does so, and one whose group is removed hangs its callers.
     """
-    await asyncio.to_thread(_end, lease, groups)
+    if await asyncio.to_thread(_living, lease, groups):
+        await asyncio.sleep(MOMENT_S)
+        await asyncio.to_thread(_end, lease, groups)
 
 
 def _end(lease: str, groups: set[str]) -> None:
+    if left := _living(lease, groups):
+        _kill(left)
+
+
+def _living(lease: str, groups: set[str]) -> list[bytes]:
     accessor: Any = state._connect_and_get_accessor()
     rows = [row for living in LIVING for row in accessor.get_actor_table(None, living)]
     actors = [_table.FromString(row) for row in rows]
-    theirs = [actor.actor_id for actor in actors if _belongs(actor, lease, groups)]
-    if theirs:
-        _kill(theirs)
+    return [actor.actor_id for actor in actors if _belongs(actor, lease, groups)]
 
 
 def _belongs(actor: Any, lease: str, groups: set[str]) -> bool:
