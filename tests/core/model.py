@@ -8,19 +8,22 @@ was allowed, and whether there was a choice at all.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 
 from raysched.core import commands
 from raysched.core.commands import Command, JobRequest
 from raysched.core.lease import Lease, Place, Slice
+from raysched.core.mig import Cut, Geometry, Instance, Profile
 from raysched.core.node import GPUInfo, NodeInfo
 from raysched.core.request import Request
 from raysched.core.work import Run, Seen
 
 WHOLE = 10_000
 PATIENCE = 60_000
+LOST = 86_400_000
 REST = 3_000
+REFUSAL = 600_000
 
 
 class Forbidden(Exception):
@@ -29,12 +32,19 @@ class Forbidden(Exception):
 
 @dataclass
 class Card:
-    """A GPU and what somebody without a lease uses of it."""
+    """A GPU and what somebody without a lease uses of it. `refused` are the cuts that its driver would not
+    make (None: switch the MIG mode), with the time of each."""
 
     info: GPUInfo
     foreign: int = 0
+    strangers: tuple[str, ...] = ()
     outside: bool = False
     present: bool = True
+    refused: dict[Cut | None, int] = field(default_factory=dict)
+
+    @property
+    def used_by_strangers(self) -> bool:
+        return bool(self.foreign or self.strangers)
 
 
 @dataclass
@@ -44,17 +54,23 @@ class Machine:
     info: NodeInfo
     cards: dict[str, Card] = field(default_factory=dict)
     lost: int | None = None
+    draining: bool = False
 
 
 @dataclass
 class Grant:
-    """A lease that the core granted."""
+    """A lease that the core granted. `instances` are the MIG instances that it was given."""
 
     id: str
     job: str
     sharing: str
     places: tuple[Place, ...]
     state: str = "granted"
+    instances: dict[tuple[str, Cut | None], str] = field(default_factory=dict)
+
+    def slices(self) -> list[tuple[str, Slice]]:
+        """The node and the part of the GPU for each."""
+        return [(place.node, slice) for place in self.places for slice in place.slices]
 
 
 @dataclass
@@ -76,6 +92,7 @@ class Work:
     exits: dict[int, int | None] = field(default_factory=dict)
     outcome: str = ""
     code: int | None = None
+    warned: bool = False
 
     @property
     def ended(self) -> bool:
@@ -107,10 +124,20 @@ class Model:
         return [
             (grant, slice)
             for grant in self.leases.values()
-            for place in grant.places
-            for slice in place.slices
+            for _, slice in grant.slices()
             if slice.gpu == uuid
         ]
+
+    def held_cuts(self, card: Card) -> list[Cut]:
+        """The MIG placements that tenants have, whether or not the instances exist yet."""
+        return [slice.cut for _, slice in self.slices(card.info.uuid) if slice.cut is not None]
+
+    def busy(self, card: Card) -> list[Instance]:
+        """The instances that strangers use. Where nobody saw which, all that no tenant has."""
+        rest = [there for there in card.info.layout.instances if there.cut not in self.held_cuts(card)]
+        if card.strangers:
+            return [there for there in rest if there.uuid in card.strangers]
+        return rest if card.foreign else []
 
     def mode(self, uuid: str) -> str | None:
         """How a GPU is shared now: as its tenants share it."""
@@ -148,62 +175,131 @@ class Model:
     # ------------------------------------------------------------ what fits
 
     def part(self, card: Card, request: Request) -> Slice:
-        """What a request would hold of a GPU."""
+        """What a request would hold of a GPU that is not cut."""
         uuid, total = card.info.uuid, card.info.memory
         if request.sharing == "exclusive":
             return Slice(uuid, WHOLE, total)
+        of_share = None if request.share is None else request.share * total // WHOLE
+        if request.sharing == "time_slice":
+            turns = card.info.replicas
+            memory = request.memory if request.memory is not None else of_share
+            return Slice(uuid, WHOLE // turns, total // turns if memory is None else memory)
         if request.memory is None:
-            return Slice(uuid, request.share, request.share * total // WHOLE)
+            return Slice(uuid, request.share, of_share)
         if request.share is None:
             return Slice(uuid, max(1, request.memory * WHOLE // total), request.memory)
         return Slice(uuid, request.share, request.memory)
 
     def serves(self, card: Card, request: Request) -> bool:
-        """Whether a GPU could serve a request if nobody held or used anything of it."""
-        if not _is_of(card.info.model, request.gpu_types) or not card.present:
+        """Whether a GPU is of a kind that can serve a request at all."""
+        info = card.info
+        if not card.present or not _is_of(info.model, request.gpu_types) or not _holds(info, request):
             return False
-        return max(request.memory or 0, self.part(card, request).memory) <= card.info.memory
+        if request.sharing == "mig":
+            return profile_for(info, request) is not None
+        return max(request.memory or 0, self.part(card, request).memory) <= info.memory
 
-    def has_room(self, card: Card, request: Request) -> bool:
-        """Whether a GPU can serve a request now."""
-        if not self.serves(card, request) or card.outside:
-            return False
-        mode = self.mode(card.info.uuid)
+    def most(self, card: Card, request: Request) -> int:
+        """How many parts a request could have of a GPU if nobody held or used anything of it."""
+        if not self.serves(card, request):
+            return 0
+        mig, geometry, layout = request.sharing == "mig", card.info.mig, card.info.layout
+        fixed = geometry is None or not geometry.switchable
+        if fixed and layout.enabled != mig:
+            return 0
+        if not mig:
+            return 1
+        profile = profile_for(card.info, request)
+        return min(profile.most, disjoint(geometry, [Cut(profile.id, start) for start in profile.starts]))
+
+    def room(self, card: Card, request: Request) -> int:
+        """How many parts a request could have of a GPU now."""
+        if not self.serves(card, request) or card.outside or card.info.fault:
+            return 0
+        if self.mode(card.info.uuid) not in (None, request.sharing):
+            return 0
+        if request.sharing == "mig":
+            return self._instances_free(card, request)
+        return int(self._has_share(card, request) and self._uncut(card))
+
+    def _has_share(self, card: Card, request: Request) -> bool:
+        tenants = self.slices(card.info.uuid)
         if request.sharing == "exclusive":
-            return mode is None and not card.foreign
+            return not tenants and not card.used_by_strangers
+        if request.sharing == "time_slice" and len(tenants) >= card.info.replicas:
+            return False
         part = self.part(card, request)
-        return (
-            mode in (None, request.sharing)
-            and part.share <= self.share_free(card)
-            and part.memory <= self.memory_free(card)
-        )
+        return part.share <= self.share_free(card) and part.memory <= self.memory_free(card)
+
+    def _uncut(self, card: Card) -> bool:
+        """Whether a GPU is not in MIG mode, or can be taken out of it."""
+        layout, geometry = card.info.layout, card.info.mig
+        if not layout.enabled or self.slices(card.info.uuid):
+            return True
+        if geometry is None or not geometry.switchable or card.used_by_strangers:
+            return False
+        return not card.refused.keys() & {None, *(there.cut for there in layout.instances)}
+
+    def _instances_free(self, card: Card, request: Request) -> int:
+        """How many instances of the request's profile could be had now."""
+        geometry, profile = card.info.mig, profile_for(card.info, request)
+        has = self.held_cuts(card) + [there.cut for there in self.busy(card)]
+        starts = [Cut(profile.id, start) for start in profile.starts]
+        free = [cut for cut in starts if self.cut_objection(card, cut) is None]
+        left = profile.most - sum(cut.profile == profile.id for cut in has)
+        return max(0, min(left, disjoint(geometry, free)))
+
+    def cut_objection(self, card: Card, cut: Cut, more: Iterable[Cut] = ()) -> str | None:
+        """Why an instance at `cut` can't be had now, if `more` are given away too."""
+        layout, geometry = card.info.layout, card.info.mig
+        has = [*self.held_cuts(card), *(there.cut for there in self.busy(card)), *more]
+        if any(cells(geometry, cut) & cells(geometry, other) for other in has):
+            return "it overlaps one that somebody has"
+        in_the_way = {
+            there.cut
+            for there in layout.instances
+            if there.cut not in has and cells(geometry, cut) & cells(geometry, there.cut)
+        }
+        if in_the_way == {cut}:
+            return None
+        if card.refused.keys() & {cut, *in_the_way}:
+            return "the driver refused it"
+        if layout.enabled:
+            return None
+        if None in card.refused:
+            return "the driver refused to switch the mode"
+        return None if geometry.switchable and not card.used_by_strangers else "the mode can't be switched"
 
     def fits(self, request: Request) -> bool:
         """Whether there is any place for a request now."""
-        rooms = {
-            name: sum(self.has_room(card, request) for card in machine.cards.values())
-            for name, machine in self.machines.items()
+        open_machines = [
+            machine
+            for machine in self.machines.values()
             if machine.lost is None
+            and not machine.draining
             and request.cpus <= self.cpus_free(machine)
             and request.host_memory <= self.host_memory_free(machine)
-        }
-        return self._any_backend(request, rooms)
+        ]
+        return any(self._any_backend(way, open_machines, self.room) for way in _ways(request))
 
     def ever_fits(self, request: Request) -> bool:
         """Whether there would be a place for a request if nothing else ran."""
-        rooms = {
-            name: sum(self.serves(card, request) for card in machine.cards.values())
-            for name, machine in self.machines.items()
+        machines = [
+            machine
+            for machine in self.machines.values()
             if request.cpus <= machine.info.cpus and request.host_memory <= machine.info.memory
-        }
-        return self._any_backend(request, rooms)
+        ]
+        return any(self._any_backend(way, machines, self.most) for way in _ways(request))
 
-    def _any_backend(self, request: Request, rooms: dict[str, int]) -> bool:
+    def _any_backend(
+        self, request: Request, machines: list[Machine], parts: Callable[[Card, Request], int]
+    ) -> bool:
+        rooms = {
+            machine.info.name: sum(parts(card, request) for card in machine.cards.values())
+            for machine in machines
+        }
         return any(
-            _enough(
-                request,
-                [room for name, room in rooms.items() if backend in self.machines[name].info.backends],
-            )
+            _enough(request, [rooms[m.info.name] for m in machines if backend in m.info.backends])
             for backend in request.backends
         )
 
@@ -217,12 +313,12 @@ class Model:
     def objection(self, lease: Lease) -> str | None:
         """Why this grant is not allowed; None where it is."""
         job = self.jobs[lease.job]
-        request = job.asked.request
+        request = next((way for way in _ways(job.asked.request) if way.sharing == lease.sharing), None)
         if job.state != "waiting" or job.until > self.now:
             return f"{job.id} is {job.state} until {job.until}"
         if lease.attempt != job.attempt + 1 or lease.id in self.leases:
             return f"it is not attempt {job.attempt + 1}"
-        if lease.backend not in request.backends or lease.sharing != request.sharing:
+        if request is None or lease.backend not in request.backends:
             return "it is not what was asked for"
         return self._uneven(lease, request) or next(
             (words for place in lease.places if (words := self._place_objection(lease, place, request))), None
@@ -241,21 +337,37 @@ class Model:
 
     def _place_objection(self, lease: Lease, place: Place, request: Request) -> str | None:
         machine = self.machines[place.node]
-        if machine.lost is not None or lease.backend not in machine.info.backends:
-            return f"{place.node} is out of reach"
+        if machine.lost is not None or machine.draining or lease.backend not in machine.info.backends:
+            return f"{place.node} takes nothing new"
         if (place.cpus, place.memory) != (request.cpus, request.host_memory):
             return "the CPUs or the memory are not what was asked for"
         if place.cpus > self.cpus_free(machine) or place.memory > self.host_memory_free(machine):
             return f"{place.node} has no such CPUs or memory"
-        if len({slice.gpu for slice in place.slices}) < len(place.slices):
+        if request.sharing != "mig" and len({slice.gpu for slice in place.slices}) < len(place.slices):
             return "two shares of one GPU"
-        for slice in place.slices:
+        for at, slice in enumerate(place.slices):
             card = machine.cards[slice.gpu]
-            if not self.has_room(card, request):
+            if not self.room(card, request):
                 return f"{slice.gpu} has no room"
-            if slice != self.part(card, request):
+            if slice.cut is None and (request.sharing == "mig" or slice != self.part(card, request)):
                 return f"{slice} is not what was asked for"
+            earlier = [other.cut for other in place.slices[:at] if other.gpu == slice.gpu]
+            if slice.cut is not None and (words := self._instance_objection(card, slice, earlier, request)):
+                return f"{slice}: {words}"
         return None
+
+    def _instance_objection(
+        self, card: Card, slice: Slice, earlier: list[Cut], request: Request
+    ) -> str | None:
+        profile = profile_for(card.info, request)
+        share = profile.slices * WHOLE // card.info.mig.slices
+        if request.sharing != "mig" or slice.cut.profile != profile.id:
+            return f"{profile.name} was asked for"
+        if slice.cut.start not in profile.starts:
+            return "it may not start there"
+        if (slice.share, slice.memory) != (share, profile.memory):
+            return "it has another size"
+        return self.cut_objection(card, slice.cut, earlier)
 
     def grant(self, lease: Lease) -> None:
         """Take note of a grant that the core made. Raises AssertionError where it was not allowed."""
@@ -263,16 +375,46 @@ class Model:
         job = self.jobs[lease.job]
         job.state, job.lease, job.attempt = "starting", lease.id, lease.attempt
         job.granted, job.started = self.now, None
-        job.begun, job.exits = set(), {}
+        job.begun, job.exits, job.warned = set(), {}, False
         self.leases[lease.id] = Grant(lease.id, job.id, lease.sharing, lease.places)
         if not self.managed(lease.places):
-            self._bind(self.leases[lease.id])
+            self._hold(self.leases[lease.id])
 
-    def _bind(self, grant: Grant) -> None:
+    def _hold(self, grant: Grant) -> None:
+        """Ray holds the lease, or need not: its work may start once its GPUs are cut as it needs them."""
+        if any(not self.is_cut(grant, node, slice) for node, slice in grant.slices()):
+            grant.state = "held"
+            return
         grant.state = "bound"
+        for node, slice in grant.slices():
+            for there in self.machines[node].cards[slice.gpu].info.layout.instances:
+                if there.cut == slice.cut:
+                    grant.instances[slice.gpu, slice.cut] = there.uuid
         job = self.jobs[grant.job]
         if job.asked.kind == "lease" and job.state == "starting":
             job.state = "running"
+
+    def is_cut(self, grant: Grant, node: str, slice: Slice) -> bool:
+        """Whether a GPU is cut as a lease needs it."""
+        layout = self.machines[node].cards[slice.gpu].info.layout
+        if slice.cut is None:
+            return not layout.enabled
+        return layout.enabled and slice.cut in [there.cut for there in layout.instances]
+
+    def hindered(self, grant: Grant) -> bool:
+        """Whether something stands in the way of cutting a held lease's GPUs."""
+        return any(self._hinders(grant, node, slice) for node, slice in grant.slices())
+
+    def _hinders(self, grant: Grant, node: str, slice: Slice) -> bool:
+        card = self.machines[node].cards[slice.gpu]
+        if not card.present:
+            return True
+        geometry, mig = card.info.mig, slice.cut is not None
+        if card.info.layout.enabled != mig:
+            return geometry is None or not geometry.switchable or card.used_by_strangers
+        if not mig or self.is_cut(grant, node, slice):
+            return False
+        return any(cells(geometry, slice.cut) & cells(geometry, there.cut) for there in self.busy(card))
 
     # ------------------------------------------------------------ what must be there
 
@@ -295,8 +437,6 @@ class Model:
         if command.key in self.keys:
             return
         for asked in command.jobs:
-            if asked.request.isolation == "hard" and asked.request.sharing != "exclusive":
-                raise Forbidden
             if not self.ever_fits(asked.request):
                 raise Forbidden
         ids = self.keys[command.key] = []
@@ -351,11 +491,13 @@ class Model:
         grant = self.leases[job.lease]
         grant.state, job.lease = "releasing", None
         if not self.managed(grant.places):
-            self._free(grant)
+            self._free(grant, [place.node for place in grant.places])
 
-    def _free(self, grant: Grant) -> None:
-        """A lease's capacity is free; a GPU that vanished under it is forgotten with it."""
-        del self.leases[grant.id]
+    def _free(self, grant: Grant, nodes: Iterable[str]) -> None:
+        """A lease's capacity on these nodes is free; a GPU that vanished under it is forgotten with it."""
+        grant.places = tuple(place for place in grant.places if place.node not in nodes)
+        if not grant.places:
+            del self.leases[grant.id]
         for machine in self.machines.values():
             self._forget_vanished(machine)
 
@@ -404,7 +546,7 @@ class Model:
     def _Held(self, command: commands.Held) -> None:
         grant = self.leases.get(command.lease)
         if grant is not None and grant.state == "granted":
-            self._bind(grant)
+            self._hold(grant)
 
     def _Denied(self, command: commands.Denied) -> None:
         grant = self.leases.get(command.lease)
@@ -416,32 +558,74 @@ class Model:
         if command.final:
             self._end(job, "failed")
         else:
-            job.until = self.now + REST
-            self._wait_again(job)
+            self._take_back(job, self.now + REST)
+
+    def _take_back(self, job: Work, until: int) -> None:
+        """Give back the lease of a job that has not begun; no retry is used up."""
+        job.until = until
+        self._wait_again(job)
 
     def _Gone(self, command: commands.Gone) -> None:
         grant = self.leases.get(command.lease)
         if grant is not None and grant.state == "releasing":
-            self._free(grant)
+            self._free(grant, command.nodes or [place.node for place in grant.places])
 
     # ------------------------------------------------------------ nodes
 
     def _NodeSeen(self, command: commands.NodeSeen) -> None:
         info = command.node
-        elsewhere = {
-            uuid
-            for machine in self.machines.values()
-            if machine.info.name != info.name and machine.lost is None
-            for uuid in machine.cards
-        }
+        mine = [gpu for gpu in info.gpus if not self._elsewhere(gpu.uuid, info.name)]
+        info = replace(info, gpus=tuple(mine))
         machine = self.machines.setdefault(info.name, Machine(info))
         machine.info, machine.lost = info, None
-        reported = {gpu.uuid: gpu for gpu in info.gpus if gpu.uuid not in elsewhere}
         for uuid, card in machine.cards.items():
-            card.present = uuid in reported
-        for uuid, gpu in reported.items():
-            machine.cards.setdefault(uuid, Card(gpu)).info = gpu
+            card.present = uuid in {gpu.uuid for gpu in mine}
+        for gpu in mine:
+            self._move_in(machine, gpu)
         self._forget_vanished(machine)
+        for grant in list(self.leases.values()):
+            job = self.jobs.get(grant.job)
+            if (
+                job is not None
+                and job.lease == grant.id
+                and info.name in {node for node, _ in grant.slices()}
+            ):
+                self._see(grant, job, machine)
+
+    def _elsewhere(self, uuid: str, name: str) -> bool:
+        """A GPU that another node has stays there, until that node is lost and nobody holds the GPU."""
+        return any(
+            uuid in machine.cards and (machine.lost is None or self.slices(uuid))
+            for machine in self.machines.values()
+            if machine.info.name != name
+        )
+
+    def _move_in(self, machine: Machine, gpu: GPUInfo) -> None:
+        for other in self.machines.values():
+            if other is not machine:
+                other.cards.pop(gpu.uuid, None)
+        card = machine.cards.setdefault(gpu.uuid, Card(gpu))
+        if card.info.layout != gpu.layout:
+            card.refused = {}
+        card.info = gpu
+
+    def _see(self, grant: Grant, job: Work, machine: Machine) -> None:
+        """What news of a node mean for a lease that has a part of it."""
+        there = {
+            gpu.uuid: {instance.cut: instance.uuid for instance in gpu.layout.instances}
+            for gpu in machine.info.gpus
+        }
+        slices = [slice for node, slice in grant.slices() if node == machine.info.name and slice.gpu in there]
+        if grant.state == "bound":
+            whole = all(self.is_cut(grant, machine.info.name, slice) for slice in slices)
+            had = [(slice, uuid) for slice in slices if (uuid := grant.instances.get((slice.gpu, slice.cut)))]
+            if not whole or any(there[slice.gpu].get(slice.cut) != uuid for slice, uuid in had):
+                return self._lose(job)
+        if grant.state == "held":
+            self._hold(grant)
+        infos = {gpu.uuid: gpu for node, _ in grant.slices() for gpu in self.machines[node].info.gpus}
+        job.warned = any(slice.gpu not in infos or infos[slice.gpu].fault for _, slice in grant.slices())
+        return None
 
     def _forget_vanished(self, machine: Machine) -> None:
         machine.cards = {
@@ -456,7 +640,34 @@ class Model:
     def _Usage(self, command: commands.Usage) -> None:
         machine = self.machines.get(command.node)
         if machine is not None and command.gpu in machine.cards:
-            machine.cards[command.gpu].foreign = command.foreign
+            card = machine.cards[command.gpu]
+            card.foreign, card.strangers = command.foreign, command.instances
+
+    def _Drain(self, command: commands.Drain) -> None:
+        if command.node not in self.machines:
+            raise Forbidden
+        self.machines[command.node].draining = command.on
+
+    def _CutRefused(self, command: commands.CutRefused) -> None:
+        machine = self.machines.get(command.node)
+        if machine is None or command.gpu not in machine.cards:
+            return
+        card = machine.cards[command.gpu]
+        card.refused[command.cut] = self.now
+        for grant in [grant for grant, _ in self.slices(command.gpu)]:
+            if grant.state in ("granted", "held") and self._needs(grant, card, command.cut):
+                self._take_back(self.jobs[grant.job], self.now)
+
+    def _needs(self, grant: Grant, card: Card, cut: Cut | None) -> bool:
+        """Whether a lease that is not bound yet needs the instance at `cut` made or destroyed, or (without a
+        cut) the mode switched."""
+        mig = grant.sharing == "mig"
+        if cut is None or not mig:
+            return card.info.layout.enabled != mig
+        exist = {there.cut for there in card.info.layout.instances}
+        missing = [slice.cut for _, slice in grant.slices()
+                   if slice.gpu == card.info.uuid and slice.cut not in exist]  # fmt: skip
+        return any(cells(card.info.mig, cut) & cells(card.info.mig, other) for other in missing)
 
     def _Outside(self, command: commands.Outside) -> None:
         machine = self.machines.get(command.node)
@@ -468,19 +679,23 @@ class Model:
     def _Tick(self, _: commands.Tick) -> None:
         for grant in list(self.leases.values()):
             job = self.jobs.get(grant.job)
-            if self._out_of_patience(grant):
-                if grant.state == "releasing":
-                    self._free(grant)
-                else:
-                    self._lose(self.jobs[grant.job])
+            if grant.state == "releasing":
+                self._free(grant, [place.node for place in grant.places if self._away(place.node, LOST)])
+            elif any(self._away(place.node, PATIENCE) for place in grant.places):
+                self._lose(self.jobs[grant.job])
             elif job is not None and self._overdue(job):
                 job.state, job.outcome = "stopping", "failed"
+            elif grant.state == "held" and self.hindered(grant):
+                self._take_back(self.jobs[grant.job], self.now)
+        for card in (card for machine in self.machines.values() for card in machine.cards.values()):
+            card.refused = {cut: at for cut, at in card.refused.items() if at > self.now - REFUSAL}
 
-    def _out_of_patience(self, grant: Grant) -> bool:
-        lost = [self.machines[place.node].lost for place in grant.places]
-        return any(at is not None and self.now - at >= PATIENCE for at in lost)
+    def _away(self, node: str, since: int) -> bool:
+        lost = self.machines[node].lost
+        return lost is not None and self.now - lost >= since
 
     def _lose(self, job: Work) -> None:
+        """What a job ran on is gone."""
         if job.state == "stopping":
             self._end(job, job.outcome)
         elif job.asked.kind == "lease":
@@ -508,6 +723,60 @@ class Model:
         for id in ids:
             del self.jobs[id]
             self.ends.remove(id)
+
+
+def _ways(request: Request) -> list[Request]:
+    """The ways of sharing that will do."""
+    first = replace(request, or_mig=False)
+    return [first, replace(first, sharing="mig")] if request.or_mig else [first]
+
+
+def _holds(info: GPUInfo, request: Request) -> bool:
+    """Whether something holds the tenant to its share, where something has to."""
+    if request.sharing == "mps":
+        return "mps" in info.mechanisms
+    if request.sharing in ("fraction", "time_slice") and request.isolation == "hard":
+        return "memory_limit" in info.mechanisms or "hami" in info.mechanisms
+    return True
+
+
+def profile_for(info: GPUInfo, request: Request) -> Profile | None:
+    """The MIG profile that a request gets on a GPU."""
+    if info.mig is None:
+        return None
+    named = [(profile, _NAME.fullmatch(profile.name.lower())) for profile in info.mig.profiles]
+    if request.mig_profile is not None:
+        asked = _NAME.fullmatch(request.mig_profile.lower())
+        alike = [(abs(int(name[2]) - int(asked[2])), profile, int(name[2])) for profile, name in named
+                 if asked and name and (name[1], name[3]) == (asked[1], asked[3])]  # fmt: skip
+        off, profile, size = min(alike, key=lambda found: found[0], default=(0, None, 0))
+        return profile if profile and off * 8 <= max(size, int(asked[2])) else None
+    memory = (request.share or 0) * info.memory // WHOLE if request.memory is None else request.memory
+    enough = [
+        profile
+        for profile, name in named
+        if name and not name[3] and profile.memory >= memory
+        and profile.slices * WHOLE // info.mig.slices >= (request.share or 0)
+    ]  # fmt: skip
+    return min(enough, key=lambda profile: (profile.memory, profile.slices), default=None)
+
+
+_NAME = re.compile(r"(\d+)g\.(\d+)gb(.*)")
+
+
+def cells(geometry: Geometry, cut: Cut) -> set[int]:
+    """The memory slices at a placement."""
+    size = next(profile.size for profile in geometry.profiles if profile.id == cut.profile)
+    return set(range(cut.start, cut.start + size))
+
+
+def disjoint(geometry: Geometry, cuts: list[Cut]) -> int:
+    """How many of these can be there at once, no two of them overlapping: tried out."""
+    if not cuts:
+        return 0
+    first, *rest = cuts
+    beside = [cut for cut in rest if not cells(geometry, first) & cells(geometry, cut)]
+    return max(1 + disjoint(geometry, beside), disjoint(geometry, rest))
 
 
 def _enough(request: Request, rooms: list[int]) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -18,7 +19,9 @@ from raysched.core.codec import encode_state
 from raysched.core.commands import (
     Cancel,
     Command,
+    CutRefused,
     Denied,
+    Drain,
     Gone,
     Held,
     JobRequest,
@@ -32,31 +35,50 @@ from raysched.core.commands import (
     Tick,
     Usage,
 )
+from raysched.core.mig import Cut, Instance, Layout
+from raysched.core.node import NodeInfo
 from raysched.core.request import WHOLE, Request
 from raysched.core.scheduler import Scheduler
 from raysched.core.validate import validate
-from raysched.core.wanted import wanted
+from raysched.core.wanted import partitions, wanted
 from raysched.core.work import Run, Seen
 from raysched.errors import RayschedError
-from tests.core.model import PATIENCE, REST, Forbidden, Model
+from raysched.gpu.geometries import geometry_of
+from tests.core.model import LOST, PATIENCE, REFUSAL, REST, Forbidden, Model, cells
 from tests.core.world import node
 
 KEPT = 2
 """How many ended jobs the ledger of these tests remembers: few, so that some are forgotten."""
 
+
+def able(info: NodeInfo, **fields: Any) -> NodeInfo:
+    """The node with GPUs that can do more."""
+    return replace(info, gpus=tuple(replace(gpu, **fields) for gpu in info.gpus))
+
+
+GRID = geometry_of("A100-80GB", 81_920)
+FIXED = replace(GRID, switchable=False)
 NODES = {
-    "a": node("a", 2),
-    "b": node("b", 3, model="A30", memory=24576, cpus=4),
-    "c": node("c", 1, ray_id=None, backends=("vm",)),
+    "a": able(node("a", 2), mig=GRID, mechanisms=("mig",)),
+    "b": able(
+        node("b", 2, model="A30", memory=24_576, cpus=4),
+        mig=geometry_of("A30", 24_576),
+        mechanisms=("mps", "hami"),
+        replicas=3,
+    ),
+    "c": able(node("c", 2, ray_id=None, backends=("vm",)), mig=FIXED, layout=Layout(enabled=True)),
 }
-GPUS = sorted(gpu.uuid for info in NODES.values() for gpu in info.gpus)
+# The first of a's GPUs is seen by d as well: a virtual machine on the same host.
+NODES["d"] = replace(node("d", 1, memory=40_960, model="H100"), gpus=(*node("d", 1).gpus, NODES["a"].gpus[0]))
+CARDS = {gpu.uuid: gpu for info in NODES.values() for gpu in info.gpus}
+GPUS = sorted(CARDS)
 
 small = st.builds(
     Request,
-    gpus=st.integers(1, 3),
+    gpus=st.sampled_from([1, 1, 2, 3]),
     share=st.sampled_from([1, 2500, 3333, 5000, 9999]),
     memory=st.none() | st.sampled_from([1, 6_000, 24_576]),
-    sharing=st.just("fraction"),
+    sharing=st.sampled_from(["fraction", "fraction", "mps"]),
     cpus=st.sampled_from([0, 0, 5000, 40_000]),
     backends=st.sampled_from([("vm",), ("ray",), ("ray", "vm")]),
 )
@@ -65,6 +87,15 @@ by_memory = st.builds(
     memory=st.sampled_from([1, 8_192, 24_576, 24_577, 81_920, 81_921]),
     sharing=st.just("fraction"),
     isolation=st.sampled_from(["soft", "soft", "hard"]),
+    or_mig=st.booleans(),
+)
+turns = st.builds(
+    Request,
+    gpus=st.sampled_from([1, 1, 2]),
+    share=st.none() | st.sampled_from([1000, 5000]),
+    memory=st.none() | st.sampled_from([10, 20_000]),
+    sharing=st.just("time_slice"),
+    isolation=st.sampled_from(["soft", "soft", "hard"]),
 )
 whole = st.builds(
     Request,
@@ -72,15 +103,40 @@ whole = st.builds(
     gpu_types=st.sampled_from([(), ("A30",), ("a100", "H100"), ("A3",), ("80gb",)]),
     cpus=st.sampled_from([0, 10_000, 160_000, 160_001]),
     host_memory=st.sampled_from([0, 30_000]),
+    isolation=st.sampled_from(["soft", "hard"]),
     backends=st.sampled_from([("vm",), ("ray",), ("slurm",)]),
+)
+PROFILES = [
+    "1g.10gb",
+    "1G.10GB",
+    "1g.10gb+me",
+    "1g.20gb",
+    "2g.20gb",
+    "3g.40gb",
+    "3g.39gb",
+    "4g.40gb",
+    "7g.80gb",
+]
+named = st.builds(
+    Request,
+    gpus=st.sampled_from([1, 1, 1, 2, 3, 8]),
+    mig_profile=st.sampled_from([*PROFILES, "1g.6gb", "2g.12gb", "4g.24gb", "1g.5gb"]),
+    sharing=st.just("mig"),
+    backends=st.sampled_from([("vm",), ("ray",), ("ray", "vm")]),
+)
+instances = st.builds(
+    Request,
+    gpus=st.sampled_from([1, 1, 2]),
+    memory=st.sampled_from([1, 9_000, 20_000, 50_000, 81_000]),
+    sharing=st.just("mig"),
 )
 gangs = st.builds(
     lambda nodes, each, request: replace(request, nodes=nodes, gpus=nodes * each),
     st.integers(1, 3),
     st.integers(1, 2),
-    st.one_of(small, whole),
+    st.one_of(small, whole, named),
 )
-requests = small | by_memory | whole | gangs
+requests = small | by_memory | whole | turns | named | named | instances | gangs
 
 
 class Twins(RuleBasedStateMachine):
@@ -93,6 +149,9 @@ class Twins(RuleBasedStateMachine):
         self.now = 1_000_000
         self.count = 0
         self.answers: dict[str, tuple[Submit, tuple[str, ...]]] = {}
+        self.layouts = {uuid: gpu.layout for uuid, gpu in CARDS.items()}
+        self.faults: dict[str, str] = {}
+        self.made = 0
 
     # ------------------------------------------------------------ one step
 
@@ -137,12 +196,85 @@ class Twins(RuleBasedStateMachine):
 
     @initialize()
     def the_nodes_join(self):
-        for info in NODES.values():
-            self.do(NodeSeen(info))
+        for name in NODES:
+            self.describe(name)
 
-    @rule(name=st.sampled_from(sorted(NODES)), gpus=st.sampled_from([0, 1, 2, 3, 3, 3]))
+    def describe(self, name, gpus=2):
+        """The agent of a node says what is there: the first so many GPUs, as they are now."""
+        there = NODES[name].gpus[:gpus]
+        now = [
+            replace(gpu, layout=self.layouts[gpu.uuid], fault=self.faults.get(gpu.uuid, "")) for gpu in there
+        ]
+        self.do(NodeSeen(replace(NODES[name], gpus=tuple(now))))
+
+    @rule(name=st.sampled_from(sorted(NODES)), gpus=st.sampled_from([0, 1, 2, 2, 2]))
     def a_node_joins_or_changes(self, name, gpus):
-        self.do(NodeSeen(replace(NODES[name], gpus=NODES[name].gpus[:gpus])))
+        self.describe(name, gpus)
+
+    @rule(name=st.sampled_from(sorted(NODES)), gpu=st.sampled_from(GPUS), fault=st.booleans())
+    def a_gpu_fails_or_is_well_again(self, name, gpu, fault):
+        self.faults[gpu] = "XID 79" if fault else ""
+        self.describe(name)
+
+    @rule(name=st.sampled_from([*NODES, "nowhere"]), on=st.booleans())
+    def a_node_is_drained(self, name, on):
+        self.do(Drain(name, on))
+
+    @rule(refuse=st.booleans())
+    def the_agents_cut_their_gpus(self, refuse):
+        """Each agent does what is asked of it, or its driver refuses the first thing."""
+        for name, info in NODES.items():
+            for gpu in info.gpus:
+                asked = [part for part in partitions(self.core.state, name) if part.gpu == gpu.uuid]
+                for part in asked:
+                    self.nobody_loses_anything_by(name, part)
+                    self.refuse(name, part) if refuse else self.cut(name, part)
+
+    def refuse(self, name, part):
+        """A driver does not do the first thing."""
+        first = (*part.destroy, *part.create, None)[0]
+        switches = part.mig != self.layouts[part.gpu].enabled
+        self.do(CutRefused(name, part.gpu, None if switches else first, "busy"))
+
+    def nobody_loses_anything_by(self, name, part):
+        """No agent is asked to take from anybody what he has or uses."""
+        card = self.model.machines[name].cards[part.gpu]
+        busy = [there.cut for there in self.model.busy(card)]
+        assert not set(part.destroy) & {*self.model.held_cuts(card), *busy}
+        if part.mig != card.info.layout.enabled:
+            assert not card.used_by_strangers
+            assert all(grant.state != "bound" for grant, _ in self.model.slices(part.gpu))
+
+    def cut(self, name, part):
+        """A driver does it all, and the agent tells."""
+        there = self.layouts[part.gpu].instances
+        left = [instance for instance in there if instance.cut not in part.destroy]
+        assert part.mig or not left, "the mode is to be switched off while instances are there"
+        for cut in part.create:
+            self.made += 1
+            beside = [cells(CARDS[part.gpu].mig, other.cut) for other in left]
+            assert not set().union(*beside) & cells(CARDS[part.gpu].mig, cut), "two MIG instances overlap"
+            left.append(Instance(f"MIG-{self.made}", cut))
+        self.layouts[part.gpu] = layout_of(part.mig, left)
+        self.describe(name)
+
+    @rule(
+        data=st.data(),
+        gpu=st.sampled_from(sorted(uuid for uuid in GPUS if CARDS[uuid].mig)),
+        anew=st.booleans(),
+    )
+    def somebody_cuts_a_gpu_by_hand(self, data, gpu, anew):
+        """An instance is made, whatever there was; or all are destroyed and the mode is switched."""
+        geometry, layout = CARDS[gpu].mig, self.layouts[gpu]
+        if anew:
+            profile = data.draw(st.sampled_from(geometry.profiles))
+            cut = Cut(profile.id, data.draw(st.sampled_from(profile.starts)))
+            self.made += 1
+            left = [one for one in layout.instances if not cells(geometry, one.cut) & cells(geometry, cut)]
+            self.layouts[gpu] = layout_of(True, [*left, Instance(f"MIG-{self.made}", cut)])
+        else:
+            self.layouts[gpu] = layout_of(not geometry.switchable or not layout.enabled, [])
+        self.describe(gpu.split("-")[1])
 
     @rule(name=st.sampled_from(sorted(NODES)))
     def a_node_is_lost(self, name):
@@ -203,7 +335,9 @@ class Twins(RuleBasedStateMachine):
     @precondition(lambda self: self.model.leases)
     @rule(data=st.data())
     def a_lease_is_gone(self, data):
-        self.do(Gone(self.pick(data, self.model.leases)))
+        grant = self.model.leases[self.pick(data, self.model.leases)]
+        nodes = data.draw(st.sets(st.sampled_from([place.node for place in grant.places] or ["a"])))
+        self.do(Gone(grant.id, tuple(sorted(nodes))))
 
     @precondition(lambda self: self.model.jobs)
     @rule(
@@ -237,6 +371,7 @@ class Twins(RuleBasedStateMachine):
         """Ray holds what was granted, what is bound runs or ends, what is over is seen to be gone."""
         for grant in list(self.model.leases.values()):
             self.do(Gone(grant.id) if grant.state == "releasing" else Held(grant.id, ()))
+        self.the_agents_cut_their_gpus(False)
         launches, stops = self.model.runs()
         for run in sorted(launches | stops):
             self.do(Report(Seen(run, "exited", code=code) if end else Seen(run, "running")))
@@ -272,11 +407,17 @@ class Twins(RuleBasedStateMachine):
     def a_stranger_uses_memory_of_a_gpu(self, gpu, foreign):
         self.do(Usage(gpu.split("-")[1], gpu, foreign))
 
+    @rule(gpu=st.sampled_from(GPUS), which=st.sets(st.integers(0, 6), max_size=2))
+    def a_stranger_uses_mig_instances(self, gpu, which):
+        there = [instance.uuid for instance in self.layouts[gpu].instances]
+        used = tuple(uuid for at, uuid in enumerate(there) if at in which)
+        self.do(Usage(gpu.split("-")[1], gpu, 100 * len(used), used))
+
     @rule(node=st.sampled_from(sorted(NODES)), gpus=st.sets(st.sampled_from(GPUS), max_size=2))
     def somebody_holds_gpus_in_ray(self, node, gpus):
         self.do(Outside(node, tuple(sorted(gpus))))
 
-    @rule(step=st.sampled_from([1, REST - 1, REST, 5_000, PATIENCE - 1, PATIENCE]))
+    @rule(step=st.sampled_from([1, REST - 1, REST, 5_000, PATIENCE - 1, PATIENCE, REFUSAL, LOST]))
     def time_goes_by(self, step):
         self.now += step
         self.do(Tick())
@@ -295,8 +436,8 @@ class Twins(RuleBasedStateMachine):
 
     @invariant()
     def no_gpu_is_granted_beyond_its_memory(self):
-        for info in (gpu for known in NODES.values() for gpu in known.gpus):
-            assert sum(slice.memory for _, slice in self.tenants(info.uuid)) <= info.memory
+        for uuid, info in CARDS.items():
+            assert sum(slice.memory for _, slice in self.tenants(uuid)) <= info.memory
 
     @invariant()
     def no_gpu_is_granted_beyond_its_compute(self):
@@ -308,6 +449,31 @@ class Twins(RuleBasedStateMachine):
         for uuid in GPUS:
             tenants = self.tenants(uuid)
             assert len(tenants) <= 1 or all(lease.sharing != "exclusive" for lease, _ in tenants)
+
+    @invariant()
+    def two_mig_instances_never_overlap(self):
+        for uuid in GPUS:
+            taken = set()
+            for _, slice in self.tenants(uuid):
+                if slice.cut is not None:
+                    assert not taken & cells(CARDS[uuid].mig, slice.cut)
+                    taken |= cells(CARDS[uuid].mig, slice.cut)
+
+    @invariant()
+    def a_mig_instance_has_one_tenant(self):
+        held = [slice.instance for uuid in GPUS for _, slice in self.tenants(uuid) if slice.instance]
+        assert len(held) == len(set(held))
+
+    @invariant()
+    def a_time_sliced_gpu_takes_at_most_its_replicas(self):
+        for uuid, info in CARDS.items():
+            turns = [lease for lease, _ in self.tenants(uuid) if lease.sharing == "time_slice"]
+            assert len(turns) <= info.replicas
+
+    @invariant()
+    def a_hard_tenant_is_held_by_something(self):
+        for lease in self.core.state.leases.values():
+            assert lease.isolation == "soft" or lease.mechanism != "variables"
 
     @invariant()
     def a_gpu_is_shared_in_one_way_at_a_time(self):
@@ -325,7 +491,7 @@ class Twins(RuleBasedStateMachine):
     def a_gang_is_granted_whole_or_not_at_all(self):
         for lease in self.core.state.leases.values():
             job = self.core.state.jobs.get(lease.job)
-            if job is not None:
+            if job is not None and lease.state != "releasing":
                 assert sum(len(place.slices) for place in lease.places) == job.request.gpus
                 assert len(lease.places) == (job.request.nodes or len(lease.places))
 
@@ -349,6 +515,19 @@ class Twins(RuleBasedStateMachine):
         assert leases == {grant.id: (grant.job, grant.state) for grant in self.model.leases.values()}
 
     @invariant()
+    def whoever_has_a_gpu_that_fails_is_told(self):
+        told = {id: bool(job.warning) for id, job in self.core.state.jobs.items() if job.lease}
+        assert told == {id: job.warned for id, job in self.model.jobs.items() if job.lease}
+
+    @invariant()
+    def a_bound_lease_has_the_instances_that_exist(self):
+        for lease in self.core.state.leases.values():
+            if lease.state == "bound":
+                slices = [slice for place in lease.places for slice in place.slices]
+                given = {(slice.gpu, slice.cut): slice.instance for slice in slices if slice.cut}
+                assert given == self.model.leases[lease.id].instances
+
+    @invariant()
     def what_must_run_is_what_the_model_says(self):
         all_wanted = [wanted(self.core.state, backend, 0) for backend in ("vm", "ray")]
         launches, stops = self.model.runs()
@@ -358,6 +537,11 @@ class Twins(RuleBasedStateMachine):
     @invariant()
     def the_core_finds_nothing_wrong_with_itself(self):
         validate(self.core.state)
+
+
+def layout_of(on, left):
+    """A layout; its instances are in the order of their start."""
+    return Layout(on, tuple(sorted(left, key=lambda one: one.cut.start)))
 
 
 def where(job):
