@@ -50,14 +50,15 @@ def choices(gpu: GPU, profile: Profile, chosen: Collection[Cut] = ()) -> Iterato
         if blocked & cells:
             continue
         cut = Cut(profile.id, start)
-        step = _step(gpu, cut, overlapping(geometry, cut, free) if free else [])
+        step = _step(gpu, cut, overlapping(geometry, cut, free) if free else [], bool(chosen))
         if step is not None:
             lost = worth(geometry, blocked) - worth(geometry, blocked | cells)
             yield Choice(step * _STEP + lost * 100 - fuller, cut)
 
 
-def _step(gpu: GPU, cut: Cut, destroyed: list[Cut]) -> int | None:
-    """What has to be done for an instance at `cut`, or None where the driver refused it."""
+def _step(gpu: GPU, cut: Cut, destroyed: list[Cut], chosen: bool) -> int | None:
+    """What has to be done for an instance at `cut`, or None where the driver refused it. `chosen`: the GPU is
+    to be cut for the same lease anyway."""
     if destroyed == [cut]:
         return STEPS["take"]
     if gpu.refusals and gpu.refusal(cut, *destroyed):
@@ -66,7 +67,7 @@ def _step(gpu: GPU, cut: Cut, destroyed: list[Cut]) -> int | None:
         return STEPS["recut" if destroyed else "create"]
     if gpu.refusals and gpu.refusal(None):
         return None
-    return STEPS["create" if gpu.tenants else "turn"]
+    return STEPS["create" if gpu.tenants or chosen else "turn"]
 
 
 def busy_instances(gpu: GPU) -> list[Instance]:

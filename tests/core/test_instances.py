@@ -190,6 +190,12 @@ def test_several_instances_may_lie_on_one_gpu():
     assert not world.state.nodes["a"].gpus[GPU].tenants
 
 
+def test_no_more_gpus_are_turned_than_are_needed():
+    world = World(mig_node("a", 2))
+    world.submit("j", mig("1g.20gb", gpus=3))
+    assert len(set(world.gpus("j"))) == 1
+
+
 def test_instances_are_granted_over_nodes_or_not_at_all():
     world = World(mig_node("a"), mig_node("b"))
     world.submit("gang", mig("7g.80gb", gpus=2))
