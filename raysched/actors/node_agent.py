@@ -11,8 +11,8 @@ from typing import TypeVar
 
 import ray
 
-from raysched.actors import names
 from raysched.actors.node_runs import NodeRuns
+from raysched.actors.remote_ledger import RemoteLedger
 from raysched.actors.settings import Settings
 from raysched.core import commands, gpu_views
 from raysched.core.node import NodeInfo
@@ -47,7 +47,7 @@ class NodeAgent(NodeRuns):
         self.driving = asyncio.Lock()
         self.cutting = asyncio.Lock()
         self.version = -1
-        self.ledger = ray.get_actor(names.LEDGER, namespace=names.NAMESPACE)
+        self.ledger = RemoteLedger()
         self.uuids: frozenset[str] = frozenset()
         steps = ((self._describe, DESCRIBE_S), (self._sample, SAMPLE_S), (self._partition, 0.0))
         self.tasks = [asyncio.create_task(self._repeat(step, every)) for step, every in steps]
@@ -78,7 +78,7 @@ class NodeAgent(NodeRuns):
 
     async def _partition(self) -> None:
         """Wait until the ledger wants GPUs cut otherwise, and cut them."""
-        version, wanted = await self.ledger.partitions.remote(self.node, self.version, POLL_S)
+        version, wanted = await self.ledger.partitions(self.node, self.version, POLL_S)
         if wanted:
             await self._cut_all()
         self.version = version
@@ -87,7 +87,7 @@ class NodeAgent(NodeRuns):
         """Cut what the ledger wants cut now. No lease of this node ends meanwhile (`end_processes`), so none
         of this can be granted to somebody else before it is done."""
         async with self.cutting:
-            _, wanted = await self.ledger.partitions.remote(self.node, -1, 0.0)
+            _, wanted = await self.ledger.partitions(self.node, -1, 0.0)
             for change in wanted:
                 await self._cut(change)
 
@@ -98,7 +98,7 @@ class NodeAgent(NodeRuns):
             await self._describe()
             log.warning("node agent %s: %s", self.node, refused)
             told = commands.CutRefused(self.node, change.gpu, refused.cut, str(refused))
-            await self.ledger.tell.remote((told,))
+            await self.ledger.tell((told,))
         else:
             await self._describe()
 
@@ -114,7 +114,7 @@ class NodeAgent(NodeRuns):
     async def _describe(self) -> None:
         info = await self._drive(self._info)
         self.uuids = frozenset(gpu.uuid for gpu in info.gpus)
-        await self.ledger.tell.remote((commands.NodeSeen(info),))
+        await self.ledger.tell((commands.NodeSeen(info),))
 
     def _info(self) -> NodeInfo:
         """The node as it is: what Ray manages of it, with the GPUs that the driver sees."""
@@ -139,10 +139,8 @@ class NodeAgent(NodeRuns):
         uses = await self._drive(self.driver.sample)
         pids = [process.pid for use in uses.values() for process in use.processes]
         leases = await asyncio.to_thread(leases_of, pids) if pids else {}
-        await self.ledger.sample.remote(self.node, _usage(uses, leases))
-        await self.ledger.tell.remote(
-            tuple(_strange(self.node, uuid, use, leases) for uuid, use in uses.items())
-        )
+        await self.ledger.sample(self.node, _usage(uses, leases))
+        await self.ledger.tell(tuple(_strange(self.node, uuid, use, leases) for uuid, use in uses.items()))
 
 
 def _usage(uses: dict[str, GPUUse], leases: dict[int, str | None]) -> gpu_views.Usage:

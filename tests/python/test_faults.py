@@ -234,6 +234,38 @@ def _take_and_give_back() -> int:
     return done
 
 
+def test_what_goes_back_while_there_is_no_ledger_is_free_when_there_is(
+    make_system: Callable[..., System],
+) -> None:
+    """The ledger is killed for good, and made again by `raysched up`: everybody finds it."""
+    system = make_system()
+    system.up()
+    driver = Driver(system)
+    try:
+        driver(_release_without_a_ledger)
+        system.up()
+        assert driver(_call_again)
+        wait_until(lambda: not held(system), "everything went back")
+    finally:
+        driver.close()
+
+
+def _release_without_a_ledger() -> None:
+    global where
+
+    @raysched.remote(gpu_fraction=0.25)
+    def where():
+        return os.environ["RAYSCHED_LEASE"]
+
+    with raysched.lease(gpu_fraction=0.25):
+        ray.get(where.remote())
+        ray.kill(ray.get_actor("ledger", namespace="raysched"), no_restart=True)
+
+
+def _call_again() -> str:
+    return ray.get(where.remote())
+
+
 def _long_calls() -> None:
     @raysched.remote(gpus=1)
     def long():
