@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import event
+from sqlalchemy.engine import Engine
 
 from raysched.core.facts import Fact
 from raysched.core.state import State
@@ -29,17 +30,23 @@ class Fate:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+def watch(engine: Engine, fate: Fate) -> None:
+    """Every statement of a database, and the end of every transaction, is a step."""
+
+    def step(*_: Any, **__: Any) -> None:
+        fate.step("within a transaction")
+
+    for moment in ("before_cursor_execute", "after_cursor_execute", "commit", "rollback"):
+        event.listen(engine, moment, step)
+
+
 class MortalJournal(Journal):
     """The journal, with a fate around each write of it and around each statement within one."""
 
     def __init__(self, url: str, fate: Fate) -> None:
         self.fate = fate
         super().__init__(url)
-        for moment in ("before_cursor_execute", "after_cursor_execute", "commit", "rollback"):
-            event.listen(self._engine, moment, self._within)
-
-    def _within(self, *_: Any, **__: Any) -> None:
-        self.fate.step("within a transaction")
+        watch(self._engine, fate)
 
     def append(self, facts: Sequence[Fact]) -> int:
         self.fate.step("before a write")

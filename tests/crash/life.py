@@ -11,6 +11,7 @@ import json
 import os
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -27,9 +28,10 @@ from raysched.core.validate import validate
 from raysched.core.work import Run, Wanted
 from raysched.errors import Refused, StorageError
 from raysched.store.book import Book
+from raysched.store.upkeep import Keeper
 from tests.core.world import node
 from tests.crash.engines_on_disk import DiskBackend, HoldingDiskBackend
-from tests.crash.fate import Fate, MortalJournal
+from tests.crash.fate import Fate, MortalJournal, watch
 from tests.crash.jumping import JumpingLoop
 from tests.crash.world import World, written
 
@@ -116,6 +118,7 @@ class Life:
         self.chance = random.Random(f"{seed}/{number}")
         self.fate = Fate(last)
         self.loop = JumpingLoop()
+        self.url = url
         self.book = Book(MortalJournal(url, self.fate), number * 1_000_000, SNAPSHOT_EVERY)
         jump = self.chance.choice([0, 0, -3_600_000, 3_600_000])
         self.desk = Desk(
@@ -142,6 +145,7 @@ class Life:
             self._tick(),
             self._watch_leases(),
             self._let_runs_end(),
+            self._keep_journal_small(),
             *(Reconciler(backend, Line(self.desk, self.chance)).run() for backend in backends),
         ]
         tasks = [asyncio.ensure_future(step) for step in steps]
@@ -183,6 +187,15 @@ class Life:
             for id in sorted(self.world.running):
                 if self.chance.random() < 0.3:
                     self.world.say("exit", id, self.chance.choice([0, 0, 0, 1, 137]))
+
+    async def _keep_journal_small(self) -> None:
+        """What the ledger starts in a process of its own: another snapshot, and old facts packed."""
+        while True:
+            await asyncio.sleep(self.chance.uniform(5, 30))
+            with suppress(StorageError), Keeper(self.url) as keeper:
+                watch(keeper._engine, self.fate)
+                keeper.snapshot()
+                keeper.pack()
 
     async def _watch_leases(self) -> None:
         """The client is told which of its leases are bound."""

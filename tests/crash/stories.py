@@ -25,11 +25,14 @@ from pathlib import Path
 from faulty_disk import FaultyDisk
 
 from raysched.errors import StorageError
+from raysched.store import reader, upkeep
 from tests.crash.life import MANAGED, MEMORY, Life, Memory
 from tests.crash.world import World
 
 LIVES = 40
 """Lives of a story."""
+PACK = 20
+"""Facts that are packed together: few, so that crashes come amid that."""
 STUCK_S = 60
 """Seconds after which a life hangs."""
 KINDS = {"step": 5, "moment": 2, "write": 3, "power": 2, "broken disk": 2}
@@ -80,6 +83,7 @@ class Story:
         self.died: Counter[str] = Counter()
         self.world = World(folder / "world", MANAGED, MEMORY)
         (folder / "journal").mkdir()
+        self.url = f"sqlite:///{folder / 'journal' / 'journal.sqlite'}"
 
     def tell(self) -> None:
         """All lives, the last of which heals. Raises AssertionError with what went wrong."""
@@ -94,7 +98,11 @@ class Story:
     def told(self) -> Counter[str]:
         """What there was to lose."""
         memory = self.memory
+        with reader.Reader(self.url) as journal:
+            facts, packed = journal.last(), journal.packed()
         return Counter(
+            facts=facts,
+            packed=packed,
             stories=1,
             submissions=len(memory.accepted),
             leases=len(memory.bound),
@@ -132,8 +140,7 @@ class Story:
             if end is not None:
                 end.prepare(disk, chance)
             world = World(self.folder / "world", MANAGED, MEMORY)
-            url = f"sqlite:///{self.folder / 'journal' / 'journal.sqlite'}"
-            life = Life(number, url, world, self.memory, self.seed, end.step if end else 0, pipe)
+            life = Life(number, self.url, world, self.memory, self.seed, end.step if end else 0, pipe)
             life.live(heal=end is None)
         except StorageError:
             if end is None or end.kind != "broken disk":
@@ -150,6 +157,7 @@ class Story:
 def main(seed: str, crashes: int) -> int:
     """Tell stories until so many lives were cut short. 1: something went wrong, and its files are kept."""
     logging.disable()
+    reader.PACK = upkeep.PACK = PACK
     told: Counter[str] = Counter()
     died: Counter[str] = Counter()
     while died.total() < crashes:
@@ -159,9 +167,9 @@ def main(seed: str, crashes: int) -> int:
         except AssertionError as wrong:
             print(json.dumps({"seed": seed, "wrong": str(wrong), "files": str(story.folder)}))
             return 1
-        shutil.rmtree(story.folder)
         died += story.died
         told += story.told
+        shutil.rmtree(story.folder)
     print(json.dumps({"seed": seed, "crashes": died.total(), **died, **told}))
     return 0
 

@@ -26,7 +26,7 @@ def test_no_crash_loses_what_was_acknowledged_or_does_anything_twice(tmp_path: P
     told = run("tests.crash.stories", SEED, str(CRASHES), **disk.environment)
     assert told["crashes"] >= CRASHES
     assert {"step", "moment", "write", "power", "broken disk"} <= told.keys(), "one kind of end never came"
-    assert min(told["submissions"], told["leases"], told["starts"]) > 0
+    assert min(told["submissions"], told["leases"], told["starts"], told["packed"]) > 0
 
 
 def test_a_command_runs_at_most_once_wherever_its_start_is_cut_short() -> None:
