@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from dataclasses import replace
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -12,7 +13,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from raysched.core.codec import decode_fact, decode_state, encode_fact, encode_state
 from raysched.core.commands import (
     Cancel,
+    CutRefused,
     Denied,
+    Drain,
     Gone,
     Held,
     JobRequest,
@@ -32,21 +35,26 @@ from raysched.core.facts import Fact
 from raysched.core.gpu_views import Usage as Measured
 from raysched.core.gpu_views import gpus_view
 from raysched.core.jobs import ENDED, NEXT
+from raysched.core.mig import UNCUT, Cut, Instance, Layout
+from raysched.core.node import NodeInfo
 from raysched.core.request import Request
 from raysched.core.scheduler import Scheduler
 from raysched.core.state import State
 from raysched.core.validate import validate
 from raysched.core.views import jobs_view, queue_view
-from raysched.core.wanted import wanted
-from raysched.core.work import Run, Seen
+from raysched.core.wanted import partitions, wanted
+from raysched.core.work import Partition, Run, Seen
 from raysched.errors import NotFound, Refused
-from tests.core.world import node
+from tests.core.world import mig_node, node
 
 NODES = {
-    "a": node("a", 2),
-    "b": node("b", 3, model="A30", memory=24576, cpus=4),
+    "a": mig_node("a", 2, mechanisms=("hami",)),
+    "b": mig_node("b", 3, model="A30", memory=24576, cpus=4, mechanisms=("mps",)),
     "c": node("c", 1, ray_id=None, backends=("vm",)),
+    "d": mig_node("d", 1, ray_id=None, backends=("vm",), switchable=False, enabled=True),
 }
+INFOS = {gpu.uuid: gpu for info in NODES.values() for gpu in info.gpus}
+CUTTABLE = sorted(uuid for uuid, info in INFOS.items() if info.mig is not None)
 
 shares = st.builds(
     Request,
@@ -66,7 +74,33 @@ wholes = st.builds(
     host_memory=st.sampled_from([0, 30_000]),
     backends=st.sampled_from([("vm",), ("ray",)]),
 )
-requests = shares | memories | wholes
+isolations = st.sampled_from(["soft", "soft", "hard"])
+instances = st.builds(
+    Request,
+    gpus=st.integers(1, 3),
+    mig_profile=st.sampled_from(
+        ["1g.10gb", "1g.10gb+me", "2g.20gb", "3g.39gb", "7g.80gb", "1g.6gb", "2g.12gb"]
+    ),
+    sharing=st.just("mig"),
+    isolation=isolations,
+    backends=st.sampled_from([("vm",), ("ray",)]),
+)
+sized = st.builds(
+    Request,
+    memory=st.integers(1, 50_000),
+    sharing=st.sampled_from(["mig", "fraction"]),
+    isolation=isolations,
+    or_mig=st.booleans(),
+)
+turns = st.builds(
+    Request,
+    gpus=st.integers(1, 2),
+    share=st.none() | st.integers(1, 10_000),
+    memory=st.none() | st.integers(1, 30_000),
+    sharing=st.sampled_from(["time_slice", "time_slice", "mps"]),
+    isolation=isolations,
+)
+requests = shares | memories | wholes | instances | sized | turns
 
 
 class Ledger(RuleBasedStateMachine):
@@ -79,6 +113,26 @@ class Ledger(RuleBasedStateMachine):
         self.now = 1
         self.count = 0
         self.before: dict[str, str] = {}
+        self.layouts = {uuid: info.layout for uuid, info in INFOS.items()}
+        self.faults: dict[str, str] = {}
+        self.made = 0
+
+    def described(self, name: str, count: int = 3) -> NodeInfo:
+        """A node as its agent sees it: how its first GPUs are cut and whether they are well."""
+        gpus = (
+            replace(gpu, layout=self.layouts[gpu.uuid], fault=self.faults.get(gpu.uuid, ""))
+            for gpu in NODES[name].gpus[:count]
+        )
+        return replace(NODES[name], gpus=tuple(gpus))
+
+    def cut(self, change: Partition) -> None:
+        """What a driver does that is asked for this; it would not destroy or switch what is in use."""
+        layout = self.layouts[change.gpu]
+        left = [there for there in layout.instances if there.cut not in change.destroy]
+        made = [cut for cut in change.create if cut not in {there.cut for there in left}]
+        self.made += len(made)
+        left += [Instance(f"MIG-{self.made}-{cut.profile}-{cut.start}", cut) for cut in made]
+        self.layouts[change.gpu] = Layout(change.mig, tuple(sorted(left, key=lambda there: there.cut.start)))
 
     def do(self, *commands) -> None:
         for command in commands:
@@ -91,9 +145,42 @@ class Ledger(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(sorted(NODES)), gpus=st.integers(0, 3))
     def node_joins_or_changes(self, name, gpus):
-        full = NODES[name]
-        changed = {field: getattr(full, field) for field in full.__slots__} | {"gpus": full.gpus[:gpus]}
-        self.do(NodeSeen(full if gpus == 3 else type(full)(**changed)))
+        self.do(NodeSeen(self.described(name, gpus)))
+
+    @rule(name=st.sampled_from(sorted(NODES)), refused=st.sampled_from([False, False, True]), data=st.data())
+    def an_agent_cuts_its_gpus(self, name, refused, data):
+        asked = partitions(self.core.state, name)
+        for change in asked:
+            if refused:
+                cuts = [None, *change.destroy, *change.create]
+                self.do(CutRefused(name, change.gpu, data.draw(st.sampled_from(cuts)), "no"))
+            else:
+                self.cut(change)
+        if asked:
+            self.do(NodeSeen(self.described(name)))
+
+    @rule(gpu=st.sampled_from(CUTTABLE), data=st.data())
+    def somebody_cuts_a_gpu_by_hand(self, gpu, data):
+        profiles = INFOS[gpu].mig.profiles  # type: ignore[union-attr]
+        places = [(profile, start) for profile in profiles for start in profile.starts]
+        taken, left = 0, []
+        for profile, start in data.draw(st.lists(st.sampled_from(places), max_size=3)):
+            cells = (1 << profile.size) - 1 << start
+            if not taken & cells:
+                taken |= cells
+                self.made += 1
+                left.append(Instance(f"MIG-hand-{self.made}", Cut(profile.id, start)))
+        self.layouts[gpu] = data.draw(st.sampled_from([UNCUT, Layout(True, tuple(left))]))
+        self.do(NodeSeen(self.described(gpu.split("-")[1])))
+
+    @rule(gpu=st.sampled_from(sorted(INFOS)), fault=st.sampled_from(["", "XID 79"]))
+    def a_gpu_fails_or_is_well_again(self, gpu, fault):
+        self.faults[gpu] = fault
+        self.do(NodeSeen(self.described(gpu.split("-")[1])))
+
+    @rule(name=st.sampled_from(sorted(NODES)), on=st.booleans())
+    def a_node_is_drained_or_used_again(self, name, on):
+        self.do(Drain(name, on))
 
     @rule(name=st.sampled_from(sorted(NODES)))
     def node_is_lost(self, name):
@@ -154,10 +241,16 @@ class Ledger(RuleBasedStateMachine):
     def an_owner_dies(self, number):
         self.do(OwnerLost(f"owner{number}"))
 
-    @rule(gpu=st.integers(0, 1), foreign=st.sampled_from([0, 0, 500, 80_000]), outside=st.booleans())
-    def a_stranger_uses_a_gpu(self, gpu, foreign, outside):
+    @rule(
+        gpu=st.integers(0, 1),
+        foreign=st.sampled_from([0, 0, 500, 80_000]),
+        outside=st.booleans(),
+        which=st.booleans(),
+    )
+    def a_stranger_uses_a_gpu(self, gpu, foreign, outside, which):
         uuid = f"GPU-a-{gpu}"
-        self.do(Usage("a", uuid, foreign), Outside("a", (uuid,) if outside else ()))
+        known = [there.uuid for there in self.layouts[uuid].instances[:1]] if which and foreign else []
+        self.do(Usage("a", uuid, foreign, tuple(known)), Outside("a", (uuid,) if outside else ()))
 
     @rule(step=st.sampled_from([1, 5_000, NODE_PATIENCE]))
     def time_goes_by(self, step):
@@ -185,6 +278,25 @@ class Ledger(RuleBasedStateMachine):
                 assert self.core.state.jobs[launch.run.job].lease == launch.lease
 
     @invariant()
+    def a_bound_lease_has_what_it_was_given(self):
+        """Each of its instances exists as the node was last seen, and no other tenant or stranger is told of
+        it."""
+        told: set[str] = set()
+        for lease in self.core.state.leases.values():
+            if lease.state != "bound":
+                continue
+            for place in lease.places:
+                gpus = self.core.state.nodes[place.node].gpus
+                for slice in place.slices:
+                    if slice.cut is None:
+                        assert not gpus[slice.gpu].info.layout.enabled or not gpus[slice.gpu].present
+                        continue
+                    there = gpus[slice.gpu].instance(slice.cut)
+                    assert not gpus[slice.gpu].present or (there and there.uuid == slice.instance)
+                    assert slice.device not in told
+                    told.add(slice.device)
+
+    @invariant()
     def every_view_can_be_shown(self):
         state = self.core.state
         views = [queue_view(state, self.now), gpus_view(state, Measured(), self.now)]
@@ -203,7 +315,10 @@ class Ledger(RuleBasedStateMachine):
 
     def everything_comes_to_an_end(self):
         """Liveness: with all nodes back and every report coming in, all jobs end and nothing is held."""
-        self.do(*(NodeSeen(info) for info in NODES.values()), Outside("a", ()))
+        self.faults = {}
+        self.layouts["GPU-d-0"] = NODES["d"].gpus[0].layout  # nobody else can switch it
+        self.do(*(NodeSeen(self.described(name)) for name in NODES), Outside("a", ()))
+        self.do(*(Drain(name, on=False) for name in NODES))
         self.do(*(Usage("a", f"GPU-a-{index}", 0) for index in range(2)))
         self.do(*(OwnerLost(f"owner{number}") for number in range(3)))
         for _ in range(200):
@@ -212,6 +327,10 @@ class Ledger(RuleBasedStateMachine):
                 break
             self.now += 10_000
             self.do(Tick(), *(Held(lease, ()) for lease in state.leases))
+            for name in NODES:
+                for change in partitions(state, name):
+                    self.cut(change)
+                self.do(NodeSeen(self.described(name)))
             self.do(
                 *(_exit(launch.run) for name in ("vm", "ray") for launch in wanted(state, name, 0).launches)
             )

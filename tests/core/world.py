@@ -40,6 +40,7 @@ def mig_node(
     memory: int = A100,
     enabled: bool = False,
     switchable: bool = True,
+    mechanisms: tuple[Any, ...] = (),
     **other: Any,
 ) -> NodeInfo:
     """A node whose GPUs can be cut."""
@@ -47,7 +48,8 @@ def mig_node(
     geometry = geometry_of(model, memory)
     assert geometry is not None, f"{model} can't be cut"
     geometry = replace(geometry, switchable=switchable)
-    infos = (replace(gpu, mig=geometry, layout=Layout(enabled=enabled)) for gpu in plain.gpus)
+    layout = Layout(enabled=enabled)
+    infos = (replace(gpu, mig=geometry, layout=layout, mechanisms=mechanisms) for gpu in plain.gpus)
     return replace(plain, gpus=tuple(infos))
 
 
