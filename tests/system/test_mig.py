@@ -244,6 +244,26 @@ def test_an_agent_that_is_killed_while_it_cuts_goes_on_where_it_was(
     assert card.job(id)["attempt"] == 1
 
 
+def test_no_instance_has_two_tenants_whatever_dies(card: Card, tmp_path: Path) -> None:
+    """Jobs of all shapes, while the agent and the ledger are killed: each finds its device its own."""
+    alone = f"mkdir {tmp_path}/$CUDA_VISIBLE_DEVICES && sleep 0.2 && rmdir {tmp_path}/$CUDA_VISIBLE_DEVICES"
+    shapes: list[dict[str, Any]] = [
+        {"mig_profile": profile} for profile in ("1g.10gb", "3g.40gb", "2g.20gb", "1g.20gb", "7g.80gb")
+    ]
+    shapes.append({"gpus": 1})
+    card.will.refuse(card.uuid, Cut(THREE, 4), "the driver has no room for it there")
+    ids: list[str] = []
+    for number, shape in enumerate([*shapes, *reversed(shapes), *shapes]):
+        ids.append(card.system.submit("alone", alone, resources=shape, backend=["vm", "ray"][number % 2]))
+        if number == 5:
+            assert card.system.kill("ray::NodeAgent")
+        if number == 11:
+            assert card.system.kill("ray::Ledger")
+    for id in ids:
+        card.wait(id, "succeeded", "failed")
+    assert [card.job(id)["reason"] for id in ids if card.job(id)["state"] == "failed"] == []
+
+
 def test_how_it_is_cut_stays_when_the_agent_dies_and_goes_with_the_system(make_system: Any) -> None:
     system = make_system("1xA100-80GB")
     system.up()

@@ -3,12 +3,13 @@
 | lease | is held by |
 |---|---|
 | whole GPUs | one group of its own with a bundle a node: its GPUs, CPUs and memory |
-| parts of GPUs | the group of each GPU, shared with its other tenants and kept a while when the last left |
+| parts of GPUs, MIG instances | the group of each GPU, which its tenants share; kept a while after the last |
 | CPUs and memory, beside parts of GPUs or alone | one group of its own with a bundle a node |
 
 A **resident** is an actor that keeps a share inside a group; without it the client puts actors of its own
 there. The ledger learns one group a place. For a lease with parts of several GPUs on one node that is the
-group of the first GPU; residents keep its other shares in any case.
+group of the first GPU; residents keep its other shares in any case. A MIG instance need not exist yet: that
+its GPU is held lets it be made, so residents know nothing of it.
 """
 
 from __future__ import annotations
