@@ -36,7 +36,8 @@ class Resources(Fields):
     )
     gpu_fraction: Fraction | None = Field(
         default=None,
-        description="The part of each GPU, more than 0 and at most 1; 1 is a whole GPU.",
+        description="The part of each GPU, more than 0 and at most 1; 1 is a whole GPU. "
+        "By time-slice it is the part of its memory.",
         examples=[0.25, "1/4", "25%"],
     )
     gpu_memory: Size | None = Field(
@@ -51,10 +52,14 @@ class Resources(Fields):
         default=None, description="The MIG profile of each instance; sets use_mig.", examples=["1g.10gb"]
     )
     sharing: Sharing | None = Field(
-        default=None, description="How a GPU is shared; null: as the other fields say, exclusive without any."
+        default=None,
+        description="How a GPU is shared; null: as the other fields say, exclusive without any. "
+        "By time_slice, tenants take turns on the whole compute.",
     )
     isolation: Isolation = Field(
-        default="soft", description="hard: refuse where nothing enforces the share; soft: variables tell it."
+        default="soft",
+        description="hard: refuse where nothing holds the job to its share (MIG, MPS, HAMi, a kernel limit); "
+        "soft: variables tell it.",
     )
     gpu_type: GPUTypes | None = Field(
         default=None,
@@ -146,8 +151,11 @@ class Resources(Fields):
                 ("sharing", "gpu_fraction", "gpu_memory"),
                 "can't be exclusive with gpu_fraction or gpu_memory: exclusive is the whole GPU",
             )
-        if self.sharing == "fraction" and self.gpu_fraction is None and self.gpu_memory is None:
-            yield Contradiction(("sharing", "gpu_fraction", "gpu_memory"), "needs gpu_fraction or gpu_memory")
+        if self.sharing in ("fraction", "mps") and self.gpu_fraction is None and self.gpu_memory is None:
+            yield Contradiction(
+                ("sharing", "gpu_fraction", "gpu_memory"),
+                f"can't be {self.sharing} without gpu_fraction or gpu_memory, the part for each tenant",
+            )
         if self.sharing == "mig":
             yield Contradiction(("sharing", "mig_profile", "use_mig"), "needs mig_profile, such as 1g.10gb")
 

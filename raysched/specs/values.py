@@ -22,6 +22,7 @@ NAME_LIMIT = 128
 
 _QUEUE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 _MIG_PROFILE = re.compile(r"[0-9]+g\.[0-9]+gb([+-][a-z.]+)*")
+_MIG_BEFORE = re.compile(r"^(nvidia\.com/)?mig[ -]+")
 _VARIABLE = re.compile(r"[^=\x00]+")
 _DEVICES = ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
 
@@ -131,8 +132,10 @@ def parse_gpu_types(value: object) -> tuple[str, ...]:
 
 
 def parse_mig_profile(value: object) -> str:
-    """The name of a MIG profile in lower case, such as `1g.10gb`. Raises ValueError."""
-    profile = parse_text(value).strip().lower()
+    """The name of a MIG profile in lower case, such as `1g.10gb`, as nvidia-smi prints it (`MIG 1g.10gb+me`)
+    or Kubernetes does (`mig-1g.10gb.me`). Raises ValueError."""
+    profile = _MIG_BEFORE.sub("", parse_text(value).strip().lower())
+    profile = profile.replace("gb.me", "gb+me")
     if not _MIG_PROFILE.fullmatch(profile):
         raise ValueError(f"{quoted(value)} is no MIG profile: write slices and memory, such as 1g.10gb")
     return profile

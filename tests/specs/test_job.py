@@ -100,6 +100,30 @@ def test_a_size_that_could_be_two_things(value: str) -> None:
     assert all(word in line for word in ("job.yaml:3", "gpu_memory", "GB", "GiB"))
 
 
+@pytest.mark.parametrize(
+    ("value", "profile"),
+    [
+        ("MIG 3g.40gb", "3g.40gb"),
+        ("mig-1g.10gb", "1g.10gb"),
+        ("nvidia.com/mig-1g.10gb.me", "1g.10gb+me"),
+        ("1g.24gb+me.all", "1g.24gb+me.all"),
+        ("1g.24gb-me", "1g.24gb-me"),
+    ],
+)
+def test_a_mig_profile_as_other_tools_write_it(value: str, profile: str) -> None:
+    assert load(resources(f"mig_profile: {value}")).resources.mig_profile == profile
+
+
+@pytest.mark.parametrize("value", ["1c.3g.40gb", "a100_3g.39gb", "mig", "3g.40gb and 1g.10gb", "all"])
+def test_what_is_no_mig_profile(value: str) -> None:
+    assert "resources.mig_profile" in complaint(resources(f"mig_profile: {value}"))
+
+
+def test_mps_needs_a_part_of_the_gpu() -> None:
+    line = complaint(resources("sharing: mps"))
+    assert all(word in line for word in ("sharing", "mps", "gpu_fraction or gpu_memory"))
+
+
 @pytest.mark.parametrize("value", ["3g.40gb", "3G.40GB", "3g.39gb", "1g.10gb+me"])
 def test_the_name_of_a_mig_profile(value: str) -> None:
     """Case spec-04: as nvidia-smi prints it, whatever the case."""
