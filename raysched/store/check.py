@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -49,19 +48,12 @@ def check(url: str | URL) -> Findings:
     with Reader(url) as journal:
         found = Findings(journal.place.where, journal.schema, journal.bytes(), packed=journal.packed())
         found.problems += journal.complaints()
-        found.problems += _lost(journal)
+        if (lost := journal.lost()) is not None:
+            found.problems.append(f"facts {lost[0]} to {lost[1]} were acknowledged and are missing")
         kept = _snapshots(journal, found)
         with no_collection():
             _fold(journal, found, kept)
     return found
-
-
-def _lost(journal: Reader) -> Iterator[str]:
-    """What was acknowledged and is not there."""
-    if journal.place.mark is not None:
-        seq = journal.place.mark.read(journal.id()).seq
-        if seq > (last := journal.last()):
-            yield f"facts {last + 1} to {seq} were acknowledged and are missing"
 
 
 def _snapshots(journal: Reader, found: Findings) -> dict[int, State]:

@@ -22,14 +22,14 @@ from raysched.store.place import PATIENCE, RESTORE, InUse, Place
 WRITES = "raysched_writes"
 """The option of a connection whose transaction is going to write."""
 
-_DAMAGED = f"it is damaged; {RESTORE}, or move it away to start with an empty one"
+_DAMAGED = f"it is damaged; {RESTORE}, or {{afresh}}"
 _SENTENCES = {
     "database or disk is full": "the disk of {folder} is full ({free} MiB free); free some space there, and "
     "the ledger goes on: nothing that was acknowledged is lost",
     "disk I/O error": "the disk of {folder} reports an error ({free} MiB free); look at the kernel log, the "
     "disk and the limit on file sizes (ulimit -f)",
     "readonly database": "it or its folder {folder} is read-only; make both writable for this user",
-    "not a database": f"it is no journal; {RESTORE}, or move it away to start with an empty one",
+    "not a database": f"it is no journal; {RESTORE}, or {{afresh}}",
     "malformed": _DAMAGED,
     "Could not decode": _DAMAGED,
     "unable to open": "it can't be opened; make its folder {folder} writable for this user",
@@ -46,6 +46,11 @@ class FilePlace(Place):
         self.where = str(self.path)
         self.mark = Mark(self.path)
         self._lock = -1
+
+    @property
+    def afresh(self) -> str:
+        """How to start with an empty one."""
+        return f"move {self.path} and {self.path}.mark away to start with an empty one"
 
     def reader(self) -> Engine:
         """Each transaction sees one moment, and writes nothing."""
@@ -110,7 +115,7 @@ class FilePlace(Place):
         for part, sentence in _SENTENCES.items():
             if part in said:
                 free = shutil.disk_usage(self.path.parent).free // 2**20
-                return sentence.format(folder=self.path.parent, free=free)
+                return sentence.format(folder=self.path.parent, free=free, afresh=self.afresh)
         return f"SQLite says {said!r}"
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 
 from sqlalchemy import delete, insert, inspect, select, text, update
 from sqlalchemy.engine import Connection
@@ -22,7 +22,7 @@ from raysched.errors import StorageError
 from raysched.store import snapshots, wal
 from raysched.store.file import WRITES, FilePlace
 from raysched.store.place import RESTORE, place_of
-from raysched.store.reader import Reader, check_schema
+from raysched.store.reader import NoJournal, Reader, check_schema
 from raysched.store.tables import SCHEMA, FactRow, fact_row, facts, meta, tables
 
 _log = logging.getLogger(__name__)
@@ -40,9 +40,11 @@ class Journal(Reader):
         self.place = place_of(url)
         self._engine = self.place.writer()
         with self._closing_on_error():
+            self._check_end(url)
             self._report_unfinished()
             self._open_schema()
             self._id = self.id()
+            self._marked = -1
             self._known = self._whole_end()
 
     def append(self, told: Sequence[Fact]) -> int:
@@ -111,27 +113,37 @@ class Journal(Reader):
 
     def _acknowledge(self) -> None:
         """Mark all known facts as acknowledged: they are going to be, or the ledger will act on them."""
-        if self.place.mark is None:
+        if self.place.mark is None or self._marked == self._known:
             return
         try:
             self.place.mark.write(self._id, self._known)
+            self._marked = self._known
         except OSError as problem:
             raise StorageError(f"{self.place.mark.path} can't be written: {problem.strerror}") from problem
 
-    def _whole_end(self) -> int:
-        """The number of the last fact. What is damaged at the end is cut off where it was surely never
-        acknowledged; where something that was acknowledged is missing, StorageError is raised."""
-        last = self.last()
-        if self.place.mark is None:
-            return last
-        seq, exact = self.place.mark.read(self._id)
-        if seq > last:
+    def _check_end(self, url: str) -> None:
+        """Raise StorageError where something is missing that was acknowledged. It is looked for before the
+        journal is opened for writing: SQLite drops what it can't read of a log, and that shall be kept."""
+        if self.place.mark is None or (mark := self.place.mark.read()).seq == 0:
+            return
+        lost: tuple[int, int] | None = (1, mark.seq)
+        with suppress(NoJournal), Reader(url) as reader:
+            lost = reader.lost()
+        if lost is not None:
             raise StorageError(
-                f"{self.place.name} has lost facts {last + 1} to {seq}, which were acknowledged: its end "
-                f"was damaged, or an older copy was put in its place; {RESTORE}, or delete "
-                f"{self.place.mark.path} to go on without them"
+                f"{self.place.name} has lost facts {lost[0]} to {lost[1]}, which were acknowledged: it was "
+                f"damaged, or an older copy was put in its place; {RESTORE}, or "
+                f"delete {self.place.mark.path} to go on without them"
             )
-        good = self._whole_after(seq) if exact else last
+
+    def _whole_end(self) -> int:
+        """The number of the last fact. What is damaged after the last one that was acknowledged, if that is
+        known exactly, is cut off."""
+        last = self.last()
+        mark = self.place.mark.read() if self.place.mark is not None else None
+        if mark is None or mark.journal != self._id or not mark.exact:
+            return last
+        good = self._whole_after(mark.seq)
         if good < last:
             self._cut(good, last)
         return good

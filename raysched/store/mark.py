@@ -19,10 +19,15 @@ _LENGTH = 128
 
 
 class Acknowledged(NamedTuple):
-    """All facts up to number `seq` were acknowledged, and if it is `exact`, none after it."""
+    """All facts of the journal with this id up to number `seq` were acknowledged, and if it is `exact`, none
+    after it."""
 
+    journal: str
     seq: int
     exact: bool
+
+
+_NOTHING = Acknowledged("", 0, False)
 
 
 class Mark:
@@ -32,17 +37,17 @@ class Mark:
         self.path = Path(f"{path}.mark")
         self._file = -1
 
-    def read(self, journal: str) -> Acknowledged:
-        """What it says about the journal with this id; nothing, where it is another journal's or damaged."""
+    def read(self) -> Acknowledged:
+        """What it says; nothing, where it is not there or damaged."""
         try:
             text = self.path.read_text(encoding="ascii", errors="replace").strip()
         except FileNotFoundError:
-            return Acknowledged(0, False)
+            return _NOTHING
         said, _, checksum = text.rpartition(" ")
-        parts = said.split(" ")
-        if checksum != _checksum(said) or len(parts) != 3 or parts[0] != journal:
-            return Acknowledged(0, False)
-        return Acknowledged(int(parts[1]), parts[2] == _boot() != "")
+        if checksum != _checksum(said):
+            return _NOTHING
+        journal, seq, boot = said.split(" ")
+        return Acknowledged(journal, int(seq), boot == _boot() != "")
 
     def write(self, journal: str, seq: int) -> None:
         """Facts up to number `seq` are about to be acknowledged."""

@@ -41,6 +41,11 @@ class Place(ABC):
         """How sentences call the journal."""
         return f"the journal {self.where}"
 
+    @property
+    @abstractmethod
+    def afresh(self) -> str:
+        """How to start with an empty one."""
+
     @abstractmethod
     def reader(self) -> Engine:
         """Connections that change nothing, and that no lock keeps out. Raises StorageError."""

@@ -26,6 +26,15 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
+class NoJournal(StorageError):
+    """There is a file or a database, and no journal in it."""
+
+    @property
+    def code(self) -> str:
+        """That of a StorageError."""
+        return "storage_error"
+
+
 class Reader:
     """The journal at `url` (`sqlite:///PATH` or `postgresql://...`), to be read only.
 
@@ -61,6 +70,13 @@ class Reader:
         """
         seq, state = next(snapshots.usable(self.snapshots(), self.last()), (0, None))
         return state, seq, (fact for _, fact in self.facts(seq))
+
+    def lost(self) -> tuple[int, int] | None:
+        """The first and the last number of facts that were acknowledged and are not there."""
+        mark = self.place.mark.read() if self.place.mark is not None else None
+        if mark is None or mark.journal != self.id() or mark.seq <= (last := self.last()):
+            return None
+        return last + 1, mark.seq
 
     def last(self) -> int:
         """The number of the last fact; 0 where there is none."""
@@ -142,16 +158,13 @@ class Reader:
             raise self._damaged(after + 1) from None
 
     def _damaged(self, seq: int) -> StorageError:
-        return StorageError(
-            f"{self.place.name} is damaged at fact {seq}; {RESTORE}, or move it away to start with an empty "
-            "one"
-        )
+        return StorageError(f"{self.place.name} is damaged at fact {seq}; {RESTORE}, or {self.place.afresh}")
 
     def _check_schema(self) -> int:
         with self._reading() as connection:
             version = check_schema(self.place.name, connection)
         if version is None:
-            raise StorageError(f"{self.place.name} holds no journal; name another (--store)")
+            raise NoJournal(f"{self.place.name} holds no journal; name another (--store)")
         return version
 
     def _reading(self) -> AbstractContextManager[Connection]:

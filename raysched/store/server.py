@@ -81,6 +81,11 @@ class ServerPlace(Place):
         self._url = url.set(query={**_CONNECTION, **url.query})
         self.where = url.set(drivername="postgresql", password=None, query={}).render_as_string()
 
+    @property
+    def afresh(self) -> str:
+        """How to start with an empty one."""
+        return "name another database to start with an empty journal"
+
     def reader(self) -> Engine:
         """Each transaction sees one moment, and writes nothing."""
         engine = create_engine(self._url, isolation_level="REPEATABLE READ")
