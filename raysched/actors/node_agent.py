@@ -39,7 +39,8 @@ class NodeAgent(NodeRuns):
     """One a node, named after it, restarted for ever."""
 
     async def __init__(self, settings: Settings, node: str, ray_id: str, simulate: str | None) -> None:
-        super().__init__(Path(settings.folder) / "runs-ray", settings.environment, settings.packages)
+        folder = Path(settings.folder)
+        super().__init__(folder / "runs-ray", settings.environment, settings.packages, [folder / "runs"])
         self.settings = settings
         self.node = node
         self.ray_id = ray_id

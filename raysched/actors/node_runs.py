@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from raysched.backends.exits import Exits
@@ -15,13 +15,17 @@ from raysched.gpu.processes import end_processes
 
 class NodeRuns:
     """Remote methods of a node agent. `folder` gets a folder a run, `base_env` are the variables that jobs
-    inherit, `packages` holds packed working directories as `DIGEST.tar.gz` where this node has them.
+    inherit, `packages` holds packed working directories as `DIGEST.tar.gz` where this node has them. In the
+    folders `beside` another backend keeps its runs of this machine, where they are there.
 
     All of it is on disk, and the commands run under runners outside Ray: an agent that is made anew goes on.
     """
 
-    def __init__(self, folder: Path, base_env: Mapping[str, str], packages: Path) -> None:
+    def __init__(
+        self, folder: Path, base_env: Mapping[str, str], packages: Path, beside: Sequence[Path] = ()
+    ) -> None:
         self._runs = Runs(folder, base_env)
+        self._beside = beside
         self._packages = packages
         self._exits = Exits()
 
@@ -67,6 +71,9 @@ class NodeRuns:
         await self._exits.wait(self._runs.runners(), timeout)
 
     async def end_processes(self, lease_id: str, grace_s: float) -> None:
-        """End every process that carries the lease's marker, and return when none is left. Raises
-        RayschedError where one does not end."""
+        """End every process that carries the lease's marker, and return when none is left and none can start
+        any more. Raises RayschedError where one does not end."""
+        beside = [Runs(folder, {}) for folder in self._beside if folder.is_dir()]
+        for runs in (self._runs, *beside):
+            await asyncio.to_thread(runs.end, lease_id, grace_s)
         await asyncio.to_thread(end_processes, lease_id, grace_s)

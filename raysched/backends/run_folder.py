@@ -23,6 +23,9 @@ from raysched.backends.leftovers import end_leftovers, leftovers
 from raysched.backends.working_dir import delete_tree, make_working_dir
 from raysched.core.work import Launch, Run, Seen
 
+OVER = ".over"
+"""The folder, beside those of runs, with an empty file for each lease that is over."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunnerMark:
@@ -58,7 +61,7 @@ class RunFolder:
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             with self._locked() as mine:
-                if not mine or self.begun or self._was_deleted():
+                if not mine or self.begun or self._was_deleted() or self._is_over(launch.lease):
                     return
                 self._prepare(launch, base_env, package)
         except OSError as error:
@@ -139,6 +142,14 @@ class RunFolder:
         end_leftovers(self.run)
         self._write_exit(None, None, "its folder was deleted")
         return True
+
+    def _is_over(self, lease: str) -> bool:
+        """Whether the lease was given back before its run started: then it never will."""
+        over = (self.path.parent / OVER / lease).exists()
+        if over:
+            code, _ = runner.STOPPED_EARLY
+            self._write_exit(code, None, "its lease was given back before it started")
+        return over
 
     @property
     def _prepared(self) -> bool:

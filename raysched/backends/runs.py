@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
-from raysched.backends.run_folder import RunFolder
+from raysched.backends.run_folder import OVER, RunFolder
 from raysched.backends.working_dir import delete_tree
 from raysched.core.work import Launch, Run, Seen
+from raysched.errors import RayschedError
+
+OVER_KEPT_S = 3600.0
+"""How long it is remembered that a lease is over: far longer than any call is under way."""
+END_S = 10.0
+"""How long a run may take to be gone after its grace."""
 
 
 class Runs:
@@ -43,6 +51,23 @@ class Runs:
         will be: it counts as ended, and true is returned."""
         return self._folder(run).stop(grace)
 
+    def end(self, lease: str, grace: float) -> None:
+        """Let no run of a lease start any more, not even by a call that is still under way; end those that
+        did, and return once they have ended. Raises RayschedError where one does not."""
+        mark = self.root / OVER / lease
+        with suppress(OSError):  # a full disk: then nothing can be started either
+            mark.parent.mkdir(mode=0o700, exist_ok=True)
+            mark.touch(mode=0o600)
+        # Whoever starts one of them has made its folder before looking for the mark.
+        runs = [run for run in self._listed() if _lease(run) == lease]
+        for run in runs:
+            self.stop(run, grace)
+        deadline = time.monotonic() + grace + END_S
+        while left := [run for run in runs if (seen := self._look(run)) and seen.state == "running"]:
+            if time.monotonic() > deadline:
+                raise RayschedError(f"the run {left[0]} of lease {lease} does not end; it is tried again")
+            time.sleep(0.02)
+
     def logs(self, run: Run, offset: int, limit: int) -> bytes:
         """At most `limit` bytes of a run's output from `offset`; empty at the end of what there is."""
         return self._folder(run).logs(offset, limit)
@@ -53,6 +78,10 @@ class Runs:
             self._folder(run).delete()
         for hidden in self.root.glob(".*.deleted"):  # where a crash came between
             delete_tree(hidden)
+        leases, old = {_lease(run) for run in known}, time.time() - OVER_KEPT_S
+        for mark in self.root.glob(f"{OVER}/*"):
+            if mark.name not in leases and mark.stat().st_mtime < old:
+                mark.unlink(missing_ok=True)
 
     def runners(self) -> list[int]:
         """The process ids of the runners of all runs that had not ended when last looked at: the end of one
@@ -78,6 +107,11 @@ class Runs:
         except FileNotFoundError:
             return set()
         return {run for name in names if (run := _parse(name)) is not None}
+
+
+def _lease(run: Run) -> str:
+    """The id of the lease that a run was started for (`core.decide.grant`)."""
+    return f"{run.job}.{run.attempt}"
 
 
 def _parse(name: str) -> Run | None:

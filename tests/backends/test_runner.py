@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 from raysched.backends import runner
 from raysched.backends.base import EngineRefused
 from raysched.backends.runs import Runs
-from raysched.core.work import Launch, Seen
+from raysched.core.work import Launch, Run, Seen
 from raysched.testing.conformance import LIMIT, alive, new_launch
 
 TEXT = st.one_of(
@@ -299,3 +300,26 @@ def test_a_folder_without_a_launch_is_said_in_one_line(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("raysched: can't start the run in ")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_run_whose_lease_is_over_never_starts(runs: Runs, tmp_path: Path) -> None:
+    """A start that was under way while its lease was given back: the GPU is another's by now."""
+    ran = tmp_path / "ran"
+    launch = replace(new_launch(f"touch {ran}"), lease="job.1", run=Run("job", 1, 0))
+    runs.end("job.1", 0)
+    runs.start(launch, None)
+    seen = ended(runs, launch)
+    assert (seen.code, seen.reason) == (143, "its lease was given back before it started")
+    assert not ran.exists()
+    runs.forget(frozenset())
+    assert os.listdir(runs.root / ".over") == ["job.1"]  # remembered for a while
+
+
+def test_the_end_of_a_lease_ends_its_runs_and_no_other(runs: Runs) -> None:
+    ours = replace(new_launch("sleep 600"), lease="job.1", run=Run("job", 1, 0))
+    other = replace(new_launch("sleep 600"), lease="job.10", run=Run("job", 10, 0))
+    for launch in (ours, other):
+        runs.start(launch, None)
+    runs.end("job.1", 0)
+    states = {seen.run: seen.state for seen in runs.observe()}
+    assert states == {ours.run: "exited", other.run: "running"}
