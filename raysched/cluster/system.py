@@ -21,6 +21,8 @@ READY_S = 90.0
 """How long the nodes may take to report and the gateway to answer."""
 CALL_S = 30.0
 """How long an actor may take to answer, a restart included."""
+OTHERS = 4
+"""The turn of those that `up` did not make."""
 RAISED = re.compile(r"^raysched\.errors\.(\w+): (.*)$", re.MULTILINE)
 
 
@@ -151,16 +153,31 @@ def ledger_call(method: str, *args: Any, **kwargs: Any) -> Any:
 
 def end_actors() -> None:
     """End every actor of raysched and give its placement groups back; silent where there are none."""
+    _end(_named())
+    asyncio.run(_remove_groups())
+
+
+def end_former_actors() -> None:
+    """End the actors that an earlier `up` made, on a head that died: a Ray that kept its state in Redis makes
+    them anew, with the settings of then. What holds leases stays."""
+    _end([name for name in _named() if _turn(name) < OTHERS])
+
+
+def _named() -> list[str]:
     import ray
 
     named = cast(list[dict[str, str]], ray.util.list_named_actors(all_namespaces=True))
-    ours = [actor["name"] for actor in named if actor["namespace"] == names.NAMESPACE]
-    for name in sorted(ours, key=_turn):
+    return [actor["name"] for actor in named if actor["namespace"] == names.NAMESPACE]
+
+
+def _end(actors: list[str]) -> None:
+    import ray
+
+    for name in sorted(actors, key=_turn):
         try:
             ray.kill(ray.get_actor(name, namespace=names.NAMESPACE), no_restart=True)
         except ValueError:
             continue
-    asyncio.run(_remove_groups())
 
 
 def _turn(name: str) -> int:
@@ -169,7 +186,9 @@ def _turn(name: str) -> int:
         return 0
     if name.startswith(names.backend("")):
         return 1
-    return 2 if name == names.LEDGER else 3
+    if name == names.LEDGER:
+        return 2
+    return 3 if name.startswith(names.node_agent("")) else OTHERS
 
 
 async def _remove_groups() -> None:

@@ -163,6 +163,8 @@ def _start(plan: Plan, undo: ExitStack) -> View:
     if plan.before is None:
         if found.own is None:
             _check_foreign_ray(plan, found.ray)
+        else:
+            system.end_former_actors()
         undo.callback(system.end_actors)
     _write_endpoint(plan)
     found.write(plan.home)

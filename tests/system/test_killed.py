@@ -135,14 +135,16 @@ def test_jobs_outlive_all_of_ray_and_are_adopted(make_system: MakeSystem, tmp_pa
 
 def kill_ray(system: System) -> None:
     """kill -9 of everything but the runners and what runs under them."""
-    spared = {pid for pid, line in system.processes().items() if "runner.py" in line}
-    jobs = {pid for pid in system.processes() if ancestors(pid) & spared} | spared
-    for pid in system.processes().keys() - jobs:
-        try:
+    runners = system.processes("runner.py").keys()
+
+    def ray() -> list[int]:
+        """Looked at one by one, as jobs start processes all the time."""
+        return [pid for pid in system.processes() if not runners & {pid, *ancestors(pid)}]
+
+    for pid in ray():
+        with suppress(ProcessLookupError):
             os.kill(pid, 9)
-        except ProcessLookupError:
-            continue
-    wait_until(lambda: not system.processes().keys() - jobs, "Ray is dead")
+    wait_until(lambda: not ray(), "Ray is dead")
 
 
 def ancestors(pid: int) -> set[int]:
