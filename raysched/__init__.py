@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from raysched.errors import LeaseLost, RayschedError, Refused, SpecError, Unreachable
     from raysched.python.actor_class import kill
     from raysched.python.decorator import remote
+    from raysched.python.history import history
     from raysched.python.leases import Lease, lease, placement_group, release
     from raysched.python.submission import Job, submit
 
@@ -32,6 +33,7 @@ __all__ = [
     "Refused",
     "SpecError",
     "Unreachable",
+    "history",
     "kill",
     "lease",
     "placement_group",
@@ -44,6 +46,7 @@ _HOMES = {
     "Client": "client",
     "Job": "python.submission",
     "Lease": "python.leases",
+    "history": "python.history",
     "kill": "python.actor_class",
     "lease": "python.leases",
     "placement_group": "python.leases",

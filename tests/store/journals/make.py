@@ -77,7 +77,7 @@ class Story:
     def report(self, job: str, state: Any, code: int | None = None) -> None:
         """A backend saw a job's run."""
         attempt = self.core.state.jobs[job].attempt
-        self.tell(Report(Seen(Run(job, attempt, 0), state, code)))
+        self.tell(Report(Seen(Run(job, attempt, 0), state, code=code)))
 
     def run(self, job: str, code: int | None = None) -> None:
         """A job runs, and with a code it ends."""
