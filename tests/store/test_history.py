@@ -102,8 +102,8 @@ def test_a_fact_is_a_row(written: FileStore) -> None:
 def test_a_journal_without_leases_has_the_same_columns(
     start: Start, store: Store, written: FileStore
 ) -> None:
-    start(file)
-    empty, full = raysched.history(file.url), raysched.history(written.url)
+    start(store)
+    empty, full = raysched.history(store.url), raysched.history(written.url)
     for ours, theirs in zip(empty, full, strict=True):
         assert len(ours) == 0
         assert ours.dtypes.to_dict() == theirs.dtypes.to_dict()
