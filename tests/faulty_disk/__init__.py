@@ -41,6 +41,7 @@ import shutil
 import struct
 import subprocess
 import tempfile
+import threading
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -66,7 +67,7 @@ def library() -> Path:
     assert compiler is not None
     made = Path(tempfile.gettempdir()) / f"faulty-disk-{os.getuid()}-{SOURCE.stat().st_mtime_ns}.so"
     if not made.exists():
-        part = made.with_suffix(f".{os.getpid()}")
+        part = made.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
         command = [compiler, "-O1", "-Wall", "-Werror", "-shared", "-fPIC", "-o", str(part), str(SOURCE)]
         subprocess.run([*command, "-ldl", "-lpthread"], check=True)
         part.replace(made)
