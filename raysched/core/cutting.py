@@ -95,6 +95,19 @@ def steps(gpu: GPU, slice: Slice) -> str:
     return "creates the instance"
 
 
+def waited_for(state: State, lease: Lease) -> list[tuple[str, str, Cut | None]]:
+    """The node, GPU and placement of each instance that a held lease still waits for; without a placement it
+    is the MIG mode."""
+    found: list[tuple[str, str, Cut | None]] = []
+    for place, slice in _slices(lease):
+        gpu = state.nodes[place.node].gpus[slice.gpu]
+        if gpu.info.layout.enabled != (slice.cut is not None):
+            found.append((place.node, slice.gpu, None))
+        elif slice.cut is not None and gpu.instance(slice.cut) is None:
+            found.append((place.node, slice.gpu, slice.cut))
+    return found
+
+
 def hindrance(state: State, lease: Lease) -> str | None:
     """Why the GPUs of a held lease can't be cut for it now, or None."""
     for node, uuid in dict.fromkeys((place.node, slice.gpu) for place, slice in _slices(lease)):

@@ -29,6 +29,8 @@ LOST = 86_400_000
 """Milliseconds after which a lost node will not come back with processes of ours: what it had is free then.
 Sooner, what its work held is free only once the node is back and somebody has looked: it may have been cut
 off, and all of it may run on."""
+CUT_PATIENCE = 300_000
+"""Milliseconds after its grant for which a lease waits until its GPUs are cut."""
 REFUSAL = 600_000
 """Milliseconds for which what a driver refused is not asked of it again."""
 REST = 3_000
@@ -391,10 +393,22 @@ def _tick(state: State, _: commands.Tick, now: int) -> Iterator[Fact]:
             yield from _lose(state, job, f"node {lost.info.name} is gone", now)
         elif job is not None and _overdue(job, now):
             yield facts.Stopping(now, job.id, "failed", too_long(job))
-        elif lease.state == "held" and (hindrance := cutting.hindrance(state, lease)) is not None:
-            yield from _uncut(state, lease, hindrance, now)
+        elif lease.state == "held" and job is not None:
+            yield from _still_held(state, lease, job, now)
     yield from _lapse(state, now)
     yield from _forget(state, now)
+
+
+def _still_held(state: State, lease: Lease, job: Job, now: int) -> Iterator[Fact]:
+    """A lease whose GPUs can't be cut any more goes back, and one for which that takes too long: its node's
+    agent or driver hangs, and other GPUs may do."""
+    reason = cutting.hindrance(state, lease)
+    if reason is None and now - (job.granted or now) >= CUT_PATIENCE:
+        reason = f"its GPUs were not cut within {CUT_PATIENCE // 60_000} minutes"
+        for node, gpu, cut in cutting.waited_for(state, lease):
+            yield facts.CutRefused(now, node, gpu, cut, reason)
+    if reason is not None:
+        yield from _uncut(state, lease, reason, now)
 
 
 def _lapse(state: State, now: int) -> Iterator[Fact]:

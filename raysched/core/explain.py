@@ -18,6 +18,7 @@ from raysched.core.placement import (
     nearest,
     place,
     possible,
+    profile_for,
     room,
     slice_of,
 )
@@ -79,22 +80,33 @@ def _shortage(state: State, request: Request, kept: Kept) -> tuple[str, str]:
     fitting = sum(len(room(node, request, kept).offers) for node in nodes)
     if request.gpus and fitting < request.gpus:
         kind, why = _gpu_shortage(state, request, kept, gpus, fitting)
-        drained = sorted(node.info.name for node in there if node.draining and _would_fit(node, request))
-        return kind, f"{why}; nothing new starts on {listing(drained)}, being drained" if drained else why
+        unused = [part for part in _out_of_use(request, there, gpus) if part not in why]
+        return kind, "; ".join([why, *unused])
     return _host_shortage(nodes, request, kept)
 
 
 def _no_node(state: State, request: Request, there: list[Node]) -> str:
     if there:
-        names = listing(sorted(node.info.name for node in there))
-        return f"nothing new starts on {names}: drained until `raysched drain NODE --off`"
+        names = sorted(node.info.name for node in there)
+        return f"nothing new starts on {listing(names)}: drained until `raysched drain {names[0]} --off`"
     gone = sorted(node.info.name for node in _reached(state, request))
     return f"no node that could run it answers: {listing(gone)}" if gone else "no node has joined yet"
 
 
-def _would_fit(node: Node, request: Request) -> bool:
-    """Whether a node that is drained serves some of the request now."""
-    return bool(room(node, request, NOTHING_KEPT).offers)
+def _out_of_use(request: Request, nodes: list[Node], gpus: list[GPU]) -> Iterator[str]:
+    """What else would serve the request now: nodes that are drained, and GPUs that failed."""
+    drained = [node for node in nodes if node.draining and room(node, request, NOTHING_KEPT).offers]
+    if drained:
+        yield f"nothing new starts on {listing(sorted(node.info.name for node in drained))}, being drained"
+    for gpu in gpus:
+        missing = lack(gpu, request)
+        if missing is not None and missing.kind == "fault":
+            yield _faulty(gpu)
+            break
+
+
+def _faulty(gpu: GPU) -> str:
+    return f"{short(gpu.info.uuid)} is faulty: {gpu.info.fault}"
 
 
 def _reached(state: State, request: Request) -> list[Node]:
@@ -115,11 +127,12 @@ def _gpu_shortage(
     if request.gpus > 1:
         ready = f"{fitting} of {request.gpus} GPUs have room for {_part(request)} each"
         return "gpus", f"{ready}; {_blockers(state, request, kept, gpus)}"
-    kinds = {missing.kind for gpu in gpus if (missing := lack(gpu, request, kept))}
-    if "share" in kinds:
-        return "share", _share_shortage(request, gpus)
-    if "memory" in kinds and "replicas" not in kinds:
-        return "memory", _memory_shortage(request, gpus)
+    kinds = {gpu.info.uuid: missing.kind for gpu in gpus if (missing := lack(gpu, request, kept))}
+    open = [gpu for gpu in gpus if kinds.get(gpu.info.uuid) in ("share", "memory")]
+    if "share" in kinds.values():
+        return "share", _share_shortage(request, open)
+    if "memory" in kinds.values() and "replicas" not in kinds.values():
+        return "memory", _memory_shortage(request, open)
     return "gpus", f"no GPU has room for {_part(request)}; {_blockers(state, request, kept, gpus)}"
 
 
@@ -175,7 +188,7 @@ def _blocked_by(state: State, request: Request, kept: Kept, gpu: GPU) -> str:
                 f"{name} is kept for {_name(state, kept.gpus[gpu.node, gpu.info.uuid])}, which waits longer"
             )
         case "fault":
-            return f"{name} is faulty: {gpu.info.fault}"
+            return _faulty(gpu)
         case "refused":
             return f"{name} can't be cut for it: {gpu.refusals[0].reason}"
         case "replicas":
@@ -249,7 +262,9 @@ def _alternatives(state: State, request: Request, kept: Kept) -> Iterator[tuple[
         for gpu in node.gpus.values()
         if matches(gpu.info.model, request.gpu_types) and (gpu.node, gpu.info.uuid) not in kept.gpus
     ]
-    if request.sharing != "exclusive":
+    if request.sharing == "mig":
+        yield from _smaller_instances(request, gpus)
+    elif request.sharing != "exclusive":
         yield from _smaller_shares(request, gpus)
     for count in range(request.gpus - 1, 0, -1):
         yield f"gpus: {count} would start now", replace(request, gpus=count, nodes=None)
@@ -262,6 +277,19 @@ def _alternatives(state: State, request: Request, kept: Kept) -> Iterator[tuple[
         yield "without gpu_type it would start now", replace(request, gpu_types=())
     if request.cpus or request.host_memory:
         yield from _smaller_host(state, request)
+
+
+def _smaller_instances(request: Request, gpus: list[GPU]) -> Iterator[tuple[str, Request]]:
+    """The profiles that are smaller than the one that a GPU has for the request, the largest first."""
+    smaller: dict[str, int] = {}
+    for gpu in gpus:
+        asked = profile_for(gpu.info, request)
+        for profile in gpu.info.mig.profiles if gpu.info.mig and asked else ():
+            if asked and (profile.memory, profile.slices) < (asked.memory, asked.slices):
+                smaller[profile.name] = profile.memory * 100 + profile.slices
+    for name in sorted(smaller, key=lambda name: (-smaller[name], name)):
+        changed = replace(request, mig_profile=name, memory=None, share=None)
+        yield f"mig_profile: {name} would start now", changed
 
 
 def _smaller_shares(request: Request, gpus: list[GPU]) -> Iterator[tuple[str, Request]]:

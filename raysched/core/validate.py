@@ -70,8 +70,6 @@ def _validate_gpu(state: State, gpu: GPU) -> None:
         assert state.leases[lease].sharing == gpu.sharing, f"{name}: a tenant of another mode is on it"
     if gpu.sharing == "exclusive":
         assert len(gpu.tenants) == 1, f"{name} is exclusive and has several tenants"
-    if gpu.sharing == "time_slice" and gpu.present:
-        assert len(gpu.tenants) <= gpu.info.replicas, f"{name} has more tenants than turns"
     _validate_cuts(gpu, slices)
 
 

@@ -15,6 +15,7 @@ from raysched.core.gpu_views import profile_name
 from raysched.core.isolation import expected
 from raysched.core.jobs import ENDED, Job
 from raysched.core.lease import Place
+from raysched.core.placement import possible
 from raysched.core.queue import Look, survey
 from raysched.core.request import Request
 from raysched.core.state import State
@@ -250,7 +251,7 @@ def _planned(
         "asks": asks(asked.request),
         "backend": asked.request.backends[0],
         "isolation": asked.request.isolation,
-        "mechanism": expected(asked.request),
+        "mechanism": expected(possible(state, asked.request) or asked.request),
         "env": {},
         "places": [],
     }

@@ -51,6 +51,15 @@ def test_a_job_that_waits_because_of_a_faulty_gpu_is_told_so():
     assert world.job("j").state == "starting"
 
 
+def test_what_is_free_on_a_faulty_gpu_is_not_told_as_free():
+    world = World(changed(node("a", 2), fault=BROKEN))
+    world.submit("one", share(0.7))
+    world.submit("two", share(0.5))
+    assert world.why("two").why == (
+        "needs 0.5 of one GPU; the largest free share is 0.3 (GPU-a-1 on a); GPU-a-0 is faulty: " + BROKEN
+    )
+
+
 def test_a_gpu_that_is_well_again_is_used_and_the_warning_taken_back():
     info = node("a", 1)
     world = World(info)
@@ -109,7 +118,7 @@ def test_where_all_nodes_drain_the_reason_is_that():
     world.do(Drain("a", on=True))
     assert world.do(Drain("a", on=True)) == []
     assert world.submit("j", whole()).state == "waiting"
-    assert world.why("j").why == "nothing new starts on a: drained until `raysched drain NODE --off`"
+    assert world.why("j").why == "nothing new starts on a: drained until `raysched drain a --off`"
     world.do(NodeGone("a"))
     world.do(NodeSeen(node("a", 1)))
     assert world.job("j").state == "waiting", "a node that comes back still drains"

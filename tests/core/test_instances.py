@@ -8,7 +8,7 @@ import pytest
 
 from raysched.core import facts
 from raysched.core.commands import Cancel, CutRefused, Gone, Held, NodeSeen, Tick, Usage
-from raysched.core.decide import REFUSAL
+from raysched.core.decide import CUT_PATIENCE, REFUSAL
 from raysched.core.environment import variables
 from raysched.core.mig import Cut, Layout
 from raysched.core.request import Request
@@ -342,6 +342,36 @@ def test_an_instance_that_can_not_be_destroyed_is_left_where_it_is():
     world.hold("j")
     [other] = partitions(world.state, "a")
     assert set(other.destroy) == {Cut(19, 0), Cut(19, 4)} - set(change.destroy)
+
+
+def test_a_gpu_that_is_not_cut_in_time_leads_to_another_plan():
+    """The agent or the driver of its node hangs."""
+    world = World(mig_node("a"), mig_node("b"))
+    world.submit("j", mig("1g.10gb"))
+    first, [place] = world.lease("j").id, world.lease("j").places
+    world.hold("j")
+    world.now += CUT_PATIENCE - 1
+    world.do(Tick())
+    assert world.lease("j").id == first
+    world.now += 1
+    world.do(Tick())
+    assert world.job("j").failures == 0
+    assert world.lease("j").places[0].node != place.node
+
+
+def test_the_smallest_change_names_the_largest_profile_that_would_start():
+    world = World(mig_node("a"))
+    world.submit("one", mig("3g.40gb"))
+    world.submit("two", mig("7g.80gb"))
+    assert world.why("two").change == "mig_profile: 4g.40gb would start now"
+    world = World(mig_node("a"))
+    world.submit("one", mig("4g.40gb"))
+    world.submit("two", mig("4g.40gb"))
+    assert world.why("two").change == "mig_profile: 3g.40gb would start now"
+    world = World(mig_node("a"))
+    world.submit("one", mig("2g.20gb"), array=2)
+    world.submit("two", Request(memory=50_000, sharing="mig"))
+    assert world.why("two").change == "mig_profile: 3g.40gb would start now"
 
 
 # ---------------------------------------------------------------- strangers, changes by hand
