@@ -37,7 +37,8 @@ def difference(wanted: Wanted, seen: Sequence[Seen], reported: Collection[Seen] 
     start = [launch for launch in wanted.launches if launch.run in launched and launch.run not in states]
     stop = [stop for stop in wanted.stops if states.get(stop.run, "running") == "running"]
     stop += [Stop(run, STRAY_GRACE) for run in _running(seen) if run not in launched | named]
-    return Actions(tuple(start), tuple(stop), tuple(each for each in seen if each not in reported))
+    known = frozenset(reported)  # thousands of ended runs are seen in each round
+    return Actions(tuple(start), tuple(stop), tuple(each for each in seen if each not in known))
 
 
 def _running(seen: Sequence[Seen]) -> list[Run]:
