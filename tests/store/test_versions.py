@@ -6,10 +6,12 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from stores import FileStore, facts
 
+from raysched.core.facts import Fact
 from raysched.core.validate import validate
 from raysched.store.journal import Journal
 from raysched.store.reader import Reader, fold
@@ -46,3 +48,21 @@ def test_to_read_it_changes_nothing(written: Path, file: FileStore) -> None:
         fold(reader)
         assert reader.last() > 0
     assert file.path.read_bytes() == before
+
+
+def test_the_newest_one_has_every_kind_of_fact(file: FileStore) -> None:
+    """If this fails, tell the new kind in the story of journals/make.py and run it, with the name of the
+    version that is in the making."""
+    shutil.copy(JOURNALS[-1], file.path)
+    kinds = set(file.sql("select distinct kind from facts").split())
+    assert kinds == {kind.__name__ for kind in get_args(Fact)}
+
+
+def test_the_newest_one_is_what_this_version_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If this fails before the version was released, run journals/make.py with its name; afterwards, make one
+    for the next version."""
+    monkeypatch.setattr(make, "HERE", tmp_path)
+    monkeypatch.setattr(make.decide, "JOBS_KEPT", make.decide.JOBS_KEPT)
+    make.main("now")
+    written = JOURNALS[-1].with_suffix(".json").read_text()
+    assert (tmp_path / "now.json").read_text() == written

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from raysched.core import decide
 from raysched.core.commands import (
     Cancel,
     Command,
+    CutRefused,
     Denied,
+    Drain,
     Gone,
     Held,
     JobRequest,
@@ -26,22 +29,27 @@ from raysched.core.commands import (
     OwnerLost,
     Release,
     Report,
+    SetClock,
     Submit,
     Tick,
     Usage,
 )
 from raysched.core.lease import Group
+from raysched.core.mig import Instance, Layout
 from raysched.core.node import GPUInfo, NodeInfo
 from raysched.core.request import WHOLE, Request
 from raysched.core.scheduler import Scheduler
 from raysched.core.state import State
+from raysched.core.wanted import partitions
 from raysched.core.work import Run, Seen
+from raysched.gpu.geometries import geometry_of
 from raysched.store.journal import Journal
 
 HERE = Path(__file__).parent
 FRACTION = Request(share=2500, memory=20480, sharing="fraction", cpus=WHOLE, host_memory=1024)
 MEMORY = Request(memory=8192, sharing="fraction", gpu_types=("A100",), backends=("ray", "vm"))
 WHOLE_GPU = Request(share=WHOLE)
+INSTANCE = Request(sharing="mig", mig_profile="3g.40gb", isolation="hard")
 
 
 class Story:
@@ -127,6 +135,36 @@ def leases(story: Story) -> None:
     story.tell(Release("pool"), Gone("pool.1"), OwnerLost("program-2"), Gone("lost.1"))
 
 
+def clock(story: Story) -> None:
+    """The ledger starts, and later the wall clock jumps back by a minute."""
+    story.tell(SetClock("boot-1", 60_000, 0))
+    story.submit("early", FRACTION)
+    story.now -= 60_000
+    story.tell(SetClock("boot-1", 61_000, -60_000))
+
+
+def mig(story: Story) -> None:
+    """A GPU is cut for a job, after its driver refused; it fails; its node is drained."""
+    geometry = geometry_of("A100-80GB", 81920)
+    gpu = GPUInfo("GPU-node-d-0", 0, "A100-80GB", 81920, geometry, mechanisms=("mig",))
+    node = NodeInfo("node-d", ("ray", "vm"), (gpu,), 64 * WHOLE, 262_144, "ray-node-d", "550.54")
+    story.tell(NodeSeen(node))
+    story.submit("sliced", INSTANCE)
+    story.hold("sliced")
+    (change,) = partitions(story.core.state, "node-d")
+    story.tell(CutRefused("node-d", gpu.uuid, None, "in use by another client"), Gone("sliced.1"))
+    story.now += 600_000
+    story.tell(Tick())
+    story.hold("sliced")
+    (change,) = partitions(story.core.state, "node-d")
+    instances = tuple(Instance(f"MIG-{cut.start}", cut) for cut in change.create)
+    cut = replace(gpu, layout=Layout(change.mig, instances))
+    story.tell(NodeSeen(replace(node, gpus=(cut,))))
+    story.run("sliced")
+    story.tell(Usage("node-d", gpu.uuid, 64, ("MIG-of-a-stranger",)))
+    story.tell(NodeSeen(replace(node, gpus=(replace(cut, fault="XID 79"),))), Drain("node-d", True))
+
+
 def last_things(story: Story) -> None:
     """A whole GPU, jobs that wait, a node that is lost, old jobs that are forgotten."""
     story.submit("whole", WHOLE_GPU)
@@ -180,9 +218,11 @@ def main(name: str) -> None:
     journal = Journal(f"sqlite:///{path}")
     story = Story(journal)
     nodes(story)
+    clock(story)
     jobs(story)
     journal.snapshot(story.core.state, story.seq)
     leases(story)
+    mig(story)
     last_things(story)
     journal.close()
     for beside in ("lock", "mark"):
