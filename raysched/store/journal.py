@@ -143,7 +143,7 @@ class Journal(Reader):
         mark = self.place.mark.read() if self.place.mark is not None else None
         if mark is None or mark.journal != self._id or not mark.exact:
             return last
-        good = self._whole_after(mark.seq)
+        good = self._whole_after(max(mark.seq, self.packed()))
         if good < last:
             self._cut(good, last)
         return good

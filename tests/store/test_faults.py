@@ -20,6 +20,7 @@ from stores import FileStore, Store, check_batches, facts, folded
 from raysched.errors import StorageError
 from raysched.store.journal import Journal
 from raysched.store.mark import Mark
+from raysched.store.upkeep import Keeper
 
 Start = Callable[[Store], Journal]
 
@@ -284,6 +285,22 @@ def test_a_damaged_end_that_was_never_acknowledged_is_cut_off(
     assert "Facts 4 to 5 at the end" in caplog.text
     assert folded(journal) == facts(1, 2, 3)
     assert journal.append(facts(6)) == 4
+
+
+def test_what_is_packed_is_never_cut_off(
+    start: Start, file: FileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even where a mark from before was put back: packed facts are whole, and long acknowledged."""
+    monkeypatch.setattr("raysched.store.upkeep.PACK", 2)
+    journal = start(file)
+    journal.append(facts(1))
+    mark = Path(f"{file.path}.mark").read_bytes()
+    journal.append(facts(2, 3, 4, 5))
+    journal.close()
+    with Keeper(file.url) as keeper:
+        assert keeper.pack(upto=4) == 4
+    Path(f"{file.path}.mark").write_bytes(mark)
+    assert folded(start(file)) == facts(1, 2, 3, 4, 5)
 
 
 @pytest.mark.parametrize("spoiled", ["of another start", "damaged", "missing"])
