@@ -62,9 +62,9 @@ class NodeRuns:
         """At most `limit` bytes of a run's output from `offset`."""
         return await asyncio.to_thread(self._runs.logs, run, offset, limit)
 
-    async def runs_forget(self, known: frozenset[Run]) -> None:
-        """Delete the files of ended runs that are not in `known`."""
-        await asyncio.to_thread(self._runs.forget, known)
+    async def runs_forget(self, runs: frozenset[Run]) -> None:
+        """Delete the files of these runs, but of one that has not ended."""
+        await asyncio.to_thread(self._runs.forget, runs)
 
     async def runs_changed(self, timeout: float) -> None:
         """Return when a run has started, was stopped or ended, at the latest after `timeout` seconds."""

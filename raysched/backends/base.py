@@ -46,8 +46,8 @@ class Backend(Protocol):
         """At most `limit` bytes of the run's output from `offset`; empty at the end of what there is."""
         ...
 
-    async def forget(self, known: frozenset[Run]) -> None:
-        """Delete what is left of ended runs that are not in `known`."""
+    async def forget(self, runs: frozenset[Run]) -> None:
+        """Delete what is left of these runs, but of one that has not ended."""
         ...
 
     async def changed(self, timeout: float) -> None:

@@ -72,15 +72,15 @@ class Runs:
         """At most `limit` bytes of a run's output from `offset`; empty at the end of what there is."""
         return self._folder(run).logs(offset, limit)
 
-    def forget(self, known: frozenset[Run]) -> None:
-        """Delete the files of runs that are not in `known` and don't run."""
-        for run in self._listed() - known:
+    def forget(self, runs: frozenset[Run]) -> None:
+        """Delete the files of these runs, but of one that goes on."""
+        for run in self._listed() & runs:
             self._folder(run).delete()
         for hidden in self.root.glob(".*.deleted"):  # where a crash came between
             delete_tree(hidden)
-        leases, old = {_lease(run) for run in known}, time.time() - OVER_KEPT_S
+        old = time.time() - OVER_KEPT_S
         for mark in self.root.glob(f"{OVER}/*"):
-            if mark.name not in leases and mark.stat().st_mtime < old:
+            if mark.stat().st_mtime < old:
                 mark.unlink(missing_ok=True)
 
     def runners(self) -> list[int]:

@@ -42,9 +42,9 @@ class VMBackend:
         """At most `limit` bytes of a run's output from `offset`."""
         return await asyncio.to_thread(self._runs.logs, run, offset, limit)
 
-    async def forget(self, known: frozenset[Run]) -> None:
-        """Delete the files of ended runs that are not in `known`."""
-        await asyncio.to_thread(self._runs.forget, known)
+    async def forget(self, runs: frozenset[Run]) -> None:
+        """Delete the files of these runs, but of one that has not ended."""
+        await asyncio.to_thread(self._runs.forget, runs)
 
     async def changed(self, timeout: float) -> None:
         """Return when a run was started or has ended, at the latest after `timeout` seconds."""

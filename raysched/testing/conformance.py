@@ -252,16 +252,16 @@ class BackendConformance:
         hands.stop(going)
         hands.until(going, "exited")
 
-    def test_forgetting_keeps_what_is_known_and_what_runs(self, hands: Hands) -> None:
-        going, known, unknown = (hands.start(LASTS) for _ in range(3))
-        for run in (known, unknown):
+    def test_forgetting_keeps_what_is_not_named_and_what_runs(self, hands: Hands) -> None:
+        going, other, ended = (hands.start(LASTS) for _ in range(3))
+        for run in (other, ended):
             hands.stop(run)
             hands.until(run, "exited")
         for _ in range(2):
-            hands.do(hands.backend.forget(frozenset({known})))
-            assert hands.seen(unknown) is None
-            assert hands.output(unknown) == b""
-        hands.until(known, "exited")
+            hands.do(hands.backend.forget(frozenset({ended, going})))
+            assert hands.seen(ended) is None
+            assert hands.output(ended) == b""
+        hands.until(other, "exited")
         hands.until(going, "running")
 
     def test_an_unknown_run_has_no_output(self, hands: Hands) -> None:

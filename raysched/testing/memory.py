@@ -91,10 +91,10 @@ class MemoryBackend:
         virtual = self.runs.get(run)
         return bytes(virtual.output[offset : offset + limit]) if virtual else b""
 
-    async def forget(self, known: frozenset[Run]) -> None:
-        """Drop ended runs that are not in `known`."""
+    async def forget(self, runs: frozenset[Run]) -> None:
+        """Drop these runs, but one that has not ended."""
         for run, virtual in list(self.runs.items()):
-            if run not in known and virtual.seen.state != "running":
+            if run in runs and virtual.seen.state != "running":
                 del self.runs[run]
 
     async def changed(self, timeout: float) -> None:

@@ -223,7 +223,7 @@ def test_what_else_lies_in_the_folder_is_passed_over(runs: Runs) -> None:
     for name in ("notes", "a.b.c", ".x.1.0", "job.01.0"):
         (runs.root / name).mkdir()
     assert runs.observe() == []
-    runs.forget(frozenset())
+    runs.forget(frozenset({Run("a.b", 1, 0)}))
     assert (runs.root / "notes").is_dir()
 
 
@@ -232,7 +232,7 @@ def test_folders_that_a_job_made_read_only_are_forgotten_too(runs: Runs) -> None
     runs.start(launch, None)
     ended(runs, launch)
     # Until its runner, which has just written the exit, is gone, the folder stays.
-    wait_for(lambda: runs.forget(frozenset()) or os.listdir(runs.root) == [])
+    wait_for(lambda: runs.forget(frozenset({launch.run})) or os.listdir(runs.root) == [])
 
 
 @pytest.fixture

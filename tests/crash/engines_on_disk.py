@@ -63,11 +63,11 @@ class DiskBackend:
         """Nothing was written."""
         return b""
 
-    async def forget(self, known: frozenset[Run]) -> None:
-        """Drop what ended and is not known."""
-        names = {str(run) for run in known}
+    async def forget(self, runs: frozenset[Run]) -> None:
+        """Drop these, where they ended."""
+        names = {str(run) for run in runs}
         for id in [id for id in self.world.codes if self._mine(id)]:
-            if id not in names and id not in self.world.forgotten:
+            if id in names and id not in self.world.forgotten:
                 self._act("to forget", "forget", id)
 
     async def changed(self, timeout: float) -> None:

@@ -89,10 +89,10 @@ class RayBackend:
         """At most `limit` bytes of a run's output from `offset`. Raises Unreachable."""
         return await self._agents.ask(await self._home(run), ANSWER_S, "run_logs", run, offset, limit)
 
-    async def forget(self, known: frozenset[Run]) -> None:
-        """Delete what is left of ended runs that are not in `known`, on the nodes that answer."""
-        self._homes = {run: node for run, node in self._homes.items() if run in known}
-        await self._everywhere("runs_forget", known)
+    async def forget(self, runs: frozenset[Run]) -> None:
+        """Delete what is left of these runs on the nodes that answer, but of one that has not ended."""
+        self._homes = {run: node for run, node in self._homes.items() if run not in runs}
+        await self._everywhere("runs_forget", runs)
 
     async def changed(self, timeout: float) -> None:
         """Return when a run may have changed on some node, at the latest after `timeout` seconds."""

@@ -94,7 +94,7 @@ def test_a_node_without_an_agent_delays_no_other(node: NodeInfo, tmp_path: Path)
         hands.do(hands.backend.start(launch))
     with pytest.raises(Unreachable, match="silent"):
         hands.stop(new_launch("true").run)
-    hands.do(hands.backend.forget(frozenset()))
+    hands.do(hands.backend.forget(frozenset({run})))
     assert hands.seen(run) is None
     hands.do(hands.backend.close())
     hands.backend = backend(tmp_path, node)
