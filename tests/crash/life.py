@@ -106,10 +106,18 @@ class Line:
 
 
 class Life:
-    """The `number`-th life on the journal `url`; `tell` writes a line to the pipe."""
+    """The `number`-th life on the journal `url`, `boot` the machine's start; dies at step `last`."""
 
     def __init__(
-        self, number: int, url: str, world: World, memory: Memory, seed: str, last: int, pipe: int
+        self,
+        number: int,
+        url: str,
+        world: World,
+        memory: Memory,
+        seed: str,
+        last: int,
+        pipe: int,
+        boot: str,
     ) -> None:
         self.number = number
         self.memory = memory
@@ -121,9 +129,8 @@ class Life:
         self.url = url
         self.book = Book(MortalJournal(url, self.fate), number * 1_000_000, SNAPSHOT_EVERY)
         jump = self.chance.choice([0, 0, -3_600_000, 3_600_000])
-        self.desk = Desk(
-            self.book, Clock(lambda: BEGAN + self._uptime() + jump, self._uptime, lambda: "boot")
-        )
+        clock = Clock(lambda: BEGAN + self._uptime() + jump, self._uptime, lambda: boot)
+        self.desk = Desk(self.book, clock)
 
     def live(self, *, heal: bool) -> None:
         """Check what the last life left, then go on: ask for more, or, to `heal`, bring all to its end."""

@@ -25,7 +25,7 @@ from pathlib import Path
 from faulty_disk import FaultyDisk
 
 from raysched.errors import StorageError
-from raysched.store import reader, upkeep
+from raysched.store import mark, reader, upkeep
 from tests.crash.life import MANAGED, MEMORY, Life, Memory
 from tests.crash.world import World
 
@@ -140,7 +140,10 @@ class Story:
             if end is not None:
                 end.prepare(disk, chance)
             world = World(self.folder / "world", MANAGED, MEMORY)
-            life = Life(number, self.url, world, self.memory, self.seed, end.step if end else 0, pipe)
+            boot = f"boot-{self.died['power']}"
+            mark._boot = lambda: boot
+            step = end.step if end else 0
+            life = Life(number, self.url, world, self.memory, self.seed, step, pipe, boot)
             life.live(heal=end is None)
         except StorageError:
             if end is None or end.kind != "broken disk":

@@ -1,0 +1,103 @@
+"""The long proofs, one after the other: `make torture`, or `python tests/torture.py --seed 7 --only crashes`.
+
+A seed tells what is done, so that a failure can be had again; without one it is another each time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from tests.crash import outside  # noqa: E402
+
+CORES = os.cpu_count() or 1
+CRASHES = 10_000
+EXAMPLES = 3_000
+
+
+def crashes(seed: str, count: int) -> str:
+    """A ledger with its backends, killed so many times."""
+    with ThreadPoolExecutor(CORES) as pool:
+        shards = [pool.submit(outside.stories, f"{seed}-{shard}", count // CORES) for shard in range(CORES)]
+        told: Counter[str] = Counter()
+        for shard in shards:
+            told.update({name: value for name, value in shard.result().items() if name != "seed"})
+    kinds = ("step", "moment", "write", "power", "broken disk")
+    ends = ", ".join(f"{told[kind]} {kind}" for kind in kinds)
+    return (
+        f"{told['crashes']} crashes ({ends}) in {told['stories']} stories: {told['submissions']} "
+        f"submissions, {told['leases']} leases and {told['starts']} runs, none lost and none twice"
+    )
+
+
+def starts(seed: str, _: int) -> str:
+    """The start of a run, cut short at every line."""
+    told = outside.starts(seed, 0)
+    return f"{told['crashes']} starts and stops of runs cut short, no command ran twice"
+
+
+def model(seed: str, _: int) -> str:
+    """The core beside its model."""
+    number = str(random.Random(seed).getrandbits(32))
+    command = [sys.executable, "-m", "pytest", "-q", "tests/core/test_model.py", "--timeout=0"]
+    done = subprocess.run(
+        [*command, f"--hypothesis-seed={number}"],
+        cwd=ROOT,
+        env=os.environ | {"MODEL_EXAMPLES": str(EXAMPLES)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-5000:]
+    return f"{EXAMPLES} random lives of the core agree with the model"
+
+
+def mutants(_: str, __: int) -> str:
+    """One broken rule after the other."""
+    done = subprocess.run([sys.executable, "tests/mutants/run.py"], cwd=ROOT, check=False)
+    assert done.returncode == 0, "a mutant survives, or the tests fail without any"
+    return "every mutant was noticed"
+
+
+PROOFS: dict[str, Callable[[str, int], str]] = {
+    "crashes": crashes,
+    "starts": starts,
+    "model": model,
+    "mutants": mutants,
+}
+
+
+def main() -> int:
+    """0: all hold."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", default=f"{random.SystemRandom().getrandbits(32)}")
+    parser.add_argument("--crashes", type=int, default=CRASHES)
+    parser.add_argument("--only", choices=sorted(PROOFS), action="append")
+    asked = parser.parse_args()
+    print(f"seed {asked.seed}; the same again: make torture SEED={asked.seed}", flush=True)
+    failed = False
+    for name, proof in PROOFS.items():
+        if asked.only and name not in asked.only:
+            continue
+        began = time.monotonic()
+        try:
+            said = proof(asked.seed, asked.crashes)
+        except AssertionError as wrong:
+            said, failed = f"FAILED: {wrong}", True
+        print(f"{name:10} {time.monotonic() - began:7.0f} s  {said}", flush=True)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
