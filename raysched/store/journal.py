@@ -9,6 +9,7 @@ after the last one that this ledger knows, so that each was decided on all that 
 from __future__ import annotations
 
 import logging
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -21,9 +22,12 @@ from raysched.core.state import State
 from raysched.errors import StorageError
 from raysched.store import snapshots, wal
 from raysched.store.file import WRITES, FilePlace
-from raysched.store.place import RESTORE, place_of
+from raysched.store.place import RESTORE, Lost, place_of
 from raysched.store.reader import NoJournal, Reader, check_schema
 from raysched.store.tables import SCHEMA, FactRow, fact_row, facts, meta, tables
+
+RECONNECT_S = 5.0
+"""Seconds for which a server that went away is waited for."""
 
 _log = logging.getLogger(__name__)
 
@@ -48,23 +52,48 @@ class Journal(Reader):
             self._known = self._whole_end()
 
     def append(self, told: Sequence[Fact]) -> int:
-        """Write facts in one transaction; once it returns they outlive a crash. Returns the last number.
+        """Write facts in one transaction; once it returns they outlive a crash. Returns the last number. A
+        connection that is lost is made again.
 
         When it raises, none of them is there, or, if the machine failed at the very end, all of them: the
         caller forgets what it had folded and calls `load`.
         """
+        rows = [fact_row(seq, fact) for seq, fact in enumerate(told, self._known + 1)]
+        try:
+            self._write(rows)
+        except Lost:
+            self._write_again(rows)
+        self._known += len(rows)
+        self._acknowledge()
+        return self._known
+
+    def _write(self, rows: Sequence[FactRow]) -> None:
         with self._writing() as connection:
-            last = self._last(connection)
-            if last != self._known:
+            if self._last(connection) != self._known:
                 raise StorageError(
                     f"{self.place.name} was written by another ledger meanwhile; this one reads it again"
                 )
-            rows = [fact_row(seq, fact) for seq, fact in enumerate(told, last + 1)]
             if rows:
                 connection.execute(insert(facts), [row._asdict() for row in rows])
-        self._known = last + len(rows)
-        self._acknowledge()
-        return self._known
+
+    def _write_again(self, rows: Sequence[FactRow]) -> None:
+        """After the connection was lost. Whether the first try came through is seen once the lock is had
+        again: nothing of the lost connection goes on then."""
+        deadline = time.monotonic() + RECONNECT_S
+        while True:
+            try:
+                if not self._are_there(rows):
+                    self._write(rows)
+                return
+            except Lost:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+
+    def _are_there(self, rows: Sequence[FactRow]) -> bool:
+        query = select(facts).where(facts.c.seq > self._known).order_by(facts.c.seq)
+        with self._writing() as connection:
+            return [FactRow(*row) for row in connection.execute(query)] == rows
 
     def snapshot(self, state: State, seq: int) -> None:
         """Keep `state`, which facts up to number `seq` folded to; it must not change meanwhile."""

@@ -29,6 +29,15 @@ class InUse(StorageError):
         return "storage_error"
 
 
+class Lost(StorageError):
+    """There is no connection to the server, or no longer; it may come back."""
+
+    @property
+    def code(self) -> str:
+        """That of a StorageError."""
+        return "storage_error"
+
+
 class Place(ABC):
     """Where one journal is: `where` is the path of the file, or the URL without its password. `mark` says how
     far the journal was acknowledged, where that can be kept apart from it."""
@@ -58,6 +67,10 @@ class Place(ABC):
     @abstractmethod
     def helper(self) -> Engine:
         """Connections that write without the lock: snapshots and packs, which change no fact."""
+
+    def is_lost(self, problem: Exception) -> bool:
+        """Whether an error of the database says that there is no connection."""
+        return False
 
     @abstractmethod
     def advice(self, problem: Exception) -> str:
@@ -96,7 +109,8 @@ class Place(ABC):
 
     def error(self, problem: Exception) -> StorageError:
         """An error of the database in one sentence."""
-        return StorageError(f"{self.name} can't be used: {self.advice(problem)}")
+        kind = Lost if self.is_lost(problem) else StorageError
+        return kind(f"{self.name} can't be used: {self.advice(problem)}")
 
 
 def place_of(url: str | URL) -> Place:

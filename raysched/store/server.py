@@ -66,11 +66,22 @@ _BY_WORDS = {
     "timeout": "no PostgreSQL answers there in time; look at the network, or correct `store` in "
     "raysched.yaml",
     "starting up": "the server is starting; try again in a moment",
+    "accepting connections": "the server is starting; try again in a moment",
     "shutting down": "the server is shutting down; start it again",
     "No such file": "no PostgreSQL listens at that socket; start it, or correct `store` in raysched.yaml",
 }
 """What to do where there is no SQLSTATE, because no connection came about."""
 
+_COMES_BACK = (
+    "refused",
+    "timeout",
+    "starting up",
+    "shutting down",
+    "accepting connections",
+    "No such file",
+    "closed the connection",
+)
+_LOST_STATES = ("08", "57P")
 _LOST = "the connection to the server was lost; it is made again as soon as the server answers"
 
 
@@ -144,6 +155,14 @@ class ServerPlace(Place):
         finally:
             engine.dispose()
 
+    def is_lost(self, problem: Exception) -> bool:
+        """Whether the connection broke, or none comes about because the server is being started."""
+        original = getattr(problem, "orig", None) or problem
+        state, said = getattr(original, "sqlstate", None), str(original)
+        if getattr(problem, "connection_invalidated", False) or (state or "").startswith(_LOST_STATES):
+            return True
+        return state is None and any(words in said for words in _COMES_BACK)
+
     def advice(self, problem: Exception) -> str:
         """What PostgreSQL's error means, by its SQLSTATE, else by its words."""
         original = getattr(problem, "orig", None) or problem
@@ -151,7 +170,7 @@ class ServerPlace(Place):
         said = " ".join(str(original).split())
         if state in _BY_STATE:
             return _BY_STATE[state]
-        if getattr(problem, "connection_invalidated", False) or (state or "").startswith(("08", "57P")):
+        if getattr(problem, "connection_invalidated", False) or (state or "").startswith(_LOST_STATES):
             return _LOST
         for words, sentence in _BY_WORDS.items():
             if state is None and words in said:
