@@ -44,7 +44,11 @@ class Card:
         return self.system.client().job(id)[0]
 
     def wait(self, id: str, *states: str) -> dict[str, Any]:
-        wait_until(lambda: self.job(id)["state"] in states, f"{id} is {' or '.join(states)}")
+        try:
+            wait_until(lambda: self.job(id)["state"] in states, f"{id} is {' or '.join(states)}")
+        except AssertionError:
+            print(self.job(id), self.system.cli("explain", id).stdout, self.system.cli("gpus").stdout)
+            raise
         return self.job(id)
 
     def log(self, id: str) -> str:
@@ -251,6 +255,8 @@ def test_no_instance_has_two_tenants_whatever_dies(card: Card, tmp_path: Path) -
         {"mig_profile": profile} for profile in ("1g.10gb", "3g.40gb", "2g.20gb", "1g.20gb", "7g.80gb")
     ]
     shapes.append({"gpus": 1})
+    card.wait(card.system.submit("whole", "true", resources={"gpus": 1}), "succeeded")
+    assert card.layout == Layout()
     card.will.refuse(card.uuid, Cut(THREE, 4), "the driver has no room for it there")
     ids: list[str] = []
     for number, shape in enumerate([*shapes, *reversed(shapes), *shapes]):
