@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from raysched.core.cuts import busy_instances, cut_mask, overlapping
 from raysched.core.lease import Lease, Place, Slice
-from raysched.core.mig import UNCUT, Cut, Instance, Layout
+from raysched.core.mig import Cut, Instance, Layout
 from raysched.core.node import GPU, NodeInfo
 from raysched.core.state import State
 
@@ -38,9 +38,11 @@ def _slices(lease: Lease) -> Iterator[tuple[Place, Slice]]:
 
 
 def _layout(state: State, place: Place, slice: Slice, seen: NodeInfo | None) -> Layout:
-    if seen is not None and seen.name == place.node:
-        return next((gpu.layout for gpu in seen.gpus if gpu.uuid == slice.gpu), UNCUT)
-    return state.nodes[place.node].gpus[slice.gpu].info.layout
+    """How a GPU is cut now; one that its node no longer reports is as it was last seen."""
+    known = state.nodes[place.node].gpus[slice.gpu].info.layout
+    if seen is None or seen.name != place.node:
+        return known
+    return next((gpu.layout for gpu in seen.gpus if gpu.uuid == slice.gpu), known)
 
 
 def _at(layout: Layout, cut: Cut) -> Instance | None:

@@ -24,6 +24,7 @@ PATIENCE = 60_000
 LOST = 86_400_000
 REST = 3_000
 REFUSAL = 600_000
+CUTTING = 300_000
 
 
 class Forbidden(Exception):
@@ -687,8 +688,19 @@ class Model:
                 job.state, job.outcome = "stopping", "failed"
             elif grant.state == "held" and self.hindered(grant):
                 self._take_back(self.jobs[grant.job], self.now)
+            elif grant.state == "held" and self.now - self.jobs[grant.job].granted >= CUTTING:
+                self._give_up_cutting(grant)
         for card in (card for machine in self.machines.values() for card in machine.cards.values()):
             card.refused = {cut: at for cut, at in card.refused.items() if at > self.now - REFUSAL}
+
+    def _give_up_cutting(self, grant: Grant) -> None:
+        """What a lease still waits for counts as refused, and another place is looked for."""
+        for node, slice in grant.slices():
+            card = self.machines[node].cards[slice.gpu]
+            if not self.is_cut(grant, node, slice):
+                switched = card.info.layout.enabled == (slice.cut is not None)
+                card.refused[slice.cut if switched else None] = self.now
+        self._take_back(self.jobs[grant.job], self.now)
 
     def _away(self, node: str, since: int) -> bool:
         lost = self.machines[node].lost

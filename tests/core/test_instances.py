@@ -281,6 +281,20 @@ def test_a_cancelled_job_needs_no_cut():
     assert world.state.nodes["a"].gpus[GPU].mode == "free"
 
 
+def test_a_gpu_that_vanished_is_not_taken_for_one_that_is_cut_as_needed():
+    info = mig_node("a", enabled=True)
+    world = World(info)
+    world.submit("j", whole())
+    world.hold("j")
+    assert world.lease("j").state == "held", "the MIG mode has to be switched off"
+    world.do(NodeSeen(replace(info, gpus=())))
+    assert world.lease("j").state == "held"
+    assert partitions(world.state, "a") == ()
+    world.do(Tick())
+    assert world.job("j").state == "waiting"
+    assert "GPU-a-0 is no longer there" in world.job("j").reason
+
+
 # ---------------------------------------------------------------- refusals
 
 
