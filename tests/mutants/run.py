@@ -39,7 +39,8 @@ class Verdict:
 
 
 def copy(folder: Path) -> None:
-    """Copy what the tests need."""
+    """Copy what the tests need; some of them become another user, who may read it."""
+    folder.chmod(0o755)
     caches = shutil.ignore_patterns("__pycache__", ".hypothesis", "*.pyc")
     for name in COPIED:
         source = ROOT / name
@@ -101,21 +102,27 @@ def judge(mutant: Mutant) -> Verdict:
 def main(names: Sequence[str]) -> int:
     """The exit code."""
     chosen = [mutant for mutant in MUTANTS if not names or mutant.name in names]
-    with tempfile.TemporaryDirectory(prefix="raysched-mutant-") as folder:
-        copy(Path(folder))
-        for mutant in chosen:  # all fit before any is run
-            break_rule_and_mend(Path(folder), mutant)
-        failed = run_tests(Path(folder), sorted({test for mutant in chosen for test in mutant.tests}))
-    if failed:
-        print(f"{failed} fails without any mutant: mend that first", file=sys.stderr)
-        return 1
     with ThreadPoolExecutor(JOBS) as pool:
+        failed = check(chosen, pool)
+        if failed:
+            print(f"These fail without any mutant, mend them first: {', '.join(failed)}", file=sys.stderr)
+            return 1
         verdicts = list(pool.map(judge, chosen))
     survivors = [verdict.mutant.name for verdict in verdicts if not verdict.killer]
     print(
         f"{len(verdicts)} mutants, {len(survivors)} survive{': ' if survivors else ''}{', '.join(survivors)}"
     )
     return 1 if survivors else 0
+
+
+def check(mutants: Sequence[Mutant], pool: ThreadPoolExecutor) -> list[str]:
+    """See that every mutant fits, and that all tests pass without any; those that fail."""
+    tests = sorted({test for mutant in mutants for test in mutant.tests})
+    with tempfile.TemporaryDirectory(prefix="raysched-mutant-") as folder:
+        copy(Path(folder))
+        for mutant in mutants:
+            break_rule_and_mend(Path(folder), mutant)
+        return [failed for failed in pool.map(lambda test: run_tests(Path(folder), [test]), tests) if failed]
 
 
 def break_rule_and_mend(folder: Path, mutant: Mutant) -> None:
