@@ -274,7 +274,9 @@ class Twins(RuleBasedStateMachine):
             self.layouts[gpu] = layout_of(True, [*left, Instance(f"MIG-{self.made}", cut)])
         else:
             self.layouts[gpu] = layout_of(not geometry.switchable or not layout.enabled, [])
-        self.describe(gpu.split("-")[1])
+        for name, info in NODES.items():
+            if any(one.uuid == gpu for one in info.gpus):
+                self.describe(name)
 
     @rule(name=st.sampled_from(sorted(NODES)))
     def a_node_is_lost(self, name):
