@@ -110,6 +110,16 @@ def test_whole_gpus_come_from_the_node_with_the_fewest_free():
     assert world.gpus("pair") == ["GPU-b-0", "GPU-b-1"]
 
 
+@pytest.mark.parametrize("most", [{"cpus": 30_000}, {"host_memory": 40_000}])
+def test_cpus_and_memory_of_a_node_are_granted_once(most):
+    world = World(node("a", 4, cpus=4))
+    world.submit("one", whole(**most))
+    world.submit("two", whole(**most))
+    assert world.states() == {"one": "starting", "two": "waiting"}
+    world.finish("one")
+    assert world.job("two").state == "starting"
+
+
 def test_a_gang_is_granted_over_nodes_or_not_at_all():
     world = World(node("a", 2), node("b", 2))
     world.submit("holder", whole())

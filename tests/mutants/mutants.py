@@ -60,14 +60,14 @@ CAPACITY = (
         "core/placement.py",
         "return request.cpus <= node.cpus_free and request.host_memory <= node.memory_free",
         "return request.host_memory <= node.memory_free",
-        MODEL,
+        SHARING,
     ),
     Mutant(
         "more host memory than a node has",
         "core/placement.py",
         "return request.cpus <= node.cpus_free and request.host_memory <= node.memory_free",
         "return request.cpus <= node.cpus_free",
-        MODEL,
+        SHARING,
     ),
     Mutant(
         "a whole GPU that has tenants",

@@ -26,6 +26,8 @@ ROOT = Path(__file__).parents[2]
 COPIED = ("raysched", "tests", "pyproject.toml", "constraints.txt")
 LIMIT_S = 900
 """A mutant that hangs its tests is noticed as well."""
+EXAMPLES = "400"
+"""Random lives of the core beside its model; rules that are seldom in the way take some."""
 JOBS = min(len(MUTANTS), os.cpu_count() or 1)
 
 
@@ -69,7 +71,7 @@ def run_tests(folder: Path, tests: Sequence[str]) -> str:
         done = subprocess.run(
             [*command, "--tb=line", *tests],
             cwd=folder,
-            env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
+            env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "MODEL_EXAMPLES": EXAMPLES},
             capture_output=True,
             text=True,
             timeout=LIMIT_S,
