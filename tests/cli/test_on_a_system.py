@@ -143,6 +143,29 @@ def test_a_waiting_job_says_why_and_how_it_would_start(system: System, tmp_path:
         _ended(system, holder)
 
 
+def test_nothing_starts_on_a_drained_node_until_it_is_used_again(system: System) -> None:
+    [node] = system.client().gpus()["nodes"]
+    assert f"{node['name']} is drained" in system.cli("drain", node["name"]).stdout
+    job = system.submit("later", "true", resources={"gpu_fraction": 0.5})
+    try:
+        assert system.json("gpus")["nodes"][0]["draining"] is True
+        why = system.json("explain", job)["why"]
+        assert (
+            why
+            == f"nothing new starts on {node['name']}: drained until `raysched drain {node['name']} --off`"
+        )
+    finally:
+        assert system.cli("drain", node["name"], "--off").stdout == f"{node['name']} is used again\n"
+    _ended(system, job)
+    assert system.client().job(job)[0]["state"] == "succeeded"
+
+
+def test_a_node_that_is_not_known_can_not_be_drained(system: System) -> None:
+    done = system.cli("drain", "nowhere", check=False)
+    assert (done.returncode, done.stdout) == (81, "")
+    assert "no node nowhere: `raysched gpus` lists those that are known" in done.stderr
+
+
 @pytest.mark.parametrize("columns", [40, 80])
 @pytest.mark.parametrize("command", [["gpus"], ["status"], ["status", "--all"], ["queue"]])
 def test_no_line_is_longer_than_the_terminal(system: System, command: list[str], columns: int) -> None:
