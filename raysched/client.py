@@ -76,7 +76,7 @@ class Client:
 
     def cancel(self, job: str) -> list[Json]:
         """End a job or all elements of an array; one that has ended stays as it is. Raises NotFound."""
-        return self._post(_of(job, "cancel"), {"user": user()})["jobs"]
+        return self._command(_of(job, "cancel"), {"user": user()})["jobs"]
 
     def explain(self, job: str) -> Json:
         """Why a job waits, what it is short of, and what would start it."""
@@ -92,7 +92,7 @@ class Client:
 
     def drain(self, node: str, *, on: bool = True) -> Json:
         """Start nothing new on a node, or use it again; the node. Raises NotFound."""
-        return self._post(f"/v1/nodes/{quote(node, safe='')}/drain", {"on": on})
+        return self._command(f"/v1/nodes/{quote(node, safe='')}/drain", {"on": on})
 
     def plan(self, specs: Sequence[Json]) -> list[Json]:
         """Where each job would run and why; nothing is changed."""
@@ -104,12 +104,8 @@ class Client:
     ) -> list[Json]:
         """Submit all jobs or none. `packages` has the digest of each one's uploaded working directory. A
         `key` that was used before gives the answer of the first time; without one each call is new."""
-        import secrets
-
         jobs = [{"spec": spec, "package": digest} for spec, digest in zip(specs, packages, strict=True)]
-        headers = {"Idempotency-Key": key or secrets.token_hex(16)}
-        body = {"jobs": jobs, "user": user()}
-        return self._post("/v1/jobs", body, headers)["jobs"]
+        return self._command("/v1/jobs", {"jobs": jobs, "user": user()}, key)["jobs"]
 
     def upload(self, digest: str, archive: Path) -> None:
         """Bring a packed working directory to the gateway, unless it is there already."""
@@ -167,6 +163,13 @@ class Client:
 
     def _get(self, path: str, query: Query | None = None) -> Json:
         return self._transport.call(Ask("GET", path, query or {}))
+
+    def _command(self, path: str, body: Json, key: str | None = None) -> Json:
+        """What changes something. The transport repeats it where the answer was lost, and by its key the
+        ledger knows that it did it already."""
+        import secrets
+
+        return self._post(path, body, {"Idempotency-Key": key or secrets.token_hex(16)})
 
     def _post(self, path: str, body: Json, headers: dict[str, str] | None = None) -> Json:
         kind = {"Content-Type": "application/json"} | (headers or {})

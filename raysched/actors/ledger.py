@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import logging
 import os
@@ -27,6 +28,7 @@ from raysched.actors.settings import Settings
 from raysched.core import commands, gpu_views, views
 from raysched.core.commands import Command, JobRequest
 from raysched.core.compile import compile_job, compile_resources
+from raysched.core.decide import known_key
 from raysched.core.jobs import ENDED, Job
 from raysched.core.node import NodeInfo
 from raysched.core.state import State
@@ -123,15 +125,18 @@ class Ledger:
     # ------------------------------------------------------------ submissions
 
     async def submit(self, key: str, user: str, jobs: list[View]) -> list[View]:
-        """Accept all these specs or none, and answer with their jobs. A repeated key gets the same jobs."""
-        if key not in self.state.keys:
+        """Accept all these specs or none, and answer with their jobs. A repeated key gets the same jobs.
+        Raises Conflict, here and below, for a key that was used for something else."""
+        digest = _digest("submit", user, jobs)
+        if not known_key(self.state, key, digest):
             requests = [self._job_request(job, f"jobs[{at}].spec") for at, job in enumerate(jobs)]
-            await self.tell([commands.Submit(key, user, tuple(requests))])
-        accepted = [self.state.jobs[id] for id in self._answer(key)]
-        return views.jobs_view(self.state, accepted, self._now())["jobs"]
+            await self.tell([commands.Submit(key, user, tuple(requests), digest)])
+        return self._answer(key)["jobs"]
 
-    def _answer(self, key: str) -> list[str]:
-        return [id for id in self.state.keys[key] if id in self.state.jobs]
+    def _answer(self, key: str) -> View:
+        """The jobs that were first answered under this key, as they are now."""
+        jobs = [self.state.jobs[id] for id in self.state.keys[key] if id in self.state.jobs]
+        return views.jobs_view(self.state, jobs, self._now())
 
     def _job_request(self, job: View, field: str) -> JobRequest:
         spec = check_job(job["spec"], field)
@@ -156,15 +161,19 @@ class Ledger:
         state: State = pickle.loads(pickle.dumps(self.state))
         return views.plan_view(state, user, requests, self._now())
 
-    async def cancel(self, job: str, by: str) -> View:
-        """End a job, or all elements of an array; those that have ended stay as they are."""
-        found = views.find_jobs(self.state, job)
-        await self.tell([commands.Cancel(one.id, by) for one in found])
-        return views.jobs_view(self.state, found, self._now())
+    async def cancel(self, key: str, job: str, by: str) -> View:
+        """End a job, or all elements of an array; those that have ended stay as they are. A repeated key ends
+        nothing that has come since under the same name."""
+        digest = _digest("cancel", job, by)
+        if not known_key(self.state, key, digest):
+            ids = tuple(one.id for one in views.find_jobs(self.state, job))
+            ends = tuple(commands.Cancel(id, by) for id in ids)
+            await self.tell([commands.Once(key, digest, ids, ends)])
+        return self._answer(key)
 
-    async def drain(self, node: str, on: bool) -> View:
+    async def drain(self, key: str, node: str, on: bool) -> View:
         """Start nothing new on a node, or use it again; answers with the node. Raises NotFound."""
-        await self.tell([commands.Drain(node, on)])
+        await self.tell([commands.Once(key, _digest("drain", node, on), (), (commands.Drain(node, on),))])
         return gpu_views.node_view(self.state, node, self._usage(), self._now())
 
     # ------------------------------------------------------------ views
@@ -269,12 +278,13 @@ class Ledger:
     ) -> list[str]:
         """Ask for `count` leases for the client process `owner`; answers with the ids of their jobs."""
         self._watch(owner)
-        if key not in self.state.keys:
+        digest = _digest("leases", user, name, resources, queue, count, owner)
+        if not known_key(self.state, key, digest):
             spec = check_options({**resources, "queue": queue})
             request = compile_resources(spec, "ray")
             asked = JobRequest("", name, "lease", request, owner=owner, queue=queue, priority=spec.priority)
             jobs = tuple(replace(asked, id=_new_id()) for _ in range(count))
-            await self.tell([commands.Submit(key, user, jobs)])
+            await self.tell([commands.Submit(key, user, jobs, digest)])
         return list(self.state.keys[key])
 
     async def release(self, job: str) -> None:
@@ -346,6 +356,11 @@ def _check_had(job: Job, attempt: int | None, rank: int) -> None:
         raise NotFound(f"{job.display} has no attempt {attempt}: its last one is {attempts}")
     if nodes and rank >= nodes:
         raise NotFound(f"{job.display} has no node {rank}: the last of its {nodes} is {nodes - 1}")
+
+
+def _digest(*asked: Any) -> str:
+    """What tells one command from another that came under the same key."""
+    return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
 def _new_id() -> str:

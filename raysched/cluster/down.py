@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import time
 from pathlib import Path
@@ -100,7 +101,7 @@ def _cancel(jobs: list[View]) -> None:
     """End all jobs, the waiting ones first, and wait until nothing of them is left. Raises Conflict."""
     for job in sorted(jobs, key=lambda job: job["state"] != "waiting"):
         if job["state"] == "waiting" or job["state"] in ACTIVE:
-            system.ledger_call("cancel", job["id"], user())
+            system.ledger_call("cancel", secrets.token_hex(16), job["id"], user())
     deadline = time.monotonic() + SETTLE_S + max((job["grace_s"] for job in jobs), default=0.0)
     while left := _unfinished():
         if time.monotonic() > deadline:

@@ -37,11 +37,24 @@ class JobRequest:
 
 @dataclass(frozen=True, slots=True)
 class Submit:
-    """Accept all these jobs or none. A key that was seen before gets the first answer again."""
+    """Accept all these jobs or none. A key that was seen before gets the first answer again, and is refused
+    where `digest`, that of what is submitted, is another one."""
 
     key: str
     user: str
     jobs: tuple[JobRequest, ...]
+    digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Once:
+    """Do this unless it was done under the same key. `digest` is that of what the client asked; under another
+    one the key is refused. `about` are the jobs that the answer is about."""
+
+    key: str
+    digest: str
+    about: tuple[str, ...]
+    commands: tuple[Cancel | Drain, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +180,7 @@ class Tick:
 
 Command = (
     Submit
+    | Once
     | Cancel
     | Release
     | OwnerLost

@@ -21,7 +21,7 @@ from raysched.core.node import GPUInfo, Node, NodeInfo
 from raysched.core.placement import Placement, possible
 from raysched.core.state import State
 from raysched.core.words import too_long
-from raysched.errors import NotFound, Refused
+from raysched.errors import Conflict, NotFound, Refused
 
 NODE_PATIENCE = 60_000
 """Milliseconds that a lost node may stay away before its work counts as lost."""
@@ -42,7 +42,8 @@ JOBS_KEPT = 2_000
 def decide(state: State, command: Command, now: int) -> list[Fact]:
     """The facts that `command` leads to at `now` (ms since 1970).
 
-    Raises Refused for a request that can never be granted, NotFound for a job that is not known.
+    Raises Refused for a request that can never be granted, NotFound for a job that is not known, Conflict for
+    a key that was used for something else.
     """
     return list(_DECIDE[type(command)](state, command, now))
 
@@ -88,7 +89,7 @@ def _hold(
 
 
 def _submit(state: State, command: commands.Submit, now: int) -> Iterator[Fact]:
-    if command.key in state.keys:
+    if known_key(state, command.key, command.digest):
         return
     for asked in command.jobs:
         if possible(state, asked.request) is None:
@@ -103,6 +104,7 @@ def _submit(state: State, command: commands.Submit, now: int) -> Iterator[Fact]:
             request=asked.request,
             user=command.user,
             key=command.key,
+            digest=command.digest,
             array=asked.array,
             package=asked.package,
             owner=asked.owner,
@@ -112,6 +114,27 @@ def _submit(state: State, command: commands.Submit, now: int) -> Iterator[Fact]:
             max_runtime=asked.max_runtime,
             grace=asked.grace,
         )
+
+
+def known_key(state: State, key: str, digest: str) -> bool:
+    """Whether this was done under that key before. Raises Conflict where it was something else."""
+    if key not in state.keys:
+        return False
+    before = state.digests.get(key)
+    if before and digest and before != digest:
+        raise Conflict(
+            f"the idempotency key {key!r} was used for something else before: take a new one for each "
+            "command, and the same one only to repeat it"
+        )
+    return True
+
+
+def _once(state: State, command: commands.Once, now: int) -> Iterator[Fact]:
+    if known_key(state, command.key, command.digest):
+        return
+    yield facts.Done(now, command.key, command.digest, command.about)
+    for each in command.commands:
+        yield from decide(state, each, now)
 
 
 def _cancel(state: State, command: commands.Cancel, now: int) -> Iterator[Fact]:
@@ -457,6 +480,7 @@ def _overdue(job: Job, now: int) -> bool:
 
 _DECIDE: dict[type, Callable[[State, Any, int], Iterator[Fact]]] = {
     commands.Submit: _submit,
+    commands.Once: _once,
     commands.Cancel: _cancel,
     commands.Release: _release,
     commands.OwnerLost: _owner_lost,

@@ -17,6 +17,7 @@ _OF_NO_JOB = (
     | facts.CutRefused
     | facts.RefusalLapsed
     | facts.Drained
+    | facts.Done
     | facts.ClockSet
     | facts.Forgotten
 )

@@ -4,7 +4,7 @@ was recorded."""
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -130,9 +130,20 @@ def _submitted(state: State, fact: facts.Submitted) -> None:
     if fact.owner is not None:
         _prune_owned(state, fact.owner)
     state.groups[fact.id] = ids
-    state.keys[fact.key] = (*state.keys.get(fact.key, ()), *ids)
+    _remember(state, fact.key, fact.digest, ids)
+
+
+def _done(state: State, fact: facts.Done) -> None:
+    _remember(state, fact.key, fact.digest, fact.about)
+
+
+def _remember(state: State, key: str, digest: str, about: Iterable[str]) -> None:
+    state.keys[key] = (*state.keys.get(key, ()), *about)
+    state.digests[key] = digest
     if len(state.keys) > KEYS_KEPT:
-        del state.keys[next(iter(state.keys))]
+        oldest = next(iter(state.keys))
+        del state.keys[oldest]
+        state.digests.pop(oldest, None)
 
 
 def _prune_owned(state: State, owner: str) -> None:
@@ -360,6 +371,7 @@ _FOLD: dict[type, Callable[[State, Any], None]] = {
     facts.RefusalLapsed: _refusal_lapsed,
     facts.Drained: _drained,
     facts.Submitted: _submitted,
+    facts.Done: _done,
     facts.Granted: _granted,
     facts.Held: _held,
     facts.Bound: _bound,

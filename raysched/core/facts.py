@@ -88,7 +88,8 @@ class Drained:
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """Jobs were accepted: one, or `array` of them with the same spec. `key` is the caller's idempotency key.
+    """Jobs were accepted: one, or `array` of them with the same spec. `key` is the caller's idempotency key,
+    `digest` that of all that was submitted under it.
 
     The ids are `id` for one job and `id.0`, `id.1`, ... for an array.
     """
@@ -109,6 +110,18 @@ class Submitted:
     retries: int = 0
     max_runtime: int | None = None
     grace: int = GRACE
+    digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What was asked under an idempotency key was done; the facts of it follow. `about` are the jobs that the
+    answer is about."""
+
+    at: int
+    key: str
+    digest: str
+    about: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +266,7 @@ Fact = (
     | RefusalLapsed
     | Drained
     | Submitted
+    | Done
     | Granted
     | Held
     | Bound

@@ -24,10 +24,10 @@ class State:
     """The folded journal.
 
     `groups` maps a submission to its jobs; `waiting` holds (-priority, order, id) of the waiting jobs,
-    sorted; `ended` the ids of ended jobs, oldest first; `keys` the jobs of a submission by idempotency key;
-    `owned` the ids of the jobs that a client process holds; `homes` the node that each GPU was last seen on.
-    `count` numbers jobs as they come. `clock` is the last reading of the ledger's clock, `latest` the latest
-    time of a fact.
+    sorted; `ended` the ids of ended jobs, oldest first; `keys` has by idempotency key which jobs the answer
+    was about, and `digests` the digest of what was asked; `owned` the ids of the jobs that a client process
+    holds; `homes` the node that each GPU was last seen on. `count` numbers jobs as they come. `clock` is the
+    last reading of the ledger's clock, `latest` the latest time of a fact.
     """
 
     nodes: dict[str, Node] = field(default_factory=dict[str, Node])
@@ -37,6 +37,7 @@ class State:
     waiting: list[tuple[int, int, str]] = field(default_factory=list["tuple[int, int, str]"])
     ended: dict[str, None] = field(default_factory=dict[str, None])
     keys: dict[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    digests: dict[str, str] = field(default_factory=dict[str, str])
     owned: dict[str, dict[str, None]] = field(default_factory=dict[str, dict[str, None]])
     homes: dict[str, str] = field(default_factory=dict[str, str])
     count: int = 0

@@ -30,6 +30,7 @@ class ScriptedLedger:
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
         self.answers: dict[str, Any] = {}
+        self.keys: list[str] = []
 
     async def _answer(self, method: str, *args: Any) -> Any:
         self.calls.append((method, *args))
@@ -49,10 +50,12 @@ class ScriptedLedger:
     async def view(self, what: str, **args: Any) -> Any:
         return await self._answer("view", what, args)
 
-    async def cancel(self, job: str, by: str) -> Any:
+    async def cancel(self, key: str, job: str, by: str) -> Any:
+        self.keys.append(key)
         return await self._answer("cancel", job, by)
 
-    async def drain(self, node: str, on: bool) -> Any:
+    async def drain(self, key: str, node: str, on: bool) -> Any:
+        self.keys.append(key)
         return await self._answer("drain", node, on)
 
     async def latest(self) -> int:
@@ -217,6 +220,15 @@ def test_the_idempotency_key_is_handed_on_and_made_where_there_is_none(
     assert keys[0] == "k"
     assert len(set(keys)) == 3
     assert ledger.calls[0][2:] == ("ana", [{"spec": JOB["spec"], "package": None}])
+
+
+def test_every_command_has_a_key(ask: Ask, ledger: ScriptedLedger) -> None:
+    """The caller's, or one of its own."""
+    for path in ("/v1/nodes/node-a/drain", "/v1/jobs/one/cancel"):
+        ask("POST", path, headers=WITH_TOKEN | {"Idempotency-Key": "k"})
+        ask("POST", path)
+    assert ledger.keys[::2] == ["k", "k"]
+    assert len(set(ledger.keys)) == 3
 
 
 def test_a_node_is_drained_and_used_again(ask: Ask, ledger: ScriptedLedger) -> None:

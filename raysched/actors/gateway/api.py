@@ -32,6 +32,17 @@ HEARTBEAT_S = 15.0
 """Time after which a stream of events without any carries an empty line, so that a dead peer is noticed."""
 
 
+Key = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=200,
+        description="A repetition with the same key does nothing more and gets the first answer.",
+    ),
+]
+
+
 class Ledger(Protocol):
     """What the API needs of a running system. Each call raises the classes of raysched.errors."""
 
@@ -47,12 +58,12 @@ class Ledger(Protocol):
         """One of the views: status, jobs, job, queue, gpus, explain."""
         ...
 
-    async def cancel(self, job: str, by: str) -> View:
-        """End a job or an array."""
+    async def cancel(self, key: str, job: str, by: str) -> View:
+        """End a job or an array; a repeated key ends the same ones."""
         ...
 
-    async def drain(self, node: str, on: bool) -> View:
-        """Start nothing new on a node, or use it again; its view."""
+    async def drain(self, key: str, node: str, on: bool) -> View:
+        """Start nothing new on a node, or use it again, once under a key; its view."""
         ...
 
     async def latest(self) -> int:
@@ -119,8 +130,8 @@ def _system(ledger: Ledger) -> APIRouter:
         return JSONResponse(await ledger.view("gpus"))
 
     @routes.post("/nodes/{node}/drain", response_model=answers.Node, summary="Start nothing new on a node")
-    async def drain(node: str, body: answers.Draining | None = None) -> Response:
-        return JSONResponse(await ledger.drain(node, body is None or body.on))
+    async def drain(node: str, body: answers.Draining | None = None, key: Key = None) -> Response:
+        return JSONResponse(await ledger.drain(key or _new_key(), node, body is None or body.on))
 
     return routes
 
@@ -168,15 +179,8 @@ def _jobs(ledger: Ledger) -> APIRouter:
     routes = APIRouter(tags=["jobs"])
 
     @routes.post("/jobs", response_model=answers.Jobs, summary="Submit jobs, all or none")
-    async def submit(
-        body: answers.Submission,
-        idempotency_key: Annotated[
-            str | None,
-            Header(min_length=1, max_length=200, description="A repetition gets the first answer."),
-        ] = None,
-    ) -> Response:
-        key = idempotency_key or secrets.token_hex(16)
-        return JSONResponse({"jobs": await ledger.submit(key, body.user, _specs(body))})
+    async def submit(body: answers.Submission, key: Key = None) -> Response:
+        return JSONResponse({"jobs": await ledger.submit(key or _new_key(), body.user, _specs(body))})
 
     @routes.post("/plan", response_model=answers.Plan, summary="What would happen to jobs; changes nothing")
     async def plan(body: answers.Submission) -> Response:
@@ -187,9 +191,9 @@ def _jobs(ledger: Ledger) -> APIRouter:
         return JSONResponse(await ledger.view("jobs", state=state, group=group))
 
     @routes.post("/jobs/{job:path}/cancel", response_model=answers.Jobs, summary="End a job or an array")
-    async def cancel(job: str, body: answers.Cancellation | None = None) -> Response:
+    async def cancel(job: str, body: answers.Cancellation | None = None, key: Key = None) -> Response:
         by = body.user if body else None
-        return JSONResponse(await ledger.cancel(job, by or "the API"))
+        return JSONResponse(await ledger.cancel(key or _new_key(), job, by or "the API"))
 
     @routes.get("/jobs/{job:path}/explain", response_model=answers.Explanation, summary="Why a job waits")
     async def explain(job: str) -> Response:
@@ -201,6 +205,10 @@ def _jobs(ledger: Ledger) -> APIRouter:
         return JSONResponse(await ledger.view("job", job=job))
 
     return routes
+
+
+def _new_key() -> str:
+    return secrets.token_hex(16)
 
 
 def _specs(body: answers.Submission) -> list[View]:

@@ -12,7 +12,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 from raysched.actors import names
 from raysched.errors import RayschedError, Unreachable
 
-PATIENCE_S = 10.0
+PATIENCE_S = 20.0
 """How long an actor that is being restarted is waited for."""
 RETRY_S = 0.2
 
@@ -37,13 +37,13 @@ class Link:
         """One of the views."""
         return await self._ledger("view", what, **args)
 
-    async def cancel(self, job: str, by: str) -> View:
+    async def cancel(self, key: str, job: str, by: str) -> View:
         """End a job or an array."""
-        return await self._ledger("cancel", job, by)
+        return await self._ledger("cancel", key, job, by)
 
-    async def drain(self, node: str, on: bool) -> View:
+    async def drain(self, key: str, node: str, on: bool) -> View:
         """Start nothing new on a node, or use it again."""
-        return await self._ledger("drain", node, on)
+        return await self._ledger("drain", key, node, on)
 
     async def latest(self) -> int:
         """The number of the last event so far."""

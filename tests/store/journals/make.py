@@ -25,6 +25,7 @@ from raysched.core.commands import (
     JobRequest,
     NodeGone,
     NodeSeen,
+    Once,
     Outside,
     OwnerLost,
     Release,
@@ -117,7 +118,7 @@ def jobs(story: Story) -> None:
     story.submit("many", FRACTION, array=3, priority=5, package="ab" * 32)
     story.run("many.0", 137)
     story.run("many.1")
-    story.tell(Cancel("many.1", "ben"))
+    story.tell(Once("key-cancel", "digest", ("many.1",), (Cancel("many.1", "ben"),)))
     story.submit("slow", FRACTION, max_runtime=1000)
     story.run("slow")
     story.now += 5000
