@@ -257,7 +257,7 @@ def _create(handle: Any, geometry: Geometry, cut: Cut) -> None:
     for instance in _all(handle):
         there = _cut(instance)
         if there == cut:
-            _finish(instance)
+            _finish(handle, geometry, instance)
             return
         overlaps = any(cell in cells for cell in range(there.start, there.start + sizes[there.profile]))
         if overlaps and not _compute_instances(instance):
@@ -265,26 +265,30 @@ def _create(handle: Any, geometry: Geometry, cut: Cut) -> None:
     place = pynvml.c_nvmlGpuInstancePlacement_t(cut.start, sizes[cut.profile])
     made = pynvml.nvmlDeviceCreateGpuInstanceWithPlacement(handle, cut.profile, byref(place))
     try:
-        _finish(made)
+        _finish(handle, geometry, made)
     except pynvml.NVMLError:
         pynvml.nvmlGpuInstanceDestroy(made)
         raise
 
 
-def _finish(instance: Any) -> None:
+def _finish(handle: Any, geometry: Geometry, instance: Any) -> None:
     """Give a GPU instance the compute instance for the whole of it, if it has none."""
-    if _compute_instances(instance):
+    cut = _cut(instance)
+    slices = next(info.sliceCount for info in _profiles(handle) if info.id == cut.profile)
+    there = [profile.sliceCount for profile, _ in _compute_instances(instance)]
+    if there == [slices]:
         return
-    profile = pynvml.nvmlGpuInstanceGetInfo(instance).profileId
-    device = pynvml.nvmlGpuInstanceGetInfo(instance).device
-    slices = next(info.sliceCount for info in _profiles(device) if info.id == profile)
+    if there:
+        raise PartitionRefused(f"somebody has divided {named(geometry, cut)} into smaller ones by hand", cut)
     whole = [info for info in _compute_profiles(instance) if info.sliceCount == slices]
+    if not whole:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
     best = max(whole, key=lambda info: info.multiprocessorCount)
     pynvml.nvmlGpuInstanceCreateComputeInstance(instance, best.id)
 
 
 def _destroy(instance: Any) -> None:
-    for compute in _compute_instances(instance):
+    for _, compute in _compute_instances(instance):
         pynvml.nvmlComputeInstanceDestroy(compute)
     pynvml.nvmlGpuInstanceDestroy(instance)
 
@@ -306,13 +310,14 @@ def _compute_profiles(instance: Any) -> Iterator[Any]:
                 raise
 
 
-def _compute_instances(instance: Any) -> list[Any]:
-    found: list[Any] = []
+def _compute_instances(instance: Any) -> list[tuple[Any, Any]]:
+    """The compute instances of a GPU instance, each with its profile."""
+    found: list[tuple[Any, Any]] = []
     for profile in _compute_profiles(instance):
         room = (pynvml.c_nvmlComputeInstance_t * 8)()
         count = c_uint(0)
         pynvml.nvmlGpuInstanceGetComputeInstances(instance, profile.id, room, byref(count))
-        found += room[: count.value]
+        found += [(profile, compute) for compute in room[: count.value]]
     return found
 
 

@@ -260,6 +260,28 @@ def test_what_was_left_half_made_is_finished_or_makes_way(
     assert layout(after) == (True, there)
 
 
+DIVIDED = """
+import ctypes, pynvml
+pynvml.nvmlInit()
+gpu = pynvml.nvmlDeviceGetHandleByIndex(0)
+place = pynvml.c_nvmlGpuInstancePlacement_t(4, 4)
+instance = pynvml.nvmlDeviceCreateGpuInstanceWithPlacement(gpu, 9, ctypes.byref(place))
+pynvml.nvmlGpuInstanceCreateComputeInstance(instance, pynvml.NVML_COMPUTE_INSTANCE_PROFILE_1_SLICE)
+"""
+
+
+def test_an_instance_that_somebody_divided_further_is_not_ours(
+    script: Script, run_on_fake: Callable[[str], None]
+) -> None:
+    """`1c.3g.40gb`: its MIG device is less than the profile promises, and its room is taken."""
+    script(A100, step((ONE, 0)))
+    run_on_fake(DIVIDED)
+    seen, refused, room = script(A100, "look", step((THREE, 4)), step((ONE, 5)))
+    assert layout(seen) == (True, [(ONE, 0)])
+    assert "divided" in refusal(refused)[1]
+    assert refusal(room)[0] == (ONE, 5)
+
+
 def test_without_rights_instances_that_are_there_are_known_by_their_size(script: Script) -> None:
     """Only root is told where an instance lies, but whoever may use it may know how large it is."""
     [full] = script(A100, step((THREE, 4), (ONE, 3), (DOUBLE, 0)))

@@ -248,6 +248,23 @@ def test_an_agent_that_is_killed_while_it_cuts_goes_on_where_it_was(
     assert card.job(id)["attempt"] == 1
 
 
+def test_an_instance_that_is_being_destroyed_is_granted_to_nobody(
+    card: Card, submit: Callable[..., str]
+) -> None:
+    """The job that needs its room is cancelled while the driver is at work: the room is not free before."""
+    card.wait(submit("2g.20gb", SHOW), "succeeded")
+    card.free()
+    assert card.cuts
+    card.will.slow(card.uuid, 2.0)
+    large = submit("7g.80gb", SHOW)
+    wait_until(lambda: (card.job(large)["lease"] or {}).get("state") == "held", "the GPU is being cut")
+    card.system.cli("cancel", large)
+    small = submit("2g.20gb", f"{SHOW}; sleep 6")
+    card.will.slow(card.uuid, 0.5)
+    assert card.wait(small, "succeeded", "failed")["state"] == "succeeded"
+    assert card.log(small).split()[0] in {each.uuid for each in card.layout.instances}
+
+
 def test_no_instance_has_two_tenants_whatever_dies(card: Card, tmp_path: Path) -> None:
     """Jobs of all shapes, while the agent and the ledger are killed: each finds its device its own."""
     alone = f"mkdir {tmp_path}/$CUDA_VISIBLE_DEVICES && sleep 0.2 && rmdir {tmp_path}/$CUDA_VISIBLE_DEVICES"
