@@ -31,6 +31,9 @@ PACK = 1000
 """Facts in one pack, and facts read at a time: no read holds the database for long, and no start the whole
 journal in memory."""
 
+dumps = json.JSONEncoder(separators=(",", ":")).encode
+"""JSON in ASCII, on one line, so that it can hold what no database takes as text."""
+
 _Number = BigInteger().with_variant(Integer, "sqlite")
 tables = MetaData()
 facts = Table(
@@ -73,7 +76,7 @@ class FactRow(NamedTuple):
     @property
     def whole(self) -> bool:
         """Whether it is as it was written."""
-        return self.checksum == checksum(self.seq, self.kind, self.body)
+        return self.checksum == _fact_checksum(self.seq, self.kind, self.body)
 
     def fact(self) -> Fact:
         """The fact. Raises StorageError for one that this version can't read."""
@@ -84,7 +87,7 @@ def fact_row(seq: int, fact: Fact) -> FactRow:
     """The row of a fact."""
     kind, fields = encode_fact(fact)
     body = dumps(fields)
-    return FactRow(seq, kind, body, checksum(seq, kind, body))
+    return FactRow(seq, kind, body, _fact_checksum(seq, kind, body))
 
 
 def pack_row(rows: Sequence[FactRow]) -> dict[str, Any]:
@@ -102,7 +105,7 @@ def unpack(row: Any) -> Iterable[FactRow]:
     lines = zlib.decompress(row.body).decode().split("\n")
     for seq, line in enumerate(lines, row.first):
         kind, _, body = line.partition(" ")
-        yield FactRow(seq, kind, body, checksum(seq, kind, body))
+        yield FactRow(seq, kind, body, _fact_checksum(seq, kind, body))
 
 
 def in_packs(rows: Iterable[FactRow]) -> Iterator[dict[str, Any]]:
@@ -121,11 +124,11 @@ _encode = json.JSONEncoder(separators=(",", ":")).encode
 """`json.dumps` would make an encoder at each call."""
 
 
-def dumps(value: Any) -> str:
-    """JSON in ASCII, on one line, so that it can hold what no database takes as text."""
-    return _encode(value)
-
-
 def checksum(*parts: object) -> int:
     """CRC-32 of these parts in a row."""
     return zlib.crc32(b"\0".join(part if isinstance(part, bytes) else str(part).encode() for part in parts))
+
+
+def _fact_checksum(seq: int, kind: str, body: str) -> int:
+    """The same for the parts of a fact, of which there are many."""
+    return zlib.crc32(f"{seq}\0{kind}\0{body}".encode())
