@@ -1,4 +1,4 @@
-"""Backends whose engines are a file (`world.py`): what they start outlives whoever asked for it."""
+"""Backends whose engines are a file (`outer_world.py`): what they start outlives whoever asked for it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from raysched.backends.base import EngineRefused, HoldAnswer
 from raysched.core.lease import Group
 from raysched.core.work import Hold, Launch, Run, Seen
 from tests.crash.fate import Fate
-from tests.crash.world import World, written
+from tests.crash.outer_world import World, written
 
 REFUSED = 0.05
 """How often an engine says no."""

@@ -33,7 +33,7 @@ from tests.core.world import node
 from tests.crash.engines_on_disk import DiskBackend, HoldingDiskBackend
 from tests.crash.fate import Fate, MortalJournal, watch
 from tests.crash.jumping import JumpingLoop
-from tests.crash.world import World, written
+from tests.crash.outer_world import World, written
 
 SNAPSHOT_EVERY = 25
 """Facts between two snapshots: few, so that crashes come amid them."""

@@ -27,7 +27,7 @@ from faulty_disk import FaultyDisk
 from raysched.errors import StorageError
 from raysched.store import mark, reader, upkeep
 from tests.crash.life import MANAGED, MEMORY, Life, Memory
-from tests.crash.world import World
+from tests.crash.outer_world import World
 
 LIVES = 40
 """Lives of a story."""
