@@ -15,10 +15,10 @@ import samples
 import typer.main
 from scripted import Step, answer, pieces, scripted
 
-from raysched.cli.main import PANELS, app
+from raysched.cli.main import PANELS, app, name_of
 from raysched.errors import NotFound, Refused, SpecError, Unauthorized, Unreachable
 
-COMMANDS = [command.__name__ for commands in PANELS.values() for command in commands]
+COMMANDS = [name_of(command) for commands in PANELS.values() for command in commands]
 STATUS = answer(samples.status())
 
 
@@ -42,9 +42,11 @@ def test_help_has_each_command_on_one_line_of_80_cells() -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_each_command_has_json_and_help_on_every_option(name: str) -> None:
-    command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
-    assert "--json" in [option for parameter in command.params for option in parameter.opts]
-    assert all(parameter.help for parameter in command.params)
+    """And so does each command of a group."""
+    named = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
+    for command in getattr(named, "commands", {"": named}).values():
+        assert "--json" in [option for parameter in command.params for option in parameter.opts]
+        assert all(parameter.help for parameter in command.params)
 
 
 def test_without_a_command_the_help_is_shown() -> None:
