@@ -96,10 +96,12 @@ class Desk:
         is decided."""
         clock = self.clock
         (refused,) = self.book.decide([SetClock(clock.boot, clock.uptime(), shift)], clock.now())
-        if refused is not None:
-            log.warning("The clock was not written down and goes on as it was: %s", refused)
-            return
-        clock.shift(shift)
+        if refused is None:
+            clock.shift(shift)
+        else:
+            log.warning("The clock was perhaps not written down: %s", refused)
+            # What failed may be there all the same, and then all times have moved already.
+            clock.resume(self.book.state.clock, self.book.state.latest)
         self._wake()
 
     # ------------------------------------------------------------ waiting for changes

@@ -47,6 +47,7 @@ class NodeAgent(NodeRuns):
         self.driver: Driver = open_driver(simulate, node, folder=Path(settings.folder))
         self.driving = asyncio.Lock()
         self.cutting = asyncio.Lock()
+        self.describing = asyncio.Lock()
         self.version = -1
         self.ledger = RemoteLedger()
         self.uuids: frozenset[str] = frozenset()
@@ -113,9 +114,10 @@ class NodeAgent(NodeRuns):
     # ------------------------------------------------------------ looking
 
     async def _describe(self) -> None:
-        info = await self._drive(self._info)
-        self.uuids = frozenset(gpu.uuid for gpu in info.gpus)
-        await self.ledger.tell((commands.NodeSeen(info),))
+        async with self.describing:  # in order: an old layout that came late would end healthy tenants
+            info = await self._drive(self._info)
+            self.uuids = frozenset(gpu.uuid for gpu in info.gpus)
+            await self.ledger.tell((commands.NodeSeen(info),))
 
     def _info(self) -> NodeInfo:
         """The node as it is: what Ray manages of it, with the GPUs that the driver sees."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,11 @@ import pytest
 from raysched.actors.clock import DRIFT, JUMP, Clock, boot_id, uptime, wall_clock
 from raysched.actors.desk import Desk
 from raysched.core.commands import Held, JobRequest, NodeGone, NodeSeen, Report, SetClock, Submit, Tick
+from raysched.core.facts import Fact
 from raysched.core.request import Request
 from raysched.core.state import Reading
 from raysched.core.work import Run, Seen
+from raysched.errors import StorageError
 from raysched.store.book import Book
 from raysched.store.journal import Journal
 from tests.core.world import World, node
@@ -170,3 +173,33 @@ def test_a_ledger_that_starts_again_after_a_jump_ends_nothing_early(machine: Mac
     second.book.decide([Tick()], second.clock.now())
     assert second.state.jobs["j"].state == "stopping"
     journal.close()
+
+
+def test_a_jump_moves_no_time_twice_though_its_write_failed_after_it_was_done(
+    machine: Machine, tmp_path: Path
+) -> None:
+    journal = FailsLate(f"sqlite:///{tmp_path}/journal.sqlite")
+    desk = Desk(Book(journal, 1), machine.clock())
+    asked = JobRequest("j", "j", "command", Request(), {"entrypoint": "true"})
+    for command in (NodeSeen(node("a", 1)), Submit("k", "ana", (asked,))):
+        assert desk.book.decide([command], desk.clock.now()) == [None]
+    machine.wall += HOUR
+    journal.failing = True
+    desk.look_at_clock()
+    journal.failing = False
+    desk.look_at_clock()
+    assert desk.clock.now() == machine.wall
+    assert desk.state.jobs["j"].submitted == machine.wall
+    journal.close()
+
+
+class FailsLate(Journal):
+    """Its disk reports an error once everything is written."""
+
+    failing = False
+
+    def append(self, facts: Sequence[Fact]) -> int:
+        last = super().append(facts)
+        if self.failing:
+            raise StorageError("the disk reports an error")
+        return last
