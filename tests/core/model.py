@@ -108,7 +108,7 @@ class Model:
         self.machines: dict[str, Machine] = {}
         self.jobs: dict[str, Work] = {}
         self.leases: dict[str, Grant] = {}
-        self.keys: dict[str, list[str]] = {}
+        self.keys: dict[str, str] = {}
         self.ends: list[str] = []
         self.count = 0
         self.now = 0
@@ -435,18 +435,29 @@ class Model:
     # ------------------------------------------------------------ commands about jobs
 
     def _Submit(self, command: commands.Submit) -> None:
-        if command.key in self.keys:
+        if self._done_before(command.key, command.digest):
             return
         for asked in command.jobs:
             if not self.ever_fits(asked.request):
                 raise Forbidden
-        ids = self.keys[command.key] = []
+        self.keys[command.key] = command.digest
         for asked in command.jobs:
             elements = [""] if asked.array is None else [f".{at}" for at in range(asked.array)]
             for id in (asked.id + element for element in elements):
                 self.jobs[id] = Work(id, asked.id, self.count, asked)
                 self.count += 1
-                ids.append(id)
+
+    def _Once(self, command: commands.Once) -> None:
+        if not self._done_before(command.key, command.digest):
+            (one,) = command.commands
+            self.do(one, self.now)
+            self.keys[command.key] = command.digest
+
+    def _done_before(self, key: str, digest: str) -> bool:
+        """Whether something was done under a key; it may not have been something else."""
+        if self.keys.get(key, digest) != digest:
+            raise Forbidden
+        return key in self.keys
 
     def _Cancel(self, command: commands.Cancel) -> None:
         job = self._known(command.job)

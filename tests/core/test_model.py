@@ -27,6 +27,7 @@ from raysched.core.commands import (
     JobRequest,
     NodeGone,
     NodeSeen,
+    Once,
     Outside,
     OwnerLost,
     Release,
@@ -298,7 +299,7 @@ class Twins(RuleBasedStateMachine):
         owner = f"owner{self.count % 3}" if kind == "lease" else None
         spec = {"entrypoint": "true"}
         asked = JobRequest(f"j{self.count}", "job", kind, request, spec, owner=owner, **fields)
-        command = Submit(f"k{self.count}", "ana", (asked,))
+        command = Submit(f"k{self.count}", "ana", (asked,), f"digest{self.count}")
         self.do(command)
         if command.key in self.core.state.keys:
             self.answers[command.key] = command, self.core.state.keys[command.key]
@@ -323,6 +324,22 @@ class Twins(RuleBasedStateMachine):
         assert self.core.handle(command, self.now) == []
         assert self.core.state.keys[command.key] == answer
         assert self.frozen() == before
+
+    @precondition(lambda self: self.answers)
+    @rule(data=st.data())
+    def a_used_key_is_refused_for_anything_else(self, data):
+        command, _ = self.answers[data.draw(st.sampled_from(sorted(self.answers)))]
+        self.do(replace(command, digest="another"))
+
+    @precondition(lambda self: self.model.jobs)
+    @rule(data=st.data(), key=st.sampled_from(["one", "two"]), again=st.booleans())
+    def a_command_is_given_once(self, data, key, again):
+        """The key of another job's command is refused."""
+        id = self.pick(data, self.model.jobs)
+        command = Once(key, id, (id,), (Cancel(id, "ana"),))
+        self.do(command)
+        if again:
+            self.do(command)
 
     @precondition(lambda self: self.model.leases)
     @rule(data=st.data())

@@ -246,9 +246,17 @@ LIFE = (
     Mutant(
         "a submission accepted twice",
         "core/decide.py",
-        "    if command.key in state.keys:\n        return\n",
-        "",
+        "command: commands.Submit, now: int) -> Iterator[Fact]:\n"
+        "    if known_key(state, command.key, command.digest):\n        return\n",
+        "command: commands.Submit, now: int) -> Iterator[Fact]:\n",
         JOBS,
+    ),
+    Mutant(
+        "a key that was used for something else",
+        "core/decide.py",
+        "    if before and digest and before != digest:\n",
+        "    if False:\n",
+        ("tests/core/test_keys.py",),
     ),
     Mutant(
         "the report of an old attempt",
@@ -375,14 +383,14 @@ STORE = (
     Mutant(
         "a fact that is not as it was written",
         "store/tables.py",
-        "        return self.checksum == checksum(self.seq, self.kind, self.body)\n",
+        "        return self.checksum == _fact_checksum(self.seq, self.kind, self.body)\n",
         "        return True\n",
         JOURNAL,
     ),
     Mutant(
         "a snapshot that is not as it was written",
         "store/snapshots.py",
-        "    return row.checksum == checksum(row.seq, row.shape, row.body)\n",
+        "    return row.checksum == checksum(row.seq, row.shape, row.fact, row.body)\n",
         "    return True\n",
         JOURNAL,
     ),
@@ -396,8 +404,15 @@ STORE = (
     Mutant(
         "a snapshot of more facts than it says",
         "store/journal.py",
-        "snapshots.row_of(state, seq)",
-        "snapshots.row_of(state, seq - 1)",
+        "snapshots.row_of(state, seq, self.checksum(seq) or 0)",
+        "snapshots.row_of(state, seq - 1, self.checksum(seq - 1) or 0)",
+        JOURNAL,
+    ),
+    Mutant(
+        "a snapshot of other facts",
+        "store/snapshots.py",
+        "        elif row.fact != fact(row.seq):\n",
+        "        elif False:\n",
         JOURNAL,
     ),
     Mutant(
@@ -410,7 +425,7 @@ STORE = (
     Mutant(
         "facts that another ledger wrote meanwhile",
         "store/journal.py",
-        "            if last != self._known:\n",
+        "            if self._last(connection) != self._known:\n",
         "            if False:\n",
         JOURNAL,
     ),

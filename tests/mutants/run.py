@@ -26,8 +26,8 @@ ROOT = Path(__file__).parents[2]
 COPIED = ("raysched", "tests", "pyproject.toml", "constraints.txt")
 LIMIT_S = 900
 """A mutant that hangs its tests is noticed as well."""
-EXAMPLES = "400"
-"""Random lives of the core beside its model; rules that are seldom in the way take some."""
+ENVIRONMENT = {"PYTHONDONTWRITEBYTECODE": "1", "MODEL_EXAMPLES": "400"}
+"""Rules that are seldom in the way take some random lives of the core beside its model."""
 JOBS = min(len(MUTANTS), os.cpu_count() or 1)
 
 
@@ -53,11 +53,11 @@ def copy(folder: Path) -> None:
 
 
 def break_rule(folder: Path, mutant: Mutant) -> None:
-    """Put the mutant's text into the copy. Raises ValueError where it isn't there exactly once."""
+    """Put the mutant's text into the copy. Ends the program where it isn't there exactly once."""
     path = folder / "raysched" / mutant.file
     text = path.read_text(encoding="utf-8")
     if text.count(mutant.old) != 1:
-        raise ValueError(
+        sys.exit(
             f"{mutant.name}: {mutant.file} has its text {text.count(mutant.old)} times, not once; "
             "the code changed: change tests/mutants/mutants.py as well"
         )
@@ -66,12 +66,12 @@ def break_rule(folder: Path, mutant: Mutant) -> None:
 
 def run_tests(folder: Path, tests: Sequence[str]) -> str:
     """Run tests on the copy in `folder`; the first that failed, empty where all passed."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--hypothesis-seed=0"]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no_shrinking"]
     try:
         done = subprocess.run(
-            [*command, "--tb=line", *tests],
+            [*command, "--hypothesis-seed=0", "--tb=line", *tests],
             cwd=folder,
-            env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "MODEL_EXAMPLES": EXAMPLES},
+            env=os.environ | ENVIRONMENT | {"PYTHONPATH": str(Path(__file__).parent)},
             capture_output=True,
             text=True,
             timeout=LIMIT_S,
