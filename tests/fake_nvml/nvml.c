@@ -71,6 +71,7 @@ static stubborn_t stubborn[LINES];
 static xid_t xids[LINES];
 static handle_t handles[4096];
 static int init_code, privileged, gpu_count, use_count, profile_count, stubborn_count, xid_count, handle_count;
+static int listeners[GPUS]; /* event sets of this process, each a user of the GPU */
 static cut_t *cuts;
 static int cuts_file = -1;
 
@@ -327,7 +328,7 @@ int nvmlDeviceSetMigMode(gpu_t *gpu, unsigned mode, int *status) {
     if (gpu->mig < 0) return leave(NOT_SUPPORTED);
     if (!privileged) return leave(NO_PERMISSION);
     cut->pending = mode;
-    *status = used_by(gpu - gpus, NONE) ? IN_USE : gpu->sticky;
+    *status = used_by(gpu - gpus, NONE) || listeners[gpu - gpus] ? IN_USE : gpu->sticky;
     if ((int)mode == cut->mode) *status = SUCCESS;
     if (*status == SUCCESS && (int)mode != cut->mode) {
         cut->mode = mode;
@@ -548,13 +549,21 @@ int nvmlEventSetCreate(set_t **set) {
     return leave(SUCCESS);
 }
 
-int nvmlEventSetFree(set_t *set) { free(set); return SUCCESS; }
+int nvmlEventSetFree(set_t *set) {
+    enter();
+    for (int i = 0; i < GPUS; i++) listeners[i] -= set->registered[i];
+    free(set);
+    return leave(SUCCESS);
+}
 
 int nvmlDeviceGetSupportedEventTypes(gpu_t *gpu, u64 *types) { (void)gpu; *types = XID; return SUCCESS; }
 
 int nvmlDeviceRegisterEvents(gpu_t *gpu, u64 types, set_t *set) {
-    set->registered[gpu - gpus] = (types & XID) != 0;
-    return SUCCESS;
+    enter();
+    int listens = (types & XID) != 0;
+    listeners[gpu - gpus] += listens - set->registered[gpu - gpus];
+    set->registered[gpu - gpus] = listens;
+    return leave(SUCCESS);
 }
 
 int nvmlEventSetWait_v2(set_t *set, event_t *out, unsigned timeout) {

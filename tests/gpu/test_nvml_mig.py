@@ -191,9 +191,16 @@ def test_the_mode_is_not_switched_under_a_process(script: Script) -> None:
     assert layout(found) == (False, [])
 
 
+NOTHING_PENDING = """
+import pynvml
+pynvml.nvmlInit()
+assert pynvml.nvmlDeviceGetMigMode(pynvml.nvmlDeviceGetHandleByIndex(0)) == [0, 0]
+"""
+
+
 @pytest.mark.parametrize(("status", "word"), [(19, "something uses it"), (16, "reset")])
 def test_a_change_that_would_stay_pending_is_refused_and_taken_back(
-    script: Script, status: int, word: str
+    script: Script, run_on_fake: Callable[[str], None], status: int, word: str
 ) -> None:
     """The call itself succeeds; only its activation status tells."""
     [found] = script((*A100, f"sticky 0 {status}"), step((ONE, 0)))
@@ -201,6 +208,7 @@ def test_a_change_that_would_stay_pending_is_refused_and_taken_back(
     assert cut is None
     assert word in why
     assert layout(found) == (False, [])
+    run_on_fake(NOTHING_PENDING)
     [later] = script(A100, step((ONE, 0)))
     assert layout(later) == (True, [(ONE, 0)])
 
@@ -217,12 +225,23 @@ def test_a_creation_that_only_the_driver_refuses_is_an_answer(script: Script) ->
     assert layout(other) == (True, [(THREE, 4)])
 
 
-def test_an_instance_without_a_compute_instance_is_not_left_behind(script: Script) -> None:
+NO_INSTANCE = """
+import ctypes, pynvml
+pynvml.nvmlInit()
+room, count = (pynvml.c_nvmlGpuInstance_t * 8)(), ctypes.c_uint()
+gpu = pynvml.nvmlDeviceGetHandleByIndex(0)
+pynvml.nvmlDeviceGetGpuInstances(gpu, 9, room, ctypes.byref(count))
+assert count.value == 0
+"""
+
+
+def test_an_instance_without_a_compute_instance_is_not_left_behind(
+    script: Script, run_on_fake: Callable[[str], None]
+) -> None:
     refused, after = script((*A100, "barren 0"), step((THREE, 0)), "look")
     assert refusal(refused)[0] == (THREE, 0)
     assert layout(after) == (True, [])
-    [made] = script(A100, step((ONE, 1)))
-    assert layout(made) == (True, [(ONE, 1)])
+    run_on_fake(NO_INSTANCE)
 
 
 def test_a_gpu_that_is_gone_or_has_no_mig_is_refused_in_words(script: Script) -> None:
