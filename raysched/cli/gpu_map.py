@@ -96,7 +96,7 @@ def _gpu(gpu: Json, name: str, width: int | None) -> list[Text]:
         lines = [Text("  ").join(parts)]
     else:
         lines = flow([label, mode, share.plain.strip(), parts[2], held], width)
-    return [*lines, *_rows(_held(gpu), width), *_cutting(gpu, width), *_others(gpu, width)]
+    return [*lines, *_rows(_held(gpu, width), width), *_cutting(gpu, width), *_others(gpu, width)]
 
 
 def _mode(gpu: Json) -> str:
@@ -108,12 +108,13 @@ def _mode(gpu: Json) -> str:
     return "outside" if gpu["outside"] else gpu["mode"]
 
 
-def _held(gpu: Json) -> list[list[str]]:
-    """A row a tenant; of a GPU that is cut, a row an instance, free ones too."""
+def _held(gpu: Json, width: int | None) -> list[list[str]]:
+    """A row a tenant; of a GPU that is cut, a row an instance, free ones too, in a pipe with its UUID."""
     if gpu["mode"] != "mig" and not _instances(gpu):
         return [_tenant(tenant) for tenant in gpu["tenants"]]
     tenants = {tenant["job"]: tenant for tenant in gpu["tenants"]}
-    return [_instance(instance, tenants.get(instance["job"])) for instance in _instances(gpu)]
+    rows = [(there, _instance(there, tenants.get(there["job"]))) for there in _instances(gpu)]
+    return [[*row, there["uuid"] or ""] if width is None else row for there, row in rows]
 
 
 def _instances(gpu: Json) -> list[Json]:
@@ -128,7 +129,8 @@ def _instance(instance: Json, tenant: Json | None) -> list[str]:
     if tenant is None:
         words = {"free": "free", "foreign": "used without a lease"}
         return [*place, words[instance["state"]], "", "", "", memory(instance["memory_mib"])]
-    return [*place, *_tenant({**tenant, "memory_mib": instance["memory_mib"]})[1:]]
+    _, name, *rest = _tenant({**tenant, "memory_mib": instance["memory_mib"]})
+    return [*place, name if instance["uuid"] else f"{name}, to be made", *rest]
 
 
 def _cutting(gpu: Json, width: int | None) -> list[Text]:

@@ -172,12 +172,14 @@ def explain_view(state: State, job: Job, now: int) -> View:
     if job.state == "waiting":
         look = next(look for look in survey(state, now) if look.job is job)
         return {**view, **asdict(explain.waiting(state, look, change=True))}
-    why = job.reason or _told(job)
+    why = job.reason or _told(state, job)
     return {**view, "why": why, "short_of": None, "nearest": None, "change": None}
 
 
-def _told(job: Job) -> str:
+def _told(state: State, job: Job) -> str:
     where = ", ".join(sorted({place.node for place in job.places}))
+    if job.lease and state.leases[job.lease].state == "held":
+        return f"has its lease on {where}, where a GPU is being cut for it"
     return {
         "starting": f"has its lease on {where} and is being started",
         "running": f"runs on {where}",

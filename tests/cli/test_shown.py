@@ -85,6 +85,22 @@ def test_the_map_of_a_gpu_that_is_cut() -> None:
     ]
 
 
+def test_in_a_pipe_the_map_has_the_uuids_of_instances_too() -> None:
+    answer = samples.gpus()
+    gpu = samples.cut_gpu()
+    answer["nodes"][0]["gpus"] = [gpu]
+    lines = "\n".join(_plain(gpu_map.gpu_map(answer, None)))
+    assert all(there["uuid"] in lines for there in gpu["mig"]["instances"])
+
+
+def test_an_instance_that_does_not_exist_yet_is_to_be_made() -> None:
+    answer = samples.gpus()
+    gpu = samples.cut_gpu()
+    gpu["mig"]["instances"] = [samples.instance(uuid=None)]
+    answer["nodes"][0]["gpus"] = [gpu]
+    assert "4-7  3g.40gb  hpo[0], to be made  ana" in "\n".join(_plain(gpu_map.gpu_map(answer, 80)))
+
+
 def test_the_map_tells_of_faults_turns_and_nodes_that_drain() -> None:
     answer = samples.gpus()
     node = answer["nodes"][0]

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from raysched.core import facts
+from raysched.core import facts, views
 from raysched.core.commands import Cancel, CutRefused, Gone, Held, NodeSeen, Tick, Usage
 from raysched.core.decide import CUT_PATIENCE, REFUSAL
 from raysched.core.environment import variables
@@ -230,6 +230,8 @@ def test_a_lease_is_held_until_its_instance_exists_and_then_bound_to_it():
     world.hold("j")
     assert world.lease("j").state == "held"
     assert wanted(world.state, "vm", 0).launches == ()
+    explained = views.explain_view(world.state, world.job("j"), world.now)
+    assert explained["why"] == "has its lease on a, where a GPU is being cut for it"
     [change] = partitions(world.state, "a")
     assert (change.gpu, change.mig, change.destroy) == (GPU, True, ())
     world.cut()
