@@ -192,7 +192,7 @@ def measure(url: Callable[[], str], folder: Path, jobs: int) -> dict[str, Any]:
     result["start"] = started(address)
     with Reader(address) as reader:
         state, _ = fold(reader)
-    result["in_ledger_snapshot_s"] = timed(lambda: snapshots.row_of(state, 1))
+    result["in_ledger_snapshot_s"] = timed(lambda: snapshots.row_of(state, 1, 1))
     result["state"] = {"jobs": len(state.jobs), "ended": len(state.ended), "leases": len(state.leases)}
     result["beside_upkeep"] = beside(address, facts)
     answer = compact(address)

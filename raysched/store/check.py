@@ -60,12 +60,21 @@ def _snapshots(journal: Reader, found: Findings) -> dict[int, State]:
     """Those that a start could use, by the number of their last fact."""
     usable: dict[int, State] = {}
     for row in journal.snapshots():
-        if not snapshots.whole(row):
-            found.problems.append(f"the snapshot after fact {row.seq} is damaged; a start passes it over")
+        if (problem := _problem_of(journal, row)) is not None:
+            found.problems.append(f"the snapshot after fact {row.seq} {problem}; a start passes it over")
         elif row.shape == snapshots.shape():
             usable[row.seq] = snapshots.state_of(row)
         found.snapshots.append(Kept(row.seq, row.seq in usable))
     return usable
+
+
+def _problem_of(journal: Reader, row: Any) -> str | None:
+    if not snapshots.whole(row):
+        return "is damaged"
+    try:
+        return None if row.fact == journal.checksum(row.seq) else "is of other facts"
+    except StorageError as problem:
+        return f"has no fact before it that can be read ({problem})"
 
 
 def _fold(journal: Reader, found: Findings, kept: dict[int, State]) -> None:
@@ -82,4 +91,3 @@ def _fold(journal: Reader, found: Findings, kept: dict[int, State]) -> None:
     except AssertionError as broken:
         found.problems.append(f"what the facts fold to can't be: {broken}")
     found.jobs = len(state.jobs)
-    found.problems += [f"the snapshot after fact {seq} has no such fact before it" for seq in kept]

@@ -97,7 +97,7 @@ class Journal(Reader):
 
     def snapshot(self, state: State, seq: int) -> None:
         """Keep `state`, which facts up to number `seq` folded to; it must not change meanwhile."""
-        row = snapshots.row_of(state, seq)
+        row = snapshots.row_of(state, seq, self.checksum(seq) or 0)
         with self._writing() as connection:
             snapshots.write(connection, row)
 

@@ -68,7 +68,7 @@ class Reader:
         Without a snapshot: None, 0 and all facts. A snapshot that is damaged, or another version's, is passed
         over, since the facts before it are all there.
         """
-        seq, state = next(snapshots.usable(self.snapshots(), self.last()), (0, None))
+        seq, state = next(snapshots.usable(self.snapshots(), self.checksum), (0, None))
         return state, seq, (fact for _, fact in self.facts(seq))
 
     def lost(self) -> tuple[int, int] | None:
@@ -82,6 +82,10 @@ class Reader:
         """The number of the last fact; 0 where there is none."""
         with self._reading() as connection:
             return self._last(connection)
+
+    def checksum(self, seq: int) -> int | None:
+        """That of the fact with this number; None where there is none."""
+        return next((row.checksum for row in self._page(seq - 1) if row.seq == seq), None)
 
     def id(self) -> str:
         """What tells this journal from any other; empty before a ledger used it."""

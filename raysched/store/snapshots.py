@@ -10,7 +10,7 @@ import dataclasses
 import json
 import logging
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from typing import Any, get_args, get_type_hints
 
@@ -37,20 +37,22 @@ def write(connection: Connection, row: dict[str, Any]) -> None:
     connection.execute(delete(snapshots).where(snapshots.c.seq < old))
 
 
-def row_of(state: State, seq: int) -> dict[str, Any]:
-    """The row of a snapshot: `state` is what facts up to number `seq` fold to."""
+def row_of(state: State, seq: int, fact: int) -> dict[str, Any]:
+    """The row of a snapshot: `state` is what facts up to number `seq` fold to, of which the last one has the
+    checksum `fact`."""
     body = zlib.compress(dumps(encode_state(state)).encode(), 1)
-    return {"seq": seq, "shape": shape(), "body": body, "checksum": checksum(seq, shape(), body)}
+    sum = checksum(seq, shape(), fact, body)
+    return {"seq": seq, "shape": shape(), "fact": fact, "body": body, "checksum": sum}
 
 
-def usable(rows: Iterable[Any], last: int) -> Iterator[tuple[int, State]]:
-    """Those of these snapshots that are whole, of this version, and not beyond fact `last`. The others are
-    passed over, and said to be."""
+def usable(rows: Iterable[Any], fact: Callable[[int], int | None]) -> Iterator[tuple[int, State]]:
+    """Those of these snapshots that are whole, of this version, and of these facts: `fact` gives the checksum
+    of a fact that is there. The others are passed over, and said to be."""
     for row in rows:
         if not whole(row):
             _log.warning("The snapshot after fact %d is damaged; it is passed over.", row.seq)
-        elif row.seq > last:
-            _log.warning("The snapshot after fact %d has no such fact before it; it is passed over.", row.seq)
+        elif row.fact != fact(row.seq):
+            _log.warning("The snapshot after fact %d is of other facts; it is passed over.", row.seq)
         elif row.shape != shape():
             _log.info("The snapshot after fact %d is another version's; it is passed over.", row.seq)
         else:
@@ -59,7 +61,7 @@ def usable(rows: Iterable[Any], last: int) -> Iterator[tuple[int, State]]:
 
 def whole(row: Any) -> bool:
     """Whether a row is as it was written."""
-    return row.checksum == checksum(row.seq, row.shape, row.body)
+    return row.checksum == checksum(row.seq, row.shape, row.fact, row.body)
 
 
 def state_of(row: Any) -> State:

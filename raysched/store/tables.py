@@ -2,7 +2,8 @@
 
     facts      every fact in order, until it is packed
     packs      older facts, PACK of them in a row, compressed; nothing of them is lost
-    snapshots  states that facts up to a number fold to; they save time and nothing else
+    snapshots  states that facts up to a number fold to; they save time and nothing else. `shape` names what
+               made one, `fact` is the checksum of the last fact in it
     meta       `schema`, the version of these tables; `id`, which no other journal has
 
 Every fact, pack and snapshot carries a checksum, and facts are numbered without gaps, so that damage is
@@ -57,6 +58,7 @@ snapshots = Table(
     tables,
     Column("seq", _Number, primary_key=True, autoincrement=False),
     Column("shape", String, nullable=False),
+    Column("fact", _Number, nullable=False),
     Column("body", LargeBinary, nullable=False),
     Column("checksum", _Number, nullable=False),
 )

@@ -93,7 +93,7 @@ class Keeper(Reader):
         """Keep a snapshot of all facts; the number of the last one."""
         state, seq = fold(self)
         if seq:
-            row = snapshots.row_of(state, seq)
+            row = snapshots.row_of(state, seq, self.checksum(seq) or 0)
             with self._writing() as connection:
                 snapshots.write(connection, row)
         return seq

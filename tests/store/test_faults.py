@@ -17,6 +17,7 @@ import pytest
 from faulty_disk import FaultyDisk, Operation, When
 from stores import FileStore, Store, check_batches, facts, folded
 
+from raysched.core.state import State
 from raysched.errors import StorageError
 from raysched.store.journal import Journal
 from raysched.store.mark import Mark
@@ -28,6 +29,7 @@ ROUNDS = """
 import sys
 from raysched.core.facts import NodeJoined
 from raysched.core.node import NodeInfo
+from raysched.core.state import State
 from raysched.errors import StorageError
 from raysched.store.journal import Journal
 from raysched.store.mark import Mark
@@ -285,6 +287,22 @@ def test_a_damaged_end_that_was_never_acknowledged_is_cut_off(
     assert "Facts 4 to 5 at the end" in caplog.text
     assert folded(journal) == facts(1, 2, 3)
     assert journal.append(facts(6)) == 4
+
+
+def test_a_snapshot_of_facts_that_were_lost_is_never_used(start: Start, file: FileStore) -> None:
+    """Not even once there are other facts with their numbers."""
+    journal = start(file)
+    journal.append(facts(1, 2, 3))
+    journal.append(facts(4, 5))
+    journal.snapshot(State(count=5), 5)
+    journal.close()
+    file.sql("delete from facts where seq > 3")
+    Path(f"{file.path}.mark").unlink()
+    journal = start(file)
+    assert journal.load()[:2] == (None, 0)
+    assert folded(journal) == facts(1, 2, 3)
+    journal.append(facts(6, 7, 8))
+    assert start(file).load()[:2] == (None, 0)
 
 
 def test_what_is_packed_is_never_cut_off(

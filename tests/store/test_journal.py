@@ -53,7 +53,7 @@ def test_the_two_newest_snapshots_are_kept(start: Start, store: Store) -> None:
     [
         "update snapshots set checksum = checksum + 1 where seq = 2",
         "update snapshots set shape = 'another version' where seq = 2",
-        "update snapshots set seq = 9 where seq = 2",
+        "update snapshots set fact = 9 where seq = 2",
     ],
 )
 def test_a_snapshot_that_cannot_be_used_is_passed_over(
