@@ -204,7 +204,7 @@ class Reconciler:
             del self._held[lease]
             self._news.set()
         known = {hold.lease for hold in (*self._wanted.holds, *self._wanted.releases)}
-        for stray in held.keys() - known:
+        for stray in [lease for lease in held if lease not in known]:
             self._do(stray, holding.let_go(stray))
 
     async def _forget(self) -> None:
