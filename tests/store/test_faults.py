@@ -344,3 +344,17 @@ def test_what_may_have_been_acknowledged_is_never_cut_off(
     with pytest.raises(StorageError, match="damaged at fact 4"):
         folded(start(file))
     assert file.sql("select count(*) from facts") == "5"
+
+
+@pytest.mark.parametrize("part", [0.0, 0.3, 0.7, 0.999])
+def test_a_file_that_was_cut_short_stops_the_start(start: Start, file: FileStore, part: float) -> None:
+    """Wherever; the log was copied into the file before, as at every end of a ledger."""
+    journal = start(file)
+    for _ in range(20):
+        journal.append(facts(*range(200)))
+    journal.close()
+    os.truncate(file.path, int(file.path.stat().st_size * part))
+    with pytest.raises(StorageError) as caught:
+        folded(start(file))
+    assert str(file.path) in str(caught.value)
+    assert "restore" in str(caught.value)
