@@ -25,3 +25,6 @@ def test_a_command_runs_at_most_once_wherever_its_start_is_cut_short() -> None:
     told = outside.starts(SEED, POINTS)
     assert told["start"]["exited"] == told["stop"]["exited"] == POINTS
     assert sum(told["start_with_runner"].values()) == POINTS
+    assert {"exited", "lost"} <= told["start_with_runner"].keys(), (
+        "the runner never died early, or never late"
+    )
