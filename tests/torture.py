@@ -20,10 +20,12 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from tests.crash import outside  # noqa: E402
+from tests.simulation.shards import simulations, story  # noqa: E402
 
 CORES = os.cpu_count() or 1
 CRASHES = 10_000
 EXAMPLES = 3_000
+EVENTS = 1_000_000
 
 
 def crashes(seed: str, count: int) -> str:
@@ -63,6 +65,16 @@ def model(seed: str, _: int) -> str:
     return f"{EXAMPLES} random lives of the core agree with the model"
 
 
+def events(seed: str, _: int) -> str:
+    """All of it in made-up time, amid everything that can go wrong."""
+    first = random.Random(seed).getrandbits(32)
+    happened = seeds = 0
+    for result in simulations(first, EVENTS):
+        assert not result.problem, story(result)
+        happened, seeds = happened + result.events, seeds + 1
+    return f"{happened} events in {seeds} simulations from seed {first} on: every promise was kept"
+
+
 def mutants(_: str, __: int) -> str:
     """One broken rule after the other."""
     done = subprocess.run([sys.executable, "tests/mutants/run.py"], cwd=ROOT, check=False)
@@ -74,6 +86,7 @@ PROOFS: dict[str, Callable[[str, int], str]] = {
     "crashes": crashes,
     "starts": starts,
     "model": model,
+    "events": events,
     "mutants": mutants,
 }
 
