@@ -79,15 +79,18 @@ class FilePlace(Place):
         there = self.path.exists() and self.path.stat().st_size > 0
         self.writer().dispose()
         new, aside = Path(f"{self.path}.new"), Path(f"{self.path}.before-{stamp}")
-        new.unlink(missing_ok=True)
-        write_new(new, fill)
-        if there:  # a log must never lie beside a file that it does not belong to
-            for end in ("-wal", "-shm"):
+        try:
+            new.unlink(missing_ok=True)
+            write_new(new, fill)
+            for end in ("-wal", "-shm"):  # a log must never lie beside a file that it does not belong to
                 with suppress(FileNotFoundError):
                     os.rename(f"{self.path}{end}", f"{aside}{end}")
-            os.link(self.path, aside)
-        new.replace(self.path)
-        _sync(self.path.parent)
+            if there:
+                os.link(self.path, aside)
+            new.replace(self.path)
+            _sync(self.path.parent)
+        except OSError as problem:
+            raise StorageError(f"{self.name} can't be replaced: {problem.strerror}") from problem
         return str(aside) if there else None
 
     def bytes(self, connection: Connection) -> int:

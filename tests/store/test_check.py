@@ -184,6 +184,25 @@ def test_restoring_where_no_journal_is_makes_one(full: Store, file: FileStore, t
     assert all_facts(full) == all_facts(other)
 
 
+def test_a_log_that_is_left_is_not_taken_for_the_restored_journals(
+    file: FileStore, writer: Writer, start: Start, tmp_path: Path
+) -> None:
+    """Its ledger was killed, and somebody deleted the file alone."""
+    process = writer(file)
+    assert process.stdout is not None
+    for _ in range(50):
+        process.stdout.readline()
+    process.kill()
+    process.wait()
+    backup(file.url, tmp_path / "backup")
+    before = all_facts(file)
+    file.path.unlink()
+    restore(tmp_path / "backup", file.url)
+    assert all_facts(file) == before
+    assert start(file).append(nodes(1)) == len(before) + 1
+    assert check(file.url).problems == []
+
+
 def test_a_journal_in_use_is_not_restored_over(start: Start, full: Store, tmp_path: Path) -> None:
     backup(full.url, tmp_path / "backup")
     journal = start(full)
