@@ -133,7 +133,8 @@ def test_jobs_of_all_sizes_fit_as_on_paper(machine: Machine, tmp_path: Path) -> 
 def test_a_creation_that_the_driver_refuses_leads_to_another_place(machine: Machine) -> None:
     machine.wait(machine.submit(mig_profile="7g.80gb"), "succeeded")
     machine.change("stubborn 0 9 4 23")
-    machine.wait(machine.submit(mig_profile="3g.40gb"), "succeeded")
+    job = machine.wait(machine.submit(mig_profile="3g.40gb"), "succeeded")
+    assert job["attempt"] == 2
 
 
 def test_an_instance_that_a_stranger_uses_is_left_alone(machine: Machine) -> None:
