@@ -260,9 +260,13 @@ def _denied(state: State, command: commands.Denied, now: int) -> Iterator[Fact]:
     if lease is None or lease.state == "releasing":
         return
     job = state.jobs[lease.job]
-    if job.begun or job.state == "stopping":
+    if job.state == "running":
+        # Its holder works with it, or some of its nodes do: a no to the rest may still become a yes.
+        if command.final and len(job.begun) < len(lease.places) and job.kind == "command":
+            yield facts.Stopping(now, job.id, "failed", command.reason)
+    elif job.state == "stopping":
         return
-    if command.final:
+    elif command.final:
         yield from _end(state, job, "failed", None, command.reason, now)
     else:
         yield from _take_back(state, job, command.reason, now, now + REST)

@@ -565,7 +565,12 @@ class Model:
         if grant is None or grant.state == "releasing":
             return
         job = self.jobs[grant.job]
-        if job.begun or job.state == "stopping":
+        if job.state == "running":
+            some_not_begun = len(job.begun) < len(grant.places)
+            if command.final and some_not_begun and job.asked.kind == "command":
+                job.state, job.outcome = "stopping", "failed"
+            return
+        if job.state == "stopping":
             return
         if command.final:
             self._end(job, "failed")

@@ -230,6 +230,28 @@ def test_a_node_that_never_comes_back_keeps_nothing_for_ever(world):
     assert not world.state.leases
 
 
+def test_a_gang_of_which_one_part_is_refused_for_good_fails_as_a_whole(world):
+    world.do(NodeSeen(node("b", 1)))
+    world.submit("gang", whole(2, nodes=2))
+    world.hold("gang")
+    world.report("gang", "running", rank=0)
+    world.do(Denied("gang.1", "the disk is full"))
+    assert world.job("gang").state == "running"
+    world.do(Denied("gang.1", "no such package", final=True))
+    assert stops(world) == [Run("gang", 1, 0), Run("gang", 1, 1)]
+    for rank in range(2):
+        world.exit("gang", 143, rank)
+    assert (world.job("gang").state, world.job("gang").reason) == ("failed", "no such package")
+
+
+def test_a_program_keeps_the_lease_that_it_works_with_though_ray_refuses_to_hold_it_again(world):
+    """After a restart of the backend, or of Ray on the node: whether it is gone is told by the node."""
+    world.submit("pool", share(0.5), kind="lease", owner="calls of ana")
+    world.hold("pool")
+    world.do(Denied("pool.1", "a is not in Ray"))
+    assert [each.state for each in owned(world.state, "calls of ana")] == ["bound"]
+
+
 def test_a_lease_job_runs_from_hold_to_release(world):
     world.submit("pool", share(0.5), kind="lease", owner="calls of ana")
     assert [each.state for each in owned(world.state, "calls of ana")] == ["waiting"]
