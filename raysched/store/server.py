@@ -66,7 +66,7 @@ _BY_WORDS = {
     "timeout": "no PostgreSQL answers there in time; look at the network, or correct `store` in "
     "raysched.yaml",
     "starting up": "the server is starting; try again in a moment",
-    "accepting connections": "the server is starting; try again in a moment",
+    "not yet accepting": "the server is starting; try again in a moment",
     "shutting down": "the server is shutting down; start it again",
     "No such file": "no PostgreSQL listens at that socket; start it, or correct `store` in raysched.yaml",
 }
@@ -77,7 +77,7 @@ _COMES_BACK = (
     "timeout",
     "starting up",
     "shutting down",
-    "accepting connections",
+    "not yet accepting",
     "No such file",
     "closed the connection",
 )
