@@ -162,6 +162,18 @@ def test_a_node_that_comes_back_does_not_take_back_the_gpus_that_moved():
     assert list(world.state.nodes["b"].gpus) == ["GPU-a-1"]
 
 
+def test_nothing_is_cut_from_a_gpu_that_is_no_longer_there():
+    """It stays known while a tenant is on it; the rest of it is nobody's."""
+    both = mig_node("a", 2)
+    world = World(both)
+    world.submit("stays", mig("3g.40gb"))
+    world.submit("fills", mig("7g.80gb"))
+    [gone] = world.gpus("stays")
+    world.do(NodeSeen(replace(both, gpus=tuple(gpu for gpu in both.gpus if gpu.uuid != gone))))
+    world.submit("more", mig("3g.40gb"))
+    assert world.job("more").state == "waiting"
+
+
 def test_a_faulty_gpu_warns_a_mig_tenant_and_leaves_its_instance():
     info = mig_node("a")
     world = World(info)

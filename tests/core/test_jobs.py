@@ -10,6 +10,7 @@ from raysched.core.commands import (
     Denied,
     Gone,
     Held,
+    JobRequest,
     NodeGone,
     NodeSeen,
     OwnerLost,
@@ -277,10 +278,11 @@ def test_an_owner_that_dies_gives_everything_back(world):
 
 
 def test_the_same_submission_twice_is_one_job(world):
-    """Case ray-02."""
+    """Case ray-02. A client that asks again comes with new ids; only the key tells that it is the same."""
     job = world.submit("j", whole())
-    again = Submit("key-j", "ana", ())
-    assert not world.do(again)
+    asked = JobRequest("other", "j", "command", whole(), {"entrypoint": "true"})
+    assert not world.do(Submit("key-j", "ana", (asked,)))
+    assert list(world.state.jobs) == [job.id]
     assert world.state.keys["key-j"] == (job.id,)
 
 

@@ -95,7 +95,7 @@ CAPACITY = (
         "core/placement.py",
         "    if gpu.outside or not gpu.present:\n",
         "    if gpu.outside:\n",
-        MODEL,
+        HEALTH,
     ),
     Mutant(
         "a faulty GPU",
@@ -250,6 +250,14 @@ LIFE = (
         "    if known_key(state, command.key, command.digest):\n        return\n",
         "command: commands.Submit, now: int) -> Iterator[Fact]:\n",
         JOBS,
+    ),
+    Mutant(
+        "a command that is repeated and done twice",
+        "core/decide.py",
+        "command: commands.Once, now: int) -> Iterator[Fact]:\n"
+        "    if known_key(state, command.key, command.digest):\n        return\n",
+        "command: commands.Once, now: int) -> Iterator[Fact]:\n",
+        ("tests/core/test_keys.py",),
     ),
     Mutant(
         "a key that was used for something else",
