@@ -72,6 +72,7 @@ class Machine:
         self.cards = {gpu.uuid: Card(gpu) for gpu in info.gpus}
         self.processes: dict[Process, None] = {}
         self.over: set[str] = set()
+        self.refused: set[Run] = set()
         self.cutting = asyncio.Lock()
         self.commands: dict[str, dict[Run, Command]] = {backend: {} for backend in info.backends}
         self.started = started

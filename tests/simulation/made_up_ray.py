@@ -190,7 +190,8 @@ class Client:
         if launch.run not in machine.commands[self.name]:
             if self.chaos.happens("start refused"):
                 raise EngineRefused("the disk is full")
-            if self.chaos.happens("start refused for good"):
+            if launch.run in machine.refused or self.chaos.happens("start refused for good"):
+                machine.refused.add(launch.run)
                 raise EngineRefused("the entrypoint is no file", final=True)
         machine.start(self.name, launch)
         self._change()

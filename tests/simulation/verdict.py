@@ -95,10 +95,8 @@ def _check_end(end: facts.Ended, lease: Lease | None, promised: Promised, ray: M
         assert promised.asked.max_runtime is not None, said
     elif end.reason == "the entrypoint is no file":
         assert lease, said
-        runs = [Run(lease.job, lease.attempt, rank) for rank in range(len(lease.places))]
-        assert not all(
-            ray.machines[p.node].started[run] for p, run in zip(lease.places, runs, strict=True)
-        ), said
+        runs = {Run(lease.job, lease.attempt, rank) for rank in range(len(lease.places))}
+        assert any(runs & ray.machines[place.node].refused for place in lease.places), said
     else:
         assert any(code != 0 for code in codes), said
 
