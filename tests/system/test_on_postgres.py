@@ -9,6 +9,11 @@ import pytest
 from postgres import Postgres
 from running import System, wait_until
 
+from raysched.core.facts import Fact, NodeJoined, NodeLost
+from raysched.core.node import NodeInfo
+from raysched.store.journal import Journal
+from raysched.store.upkeep import DUE
+
 pytestmark = pytest.mark.ray
 
 
@@ -19,6 +24,19 @@ def postgres() -> Iterator[Postgres]:
     server.close()
 
 
+def long_past(url: str) -> None:
+    """A node was there once, which was described so often that a snapshot is due."""
+    journal = Journal(url)
+    there: list[Fact] = [NodeJoined(1, NodeInfo("gone", ("vm",), (), cpus, 1)) for cpus in range(DUE)]
+    journal.append([*there, NodeLost(2, "gone")])
+    journal.close()
+
+
+def snapshots(postgres: Postgres, url: str) -> str:
+    """How many there are."""
+    return postgres.sql("select count(*) from snapshots", url.rpartition("/")[2])
+
+
 def test_a_system_outlives_its_database_server(
     make_system: Callable[..., System], postgres: Postgres
 ) -> None:
@@ -27,7 +45,9 @@ def test_a_system_outlives_its_database_server(
     url = postgres.database()
     config = system.folder / "raysched.yaml"
     config.write_text(f"{config.read_text()}store: {{url: '{url}'}}\n")
+    long_past(url)
     system.up()
+    wait_until(lambda: snapshots(postgres, url) == "1", "the ledger's upkeep has made a snapshot")
     assert not (system.home / "journal.sqlite").exists()
     runs = system.submit("runs", f"while ! test -e {system.folder}/go; do sleep 0.1; done")
     wait_until(lambda: system.client().job(runs)[0]["state"] == "running", "the job runs")
