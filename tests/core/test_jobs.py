@@ -15,12 +15,13 @@ from raysched.core.commands import (
     NodeSeen,
     OwnerLost,
     Release,
+    Report,
     Submit,
     Tick,
 )
 from raysched.core.jobs import NEXT
 from raysched.core.wanted import known_runs, owned, wanted
-from raysched.core.work import Run
+from raysched.core.work import Run, Seen
 from raysched.errors import NotFound
 from tests.core.world import World, node, share, whole
 
@@ -157,6 +158,19 @@ def test_a_job_over_its_max_runtime_fails_and_is_not_retried(world):
     world.exit("j", 143)
     assert world.job("j").state == "failed"
     assert "max_runtime" in world.job("j").reason
+
+
+@pytest.mark.parametrize("off", [-60_000, 60_000])
+def test_a_clock_of_a_node_that_is_off_neither_ends_a_job_early_nor_lets_it_run_on(world, off):
+    world.submit("j", whole(), max_runtime=5_000)
+    world.hold("j")
+    world.do(Report(Seen(Run("j", 1, 0), "running", started=world.now + off)))
+    world.now += 4_999
+    world.do(Tick())
+    assert world.job("j").state == "running"
+    world.now += 1
+    world.do(Tick())
+    assert world.job("j").state == "stopping"
 
 
 def test_one_rank_that_fails_ends_the_others():

@@ -355,7 +355,7 @@ LIFE = (
         "core/decide.py",
         "return now if time is None else min(now, max(time, earliest or 0))",
         "return now if time is None else time",
-        MODEL,
+        JOBS,
     ),
 )
 
