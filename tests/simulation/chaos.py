@@ -50,6 +50,8 @@ EVERY_S = {
     "somebody takes a GPU in Ray": 60,
     "a stranger's process": 40,
     "GPU vanishes": 200,
+    "GPU fails": 200,
+    "node drained": 150,
     "instances destroyed by hand": 150,
 }
 """Mean seconds between two of what happens by itself."""

@@ -277,6 +277,10 @@ class Machine:
         card.taken = True
         self._check(card)
 
+    def report(self, card: Card, fault: str) -> None:
+        """What the driver says is wrong with a GPU; nothing: it is healthy."""
+        card.info = replace(card.info, fault=fault)
+
     def ray_starts(self) -> None:
         """A new node of Ray, as far as Ray is concerned."""
         self.ray_id = f"{self.name}-{self.chaos.id()}"

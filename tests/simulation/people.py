@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from raysched.core.commands import Cancel, JobRequest, Release
+from raysched.core.commands import Cancel, Drain, JobRequest, Release
 from raysched.core.jobs import Kind
 from raysched.core.request import WHOLE, Request
 from raysched.core.work import Owned
@@ -104,6 +105,12 @@ class People:
         self.chaos.note("promised", *ids)
         promised = self.promised[key] = Promised(ids, asked)
         return promised
+
+    async def drain(self, node: str, *, on: bool) -> None:
+        """Let nothing new start on a node, or let it again."""
+        line = Line(self.ledger)
+        with suppress(NotFound):  # its agent has not told of it yet
+            await again(self.chaos, lambda: line.tell([Drain(node, on)]))
 
     async def cancel(self, promised: Promised) -> None:
         """Cancel one job of a submission, or all."""

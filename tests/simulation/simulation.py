@@ -120,7 +120,7 @@ class World:
                 for step in (self._silent, self._reboot, self._cut_off)
             ),
             *(step(machine) for machine in machines for step in (self._taken, self._stranger, self._vanish)),
-            *(self._cut_by_hand(machine) for machine in machines),
+            *(step(m) for m in machines for step in (self._cut_by_hand, self._fails, self._drained)),
         ]
         self.tasks: list[asyncio.Task[None]] = []
 
@@ -170,6 +170,12 @@ class World:
                 machine.ray_starts()
             for card in machine.cards.values():
                 card.hidden, card.taken, card.stranger = False, False, 0
+                machine.report(card, "")
+            self._spawn(self._use_again(machine))
+
+    async def _use_again(self, machine: Machine) -> None:
+        await asyncio.sleep(40)  # what was said again before is heard by then
+        await self.people.drain(machine.name, on=False)
 
     # ------------------------------------------------------------ what happens by itself
 
@@ -228,6 +234,21 @@ class World:
             card.hidden = True
             await asyncio.sleep(self.chaos.dice.uniform(5, 100))
             card.hidden = False
+
+    async def _fails(self, machine: Machine) -> None:
+        """The driver reports a hardware error until somebody has reset the GPU."""
+        while await self.chaos.next("GPU fails"):
+            card = self.chaos.dice.choice(list(machine.cards.values()))
+            self.chaos.note("fails:", card.info.uuid)
+            machine.report(card, "XID 79")
+            await asyncio.sleep(self.chaos.dice.uniform(5, 100))
+            machine.report(card, "")
+
+    async def _drained(self, machine: Machine) -> None:
+        while await self.chaos.next("node drained"):
+            await self.people.drain(machine.name, on=True)
+            await asyncio.sleep(self.chaos.dice.uniform(5, 60))
+            await self.people.drain(machine.name, on=False)
 
     async def _cut_by_hand(self, machine: Machine) -> None:
         """An administrator destroys the instances that nobody uses at that moment."""

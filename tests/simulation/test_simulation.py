@@ -16,7 +16,7 @@ from tests.simulation.simulation import simulate
 
 ROOT = Path(__file__).parents[2]
 FIXED = (6, 7, 202, 248)
-"""Seeds that each broke something once."""
+"""A few that are always the same."""
 
 
 @pytest.mark.parametrize("seed", FIXED)

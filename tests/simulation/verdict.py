@@ -30,6 +30,7 @@ def left_over(desk: Desk | None, people: People, ray: MadeUpRay) -> list[str]:
     left += [f"Ray holds {lease}" for lease in ray.held]
     left += [f"{p.what} runs on {m.name}" for m in ray.machines.values() for p in m.processes]
     left += [f"node {node.info.name} is lost" for node in state.nodes.values() if node.lost is not None]
+    left += [f"node {node.info.name} is drained" for node in state.nodes.values() if node.draining]
     for backend in ("vm", "ray"):
         want = wanted(state, backend, 0)
         left += [f"{backend} is to have {len(want.launches)} launches"] if want.launches else []
