@@ -166,7 +166,7 @@ class System:
         try:
             if (self.home / "up.json").exists():
                 self.cli("down", "--cancel")
-            wait_until(lambda: not self.processes(), "its processes are gone", 15)
+            wait_until(lambda: not self.processes(), "its processes are gone", 60)
         finally:
             self.kill()
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -184,7 +184,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def wait_until(true: Callable[[], Any], what: str, seconds: float = 60) -> Any:
+def wait_until(true: Callable[[], Any], what: str, seconds: float = 120) -> Any:
     """What `true` returns as soon as that is something. Fails after the time."""
     deadline = time.monotonic() + seconds
     while not (found := true()):

@@ -49,12 +49,14 @@ class Task:
 
 @dataclass(eq=False, slots=True)
 class Worker:
-    """A lease worker. `methods` keeps its bound method by task, as making one takes longer than a call."""
+    """A lease worker, and how many calls it was sent. `methods` keeps its bound method by task, as making one
+    takes longer than a call."""
 
     job: str
     actor: Any
     methods: dict[Task, Any] = field(default_factory=dict[Task, Any])
     since: float = 0.0
+    sent: int = 0
 
     def call(self, task: Task, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Run the task next."""
@@ -63,7 +65,9 @@ class Worker:
             method = self.methods[task] = self.actor.direct.options(
                 name=task.name, num_returns=task.returns, max_task_retries=task.retries
             )
-        return method.remote(task.function, *args, **kwargs)
+        refs = method.remote(task.function, *args, **kwargs)
+        self.sent += 1
+        return refs
 
 
 class Lane:
@@ -85,7 +89,7 @@ class Lane:
         with self._lock:
             if not self._idle and self._out and self._mine:
                 self._harvest()
-            if not self._idle or any(isinstance(each, ActorHandle) for each in (*args, *kwargs.values())):
+            if not self._idle or not _may_go_straight(task, args, kwargs):
                 return self._send(task, args, kwargs)
             _, worker = self._idle.popitem()  # the last one used, so that others come to be given back
             try:
@@ -104,10 +108,12 @@ class Lane:
         method = self._queue.get(task)
         if method is None:
             method = self._queue[task] = self._relay.call.options(name=task.name, num_returns=task.returns)
+        # What the relay gives to a worker now must not get there before a call that was sent earlier.
+        ahead = {worker.job: worker.sent for worker in self._out.values()} if self._mine else {}
         self._sent += 1
         self._mine.clear()
         self._idle.clear()
-        return method.remote([self._id, task.function, packed, after, task.returns, task.retries])
+        return method.remote([self._id, task.function, packed, after, task.returns, task.retries, ahead])
 
     def _harvest(self) -> None:
         """Find which direct calls have ended."""
@@ -151,6 +157,12 @@ class Lane:
             for worker in [each for each in self._idle.values() if each.since < before]:
                 self._forget(worker.job)  # news that is on its way must not bring it back
                 self._relay.give_back.remote(self._id, worker.job)
+
+
+def _may_go_straight(task: Task, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    """Not with a handle, and not what may be tried only once: to a worker whose process died just now, that
+    would be its try."""
+    return task.retries != 0 and not any(isinstance(each, ActorHandle) for each in (*args, *kwargs.values()))
 
 
 class Dispatcher:

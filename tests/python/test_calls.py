@@ -184,7 +184,7 @@ def test_what_fits_no_card_waits(start_driver: StartDriver, system: System, tmp_
     (waiting,) = queue()
     assert "0.6" in waiting["why"]
     assert "0.4" in str(system.client().explain(waiting["id"])["change"])
-    assert "(no resource demands)" in system.ray("status").stdout
+    wait_until(lambda: "(no resource demands)" in system.ray("status").stdout, "Ray waits for nothing")
     (tmp_path / "go").touch()
 
     @driver
@@ -233,10 +233,35 @@ def test_a_call_that_waits_runs_beside_long_ones(driver: Driver) -> None:
             time.sleep(seconds)
 
         ray.get([nap.remote(0.1) for _ in range(8)])  # four leases are warm now
-        long = nap.remote(60)
-        ray.get([nap.remote(0.001) for _ in range(100)], timeout=50)
+        long = nap.remote(1000)
+        ray.get([nap.remote(0.001) for _ in range(100)], timeout=100)
         assert ray.wait([long], timeout=0)[0] == []
         ray.cancel(long)
+
+
+def test_no_call_overtakes_one_that_was_sent_to_the_worker_before_it(driver: Driver) -> None:
+    """The first one is held up on its way, by an argument that is still being made; with only one lease to be
+    had, a long one that came later would keep it waiting."""
+
+    @driver
+    def _() -> None:
+        @ray.remote(num_cpus=0)
+        def soon():
+            time.sleep(0.3)
+            return 0.1
+
+        @raysched.remote(gpus=2)
+        def nap(seconds):
+            time.sleep(seconds)
+            return seconds
+
+        lanes = raysched.python.connection.connect().dispatcher._lanes
+        assert ray.get([soon.remote(), nap.remote(0)]) == [0.1, 0]
+        while not any(lane._idle for lane in lanes.values()):
+            time.sleep(0.01)
+        first, later = nap.remote(soon.remote()), nap.remote(1000)
+        assert ray.get(first, timeout=100) == 0.1
+        ray.cancel(later)
 
 
 def test_threads_of_one_program(driver: Driver) -> None:

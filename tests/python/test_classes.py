@@ -117,9 +117,9 @@ def test_classes_with_async_methods(driver: Driver) -> None:
         for _ in range(2):
             meeting = Meeting.remote()
             waits = meeting.wait.remote()
-            ray.get(meeting.come.remote(), timeout=60)
-            assert ray.get(waits, timeout=60) == "met"
-            assert ray.get(meeting.wait.remote(), timeout=60) == "met"
+            ray.get(meeting.come.remote(), timeout=100)
+            assert ray.get(waits, timeout=100) == "met"
+            assert ray.get(meeting.wait.remote(), timeout=100) == "met"
 
 
 def test_handles_travel(driver: Driver) -> None:
@@ -177,17 +177,17 @@ def test_no_call_goes_to_a_worker_that_went_back(driver: Driver, system: System)
             return value
 
         keeper = Keeper.remote()
-        assert ray.get(keeper.here.remote(), timeout=60)
+        assert ray.get(keeper.here.remote(), timeout=100)
         for _ in range(3):
-            ray.get(echo.remote(keeper), timeout=60)
-            assert ray.get(echo.remote(1), timeout=60) == 1
+            ray.get(echo.remote(keeper), timeout=100)
+            assert ray.get(echo.remote(1), timeout=100) == 1
 
     wait_until(lambda: used(system) == 2500, "only the actor still holds its share")
 
     @driver
     def _() -> None:
         global keeper
-        assert ray.get([echo.remote(n) for n in range(8)], timeout=60) == list(range(8))
+        assert ray.get([echo.remote(n) for n in range(8)], timeout=100) == list(range(8))
         keeper = None
 
 
@@ -237,7 +237,7 @@ def test_the_share_is_free_when_all_its_processes_are_gone(driver: Driver, syste
 def _ray_kill() -> None:
     ray.kill(loader)
     with pytest.raises(ray.exceptions.RayActorError):
-        ray.get(loader.pids.remote(), timeout=30)
+        ray.get(loader.pids.remote(), timeout=100)
 
 
 def _raysched_kill() -> None:
@@ -260,14 +260,14 @@ def test_an_actor_lives_until_its_last_call_has_ended(driver: Driver) -> None:
                 time.sleep(0.5)
                 return 1
 
-        assert ray.get(Slow.remote().work.remote(), timeout=60) == 1
+        assert ray.get(Slow.remote().work.remote(), timeout=100) == 1
 
         def later():
             slow = Slow.remote()
             ray.get(slow.work.remote())
             return [slow.work.remote() for _ in range(3)]
 
-        assert ray.get(later(), timeout=60) == [1, 1, 1]
+        assert ray.get(later(), timeout=100) == [1, 1, 1]
 
 
 def test_a_class_that_can_never_run_says_so(driver: Driver) -> None:
@@ -281,7 +281,7 @@ def test_a_class_that_can_never_run_says_so(driver: Driver) -> None:
         huge = Huge.remote()
         for _ in range(2):
             with pytest.raises(raysched.Refused, match="9 GPUs"):
-                ray.get(huge.work.remote(), timeout=60)
+                ray.get(huge.work.remote(), timeout=100)
 
         @raysched.remote(gpu_fraction=0.25)
         class Broken:
@@ -292,6 +292,6 @@ def test_a_class_that_can_never_run_says_so(driver: Driver) -> None:
                 pass
 
         with pytest.raises(ray.exceptions.RayActorError, match="broken"):
-            ray.get(Broken.remote().work.remote(), timeout=60)
+            ray.get(Broken.remote().work.remote(), timeout=100)
         with pytest.raises(raysched.SpecError, match="functions"):
             raysched.remote(max_retries=1)(Broken._cls)

@@ -45,7 +45,7 @@ def test_stages_of_one_program(driver: Driver, start_driver: Callable[..., Drive
 
     @second
     def _() -> None:
-        with raysched.lease(gpus=2, timeout=60):
+        with raysched.lease(gpus=2, timeout=100):
             pass
 
 
@@ -57,13 +57,13 @@ def test_plain_tasks_run_in_a_lease(driver: Driver) -> None:
             return os.environ["CUDA_VISIBLE_DEVICES"], os.environ["RAYSCHED_LEASE"]
 
         with raysched.lease(gpus=2) as lease:
-            seen = ray.get(see.options(**lease.options()).remote(), timeout=60)
+            seen = ray.get(see.options(**lease.options()).remote(), timeout=100)
             assert seen == (",".join(lease.gpus), lease.id)
             assert lease.placement_group.bundle_specs == [{"GPU": 2.0}]
             assert lease.env["CUDA_VISIBLE_DEVICES"] == ",".join(lease.gpus)
         with raysched.lease(gpu_fraction=0.25) as lease:
             refs = [see.options(**lease.options()).remote() for _ in range(3)]
-            assert ray.get(refs, timeout=60) == [(lease.gpus[0], lease.id)] * 3
+            assert ray.get(refs, timeout=100) == [(lease.gpus[0], lease.id)] * 3
             assert lease.env["RAYSCHED_GPU_FRACTION"] == "0.25"
             used = ray.cluster_resources()["GPU"] - ray.available_resources().get("GPU", 0)
             assert used >= 0.25
@@ -98,11 +98,11 @@ def test_placement_groups(driver: Driver, system: System) -> None:
         group = raysched.placement_group(gpus=2)
         assert type(group).__module__ == "ray.util.placement_group"
         strategy = ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy(group)
-        assert len(ray.get(gpu.options(scheduling_strategy=strategy).remote(), timeout=60)) == 1
+        assert len(ray.get(gpu.options(scheduling_strategy=strategy).remote(), timeout=100)) == 1
         raysched.release(group)
         raysched.release(group)
-        ray.util.remove_placement_group(raysched.placement_group(gpus=2, timeout=60))
-        group = raysched.placement_group(gpus=2, timeout=60)
+        ray.util.remove_placement_group(raysched.placement_group(gpus=2, timeout=100))
+        group = raysched.placement_group(gpus=2, timeout=100)
         raysched.release(group)
         for wrong in ({"gpu_fraction": 0.5}, {"gpus": 0}):
             with pytest.raises(raysched.SpecError, match=r"raysched\.lease"):

@@ -222,7 +222,7 @@ def test_ctrl_c_in_follow_leaves_the_job_running_and_says_how_to_come_back(
     follow = faulty.begin("submit", str(file), "--follow")
     wait_until(lambda: any(tmp_path.glob("[0-9a-f]*")), "it has started")
     follow.send_signal(2)
-    _, said = follow.communicate(timeout=30)
+    _, said = follow.communicate(timeout=120)
     assert follow.returncode == 130
     assert "raysched logs -f" in said
     [job] = [job for job in faulty.client().jobs() if job["name"] == "long"]

@@ -28,6 +28,9 @@ RETRY_S = 0.5
 RETRY_MOST_S = 5.0
 """The time before the ledger is asked again: at first, and at most."""
 
+RELEASE_S = 5.0
+"""The longest that who gives a lease back waits for the ledger to know."""
+
 AGAIN_S = 30.0
 """How long a ledger that is gone for good may take to be there again, by another `raysched up`."""
 
@@ -56,7 +59,7 @@ class Claims:
         self._ledger: Any = None
         self._follower: asyncio.Task[None] | None = None
         self._asking = 0
-        self._released: set[str] = set()
+        self._releasing: dict[str, asyncio.Task[None]] = {}
 
     async def ask(self, shape: Shape, count: int, listener: Callable[[Owned], None]) -> list[str]:
         """Ask for `count` leases and return the ids of their jobs; `listener` hears what becomes of them.
@@ -89,20 +92,18 @@ class Claims:
 
     async def release(self, job: str) -> None:
         """Give a lease back, or what was asked for; silent if it has ended. Where the ledger does not answer
-        or can't write, it is told later, as often as that takes."""
+        or can't write, it is told again, as often as that takes; nobody is kept waiting for that."""
         self._listeners.pop(job, None)
-        if job not in self._released and not await self._gave_back(job):
-            self._released.add(job)
-            apart(self._give_back_later(job))
+        if job not in self._releasing:
+            self._releasing[job] = apart(self._give_back(job))
+        await asyncio.wait({self._releasing[job]}, timeout=RELEASE_S)
 
-    async def _give_back_later(self, job: str) -> None:
+    async def _give_back(self, job: str) -> None:
         pause = RETRY_S
-        while True:
+        while not await self._gave_back(job):
             await asyncio.sleep(pause)
-            if await self._gave_back(job):
-                self._released.discard(job)
-                return
             pause = min(2 * pause, RETRY_MOST_S)
+        del self._releasing[job]
 
     async def _gave_back(self, job: str) -> bool:
         """Tell the ledger, and whether it knows now."""
@@ -173,7 +174,7 @@ class Claims:
             if listener is not None and before.get(each.job) != each:
                 self._tell(listener, each)
             elif listener is None and each.state != "ended" and not self._asking:
-                apart(self.release(each.job))  # the answer to a request was lost
+                apart(self.release(each.job))  # the answer to the request for it was lost
 
     def _lose_all(self) -> None:
         for job, listener in list(self._listeners.items()):

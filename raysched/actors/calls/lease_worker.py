@@ -110,6 +110,7 @@ class LeaseWorker:
         self._doomed: int | None = None
         self._lost: str | None = None
         self._turn = 0
+        self._directs = 0
         self._running = False
         self._busy = threading.Event()
         signal.signal(WAKE, self._interrupt)
@@ -124,6 +125,7 @@ class LeaseWorker:
 
     def direct(self, function: str, /, *args: Any, **kwargs: Any) -> Any:
         """Run one call; its value or exception is the task's."""
+        self._directs += 1
         self._busy.set()
         try:
             with self._interruptible():
@@ -131,8 +133,11 @@ class LeaseWorker:
         finally:
             self._busy.clear()
 
-    def drain(self) -> None:
-        """Run what waits in the relay, until nothing does or the session's time is over."""
+    def drain(self, ahead: int) -> bool:
+        """Run what waits in the relay, until nothing does or the session's time is over. Not before so many
+        direct calls have begun: with one still under way nothing is done, and the answer is false."""
+        if self._directs < ahead:
+            return False
         feed = self._feed = Feed(self._pull)
         self._busy.set()
         try:
@@ -141,6 +146,7 @@ class LeaseWorker:
         finally:
             self._busy.clear()
             self._feed = None
+        return True
 
     def _pull(self, outcomes: list[Outcome], when: When) -> Any:
         return self._relay.pull.remote([self._pool, self._job, outcomes, when])

@@ -50,6 +50,11 @@ PARK_S = 0.02
 TRIM_S = 0.25
 """Requests that no waiting call needs are taken back after this time."""
 
+OVERTAKEN_S = 0.02
+OVERTAKEN = 100
+"""The time after which a worker is asked again that a direct call has not reached yet, and how often: one may
+be held up for long, by an argument that is still being made."""
+
 REST_S = 0.2
 """The time before what failed is tried again: a worker whose process died, or a request."""
 
@@ -75,13 +80,16 @@ class Waiting:
 @dataclass(eq=False, slots=True)
 class Worker:
     """A lease worker. `held` are the calls that it was given, by number; `fate` will tell why its lease was
-    lost, if it is; `proven`: its process runs."""
+    lost, if it is. `ahead`: so many direct calls have to have begun before it takes others; `counts`: whether
+    it knows how many have. `proven`: its process runs."""
 
     job: str
     actor: Any
     held: dict[int, Waiting] = field(default_factory=dict[int, Waiting], kw_only=True)
     fate: asyncio.Future[str]
     attended: asyncio.Future[bool] | None = None
+    ahead: int = 0
+    counts: bool = True
     serving: bool = False
     parked: bool = False
     proven: bool = False
@@ -142,6 +150,13 @@ class Pool:
         except asyncio.CancelledError:
             self._interrupt(call.number)
             raise
+
+    def expect(self, ahead: dict[str, int]) -> None:
+        """The calling process has sent so many direct calls in all to workers, by job."""
+        for job, count in ahead.items():
+            worker = self._workers.get(job)
+            if worker is not None and worker.counts:
+                worker.ahead = count
 
     def rest(self) -> Rest:
         """What the calling process may use now."""
@@ -301,12 +316,18 @@ class Pool:
                 apart(self._drain(worker))
 
     async def _drain(self, worker: Worker) -> None:
+        overtaken = 0
         while worker.job in self._workers and (self._waiting or not worker.proven):
             try:
-                await worker.actor.drain.remote()
+                if not await worker.actor.drain.remote(worker.ahead):
+                    overtaken += 1
+                    if overtaken == OVERTAKEN:
+                        worker.ahead, worker.counts = 0, False
+                    await asyncio.sleep(OVERTAKEN_S)
             except ActorDiedError as error:
                 self._bury(worker, error)
             except RayError:
+                worker.ahead, worker.counts = 0, False  # its new process has not had those calls
                 self._recover(worker)
                 await asyncio.sleep(REST_S)
         worker.serving = False

@@ -77,9 +77,11 @@ class Relay:
     async def call(self, order: list[Any]) -> Any:
         """Run a call when a worker is free and its arguments are there; returns its value, or as many values
         as it is to return. `order` lists the pool, the function, the packed arguments, those that are
-        references, the number of returns and of retries: Ray handles one list faster than six arguments."""
-        pool, function, arguments, after, returns, retries = order
+        references, the number of returns and of retries, and how many calls the caller has sent to workers
+        itself (`Pool.expect`): Ray handles one list faster than seven arguments."""
+        pool, function, arguments, after, returns, retries, ahead = order
         found = await self._pool(pool)
+        found.expect(ahead)
         if after:
             await self._arrivals.of(after)
         values = await found.run(function, arguments, returns, retries)
