@@ -10,7 +10,7 @@ MIG = ("tests/core/test_instances.py",)
 HEALTH = ("tests/core/test_health.py",)
 MODEL = ("tests/core/test_model.py",)
 JOURNAL = ("tests/store/test_journal.py", "tests/store/test_file.py")
-DISK = ("tests/store/test_faults.py",)
+FAULTS = "tests/store/test_faults.py"
 DIFFERENCE = ("tests/backends/test_difference.py",)
 REFUSED = ("tests/backends/test_refused_start.py",)
 RUNNER = (
@@ -365,7 +365,7 @@ STORE = (
         "store/file.py",
         '"synchronous=FULL"',
         '"synchronous=OFF"',
-        DISK,
+        (f"{FAULTS}::test_after_any_failure_of_the_disk_the_ledger_goes_on",),
     ),
     Mutant(
         "a batch in several transactions",
@@ -421,7 +421,7 @@ STORE = (
         "store/snapshots.py",
         "        elif row.fact != fact(row.seq):\n",
         "        elif False:\n",
-        JOURNAL,
+        (f"{FAULTS}::test_a_snapshot_of_facts_that_were_lost_is_never_used",),
     ),
     Mutant(
         "two ledgers on one journal",
@@ -442,14 +442,14 @@ STORE = (
         "store/journal.py",
         "        if lost is not None:\n",
         "        if False:\n",
-        DISK,
+        (f"{FAULTS}::test_an_acknowledged_end_that_the_disk_damages_stops_the_start",),
     ),
     Mutant(
         "a damaged end cut off that may have been acknowledged",
         "store/journal.py",
         "mark.journal != self._id or not mark.exact:",
         "mark.journal != self._id:",
-        DISK,
+        (f"{FAULTS}::test_what_may_have_been_acknowledged_is_never_cut_off",),
     ),
 )
 
