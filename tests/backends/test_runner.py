@@ -150,6 +150,23 @@ def test_a_run_runs_once_whenever_its_starter_is_killed(tmp_path: Path, runs: Ru
     assert mark.read_text() == "started\n"
 
 
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_second_runner_of_a_run_does_nothing(runs: Runs, ends: bool) -> None:
+    """Two starters may both have found that nobody had started the run yet."""
+    launch = new_launch("echo started" + ("" if ends else "; exec sleep 600"))
+    runs.start(launch, None)
+    wait_for(lambda: runs.logs(launch.run, 0, 100) == b"started\n")
+    if ends:
+        ended(runs, launch)
+        first = runner.read_json(str(folder(runs, launch)), "run.json")
+        wait_for(lambda: runner.ticks(first["pid"]) != first["ticks"])  # it holds the folder's lock no more
+    again = [sys.executable, "-I", "-S", runner.__file__, str(folder(runs, launch))]
+    subprocess.run(again, check=True)
+    runs.stop(launch.run, 0)
+    ended(runs, launch)
+    assert runs.logs(launch.run, 0, 100) == b"started\n"
+
+
 def test_a_later_process_with_the_runners_id_is_not_taken_for_it(runs: Runs) -> None:
     launch = new_launch("exec sleep 600")
     runs.start(launch, None)

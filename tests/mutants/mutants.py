@@ -15,10 +15,8 @@ DIFFERENCE = ("tests/backends/test_difference.py",)
 REFUSED = ("tests/backends/test_refused_start.py",)
 RUNNER = (
     "tests/backends/test_runner.py::test_a_later_process_with_the_runners_id_is_not_taken_for_it",
-    "tests/backends/test_runner.py::test_a_run_runs_once_whenever_its_starter_is_killed",
+    "tests/backends/test_runner.py::test_a_second_runner_of_a_run_does_nothing",
 )
-STARTS = ("tests/crash/test_crash.py::test_a_command_runs_at_most_once_wherever_its_start_is_cut_short",)
-CRASH = ("tests/crash/test_crash.py::test_no_crash_loses_what_was_acknowledged_or_does_anything_twice",)
 BOOK = ("tests/store/test_book.py",)
 
 
@@ -482,21 +480,21 @@ RUNS = (
         "            self._told.update({each.run: each for each in seen})\n",
         "            self._told.update({each.run: each for each in seen})\n"
         "            await self._ledger.tell([Report(each) for each in seen])\n",
-        CRASH,
+        ("tests/backends/test_told.py",),
     ),
     Mutant(
-        "a runner that does not look whether it is the first",
+        "a runner that starts what was begun",
         "backends/runner.py",
         "        if lock(folder) is None or begun(folder):\n",
-        "        if False:\n",
-        (*RUNNER, *STARTS),
+        "        if lock(folder) is None:\n",
+        RUNNER,
     ),
     Mutant(
         "a stop that came first and is forgotten",
         "backends/run_folder.py",
         "            self._write_exit(code, None, reason)\n            return True\n",
         "            return True\n",
-        STARTS,
+        ("tests/backends/test_vm.py::TestVM::test_a_run_stopped_before_its_start_never_starts",),
     ),
     Mutant(
         "a later process taken for the runner",
