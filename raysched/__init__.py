@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from raysched.python.leases import Lease, lease, placement_group, release
     from raysched.python.submission import Job, submit
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Client",

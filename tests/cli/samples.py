@@ -264,7 +264,7 @@ def explanation(**changes: Any) -> dict[str, Any]:
 def status() -> dict[str, Any]:
     """What runs."""
     return {
-        "version": "0.1.0",
+        "version": "0.2.0",
         "since": "2025-03-30T00:00:00.000Z",
         "simulated": False,
         "nodes": 1,
