@@ -81,7 +81,7 @@ def run_tests(folder: Path, tests: Sequence[str]) -> str:
         return f"(not over after {LIMIT_S} s)"
     if done.returncode == 0:
         return ""
-    failed = re.search(r"^(?:FAILED|ERROR) (?:[^ :]*/)?(.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
+    failed = re.search(r"^(?:FAILED|ERROR) tests/(?:[^ :]*/)?(.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
     if failed is None:
         raise RuntimeError(
             f"the tests {' '.join(tests)} can't run:\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
