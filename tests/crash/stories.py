@@ -33,7 +33,7 @@ LIVES = 40
 """Lives of a story."""
 PACK = 20
 """Facts that are packed together: few, so that crashes come amid that."""
-STUCK_S = 60
+STUCK_S = 120
 """Seconds after which a life hangs."""
 KINDS = {"step": 5, "moment": 2, "write": 3, "power": 2, "broken disk": 2}
 """How lives end, and how often each: killed at a step of the program; at a random microsecond; before, within
