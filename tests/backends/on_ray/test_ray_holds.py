@@ -274,12 +274,15 @@ def test_cpus_that_another_has_in_ray_are_refused(world: Any) -> None:
 
 def test_a_gpu_that_its_node_lost_is_refused(world: Any) -> None:
     hold = world.lease(world.place("node-a", "0"))
-    world.nodes = {**world.nodes, "node-a": world.nodes["node-b"]}
+    nodes = world.nodes
+    world.nodes = {**nodes, "node-a": nodes["node-b"]}
     (answer,) = world.hold(hold)
     assert answer.refused == "node-a no longer has GPU-node-a-0"
     world.nodes = {}
     (answer,) = world.hold(hold)
     assert answer.refused == "node-a is not in Ray"
+    assert world.do(world.backend.held()) == {}
+    world.nodes = nodes
 
 
 def test_a_shared_gpu_that_nobody_uses_any_more_can_be_had_whole(world: Any) -> None:
