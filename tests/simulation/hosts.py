@@ -188,6 +188,7 @@ class LedgerProcess(Process):
         while True:
             await self.chaos.lag()
             try:
+                self.watched.discard(owner)
                 await self.desk.tell([OwnerLost(owner)])
                 return
             except StorageError:
@@ -199,7 +200,10 @@ class LedgerProcess(Process):
         """The ids of accepted jobs; they get new ones whenever the call comes anew, as in the actor."""
         assert self.desk is not None
         if key not in self.desk.state.keys:
-            await self.desk.tell([Submit(key, "ana", tuple(jobs()))])
+            asked = tuple(jobs())
+            await self.desk.tell([Submit(key, "ana", asked)])
+            for owner in {job.owner for job in asked if job.owner is not None}:
+                self._watch(owner)
         return list(self.desk.state.keys[key])
 
     async def owned(self, owner: str, version: int, timeout: float) -> tuple[int, list[Owned]]:
