@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -10,6 +11,9 @@ from engines import need
 from running import System
 
 SIMULATED = "2xA100-80GB"
+
+# Started in the background by a shell, pytest and all its children would ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
