@@ -20,6 +20,7 @@ import shutil
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -49,6 +50,10 @@ class Caller:
         self.ledger = ledger[0]
         self.name = name
         self.asked = 0
+
+    def forever(self) -> None:
+        """The ledger waits for the end of this to know that the caller is dead."""
+        threading.Event().wait()
 
     def ask(self, count: int) -> list[str]:
         """Ask for leases; they are granted and on the disk when this returns."""
@@ -111,8 +116,11 @@ def through_the_actor(gpus: int, callers: int, batch: int, seconds: float) -> di
         options = {"name": LEDGER, "num_cpus": 0, "max_concurrency": 1000}
         ledger = ray.remote(Ledger).options(**options).remote(Settings(str(folder), backends=()))
         ray.get(ledger.tell.remote([NodeSeen(info) for info in nodes(gpus)]))
-        make = ray.remote(Caller).options(num_cpus=0.1)
-        crew = [make.remote([ledger], f"caller-{number}") for number in range(callers)]
+        names = [f"caller-{number}" for number in range(callers)]
+        make = ray.remote(Caller)
+        crew = [
+            make.options(name=name, num_cpus=0.1, max_concurrency=2).remote([ledger], name) for name in names
+        ]
         ray.get([each.work.remote(batch, 1.0) for each in crew])
         start = time.perf_counter()
         granted = sum(ray.get([each.work.remote(batch, seconds) for each in crew]))
@@ -154,7 +162,7 @@ def placement_groups(seconds: float, running: int = 50) -> float:
 def long_life(gpus: int, jobs: int) -> dict[str, Any]:
     """Decisions of a core through which many jobs have gone: its first and its last thousand, and the memory
     of the process after a tenth of them and at the end."""
-    from raysched.core.commands import JobRequest, NodeSeen, Release, Submit
+    from raysched.core.commands import JobRequest, NodeSeen, Release, Submit, Tick
     from raysched.core.request import Request
     from raysched.core.scheduler import Scheduler
 
@@ -179,6 +187,8 @@ def long_life(gpus: int, jobs: int) -> dict[str, Any]:
         start = time.perf_counter()
         step(number)
         took.append(1000 * (time.perf_counter() - start))
+        if number % 100 == 0:
+            core.handle(Tick(), number)  # as the actor does once a second: what ended long ago is forgotten
         if number + 1 in (jobs // 10, jobs):
             memory.append(resident_mib())
     window = min(1000, jobs // 10)

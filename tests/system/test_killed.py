@@ -252,4 +252,5 @@ def test_killed_at_random_moments_nothing_runs_twice(faulty: System, tmp_path: P
         faulty.kill(f"ray::{victim}")
     wait_until(lambda: ended(faulty) >= set(ids), "all have ended", 200)
     assert Counter((tmp_path / "runs").read_text().split()) == Counter(ids)
-    assert {state(faulty, id) for id in ids} == {"succeeded"}
+    jobs = [job for job in faulty.client().jobs() if job["id"] in ids]
+    assert not [job for job in jobs if job["state"] != "succeeded"]
