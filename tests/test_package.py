@@ -100,7 +100,7 @@ def test_links_that_name_this_folder_lead_into_the_copy(work: Path) -> None:
     """An absolute link, or one by way of the parent, is written anew."""
     write(work, {"data/a": "1"})
     (work / "absolute").symlink_to(work / "data/a")
-    (work / "data/around").symlink_to("../../work/data")
+    (work / "data/around").symlink_to(f"../../{work.name}/data")
     found = packed(work)
     assert (found["absolute"], found["data/around"]) == ("data/a", ".")
 
