@@ -125,7 +125,8 @@ class RunFolder:
         """Delete the folder, unless the run goes on or is just being started."""
         try:
             with self._locked() as mine:
-                if not mine:
+                # A runner that has written the exit has the lock until it is gone, a moment later.
+                if not mine and not runner.exists(str(self.path), "exit.json"):
                     return
                 hidden = self.path.with_name(f".{self.path.name}.deleted")
                 self.path.rename(hidden)

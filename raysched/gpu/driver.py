@@ -11,7 +11,6 @@ from typing import Protocol
 from raysched.core.mig import Cut
 from raysched.core.node import GPUInfo
 from raysched.core.work import Partition
-from raysched.errors import RayschedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +40,10 @@ class GPUUse:
     processes: tuple[ProcessUse, ...] = ()
 
 
-class PartitionRefused(RayschedError):
-    """The driver would not cut a GPU as asked: `cut` is the instance that could not be made or destroyed,
-    None where it is the MIG mode that could not be switched. The message says why and what to do."""
+class PartitionRefused(Exception):
+    """The driver would not cut a GPU as asked; the ledger is told, no user. `cut` is the instance that could
+    not be made or destroyed, None where it is the MIG mode that could not be switched. The message says why
+    and what to do."""
 
     def __init__(self, reason: str, cut: Cut | None = None) -> None:
         super().__init__(reason)

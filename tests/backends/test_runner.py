@@ -248,8 +248,21 @@ def test_folders_that_a_job_made_read_only_are_forgotten_too(runs: Runs) -> None
     launch = new_launch("mkdir -p a/b; touch a/b/c; chmod 555 a/b a; echo done")
     runs.start(launch, None)
     ended(runs, launch)
-    # Until its runner, which has just written the exit, is gone, the folder stays.
-    wait_for(lambda: runs.forget(frozenset({launch.run})) or os.listdir(runs.root) == [])
+    runs.forget(frozenset({launch.run}))
+    assert os.listdir(runs.root) == []
+
+
+def test_a_run_is_forgotten_while_its_runner_is_just_ending(runs: Runs) -> None:
+    launch = new_launch("true")
+    runs.start(launch, None)
+    ended(runs, launch)
+    first = runner.read_json(str(folder(runs, launch)), "run.json")
+    wait_for(lambda: runner.ticks(first["pid"]) != first["ticks"])
+    held = runner.lock(str(folder(runs, launch)))  # as by a runner that has written the exit and still lives
+    assert held is not None
+    runs.forget(frozenset({launch.run}))
+    assert runs.observe() == []
+    runner.unlock(held)
 
 
 @pytest.fixture
