@@ -122,7 +122,8 @@ class NodeAgent(NodeRuns):
     def _info(self) -> NodeInfo:
         """The node as it is: what Ray manages of it, with the GPUs that the driver sees."""
         found = self.driver.discover()
-        resources = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == self.ray_id)
+        known = next(node for node in ray.nodes() if node["NodeID"] == self.ray_id)
+        resources, address = known["Resources"], known["NodeManagerAddress"]
         head = "node:__internal_head__" in resources
         managed = int(resources.get("GPU", 0))
         return NodeInfo(
@@ -134,6 +135,7 @@ class NodeAgent(NodeRuns):
             ray_id=self.ray_id,
             driver=found.driver_version,
             simulated=found.simulated,
+            address=address,
         )
 
     async def _sample(self) -> None:

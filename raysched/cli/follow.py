@@ -11,6 +11,7 @@ from raysched.cli.output import note
 from raysched.cli.progress import Notes, progress
 from raysched.cli.words import clean, count, duration
 from raysched.client import Client, Json
+from raysched.rank_logs import Line, logs_of_ranks
 
 TICK = 2.0
 """Seconds after which the jobs are looked at even if no event came."""
@@ -32,8 +33,9 @@ def exit_code(job: Json) -> int:
 
 def follow(client: Client, jobs: Sequence[Json], output: bool = True) -> list[Json]:
     """Wait for the end of all jobs and return them as they ended. One job's output goes to stdout byte for
-    byte, as it comes; with several, each one's is printed when it ends, its lines marked with the job's
-    name. `output` false prints none. Ctrl-C ends the watching only, and says how to come back."""
+    byte, as it comes, or line by line with the ranks in front where it runs on several nodes; with several
+    jobs, each one's is printed when it ends, its lines marked with the job's name. `output` false prints
+    none. Ctrl-C ends the watching only, and says how to come back."""
     try:
         if len(jobs) == 1:
             return [_follow_one(client, jobs[0], output)]
@@ -41,6 +43,28 @@ def follow(client: Client, jobs: Sequence[Json], output: bool = True) -> list[Js
     except KeyboardInterrupt:
         note(_how_to_come_back(jobs))
         raise
+
+
+def write_all(
+    client: Client, job: Json, *, marked: bool = False, follow: bool = False, attempt: int | None = None
+) -> None:
+    """Print the output of a job: byte for byte, or `marked` with its name. Of one that runs on several nodes
+    each line is marked with its rank."""
+    if len(job["ranks"]) > 1:
+        ranks = [rank["rank"] for rank in job["ranks"]]
+        _write_ranks(
+            logs_of_ranks(client, job["id"], ranks, follow=follow, attempt=attempt), job if marked else None
+        )
+    else:
+        write_output(client.logs(job["id"], follow=follow, attempt=attempt), job if marked else None)
+
+
+def _write_ranks(lines: Iterator[Line], marked_as: Json | None) -> None:
+    name = f"{clean(marked_as['display'])} " if marked_as else ""
+    for rank, line in lines:
+        end = b"" if line.endswith((b"\n", b"\r")) else b"\n"
+        sys.stdout.buffer.write(f"{name}rank {rank} | ".encode() + line + end)
+        sys.stdout.buffer.flush()
 
 
 def write_output(pieces: Iterator[bytes], marked_as: Json | None) -> None:
@@ -74,7 +98,7 @@ def _follow_one(client: Client, job: Json, output: bool) -> Json:
         if now["started"] and now["attempt"] == shown:
             note(f"{clean(now['display'])} running on {where(now['lease']['places'])}")
         if output:
-            write_output(client.logs(job["id"], follow=True, attempt=shown), None)
+            write_all(client, now, follow=True, attempt=shown)
 
 
 def _next_attempt(client: Client, job: Json, shown: int) -> Json:
@@ -106,7 +130,7 @@ def _follow_many(client: Client, jobs: Sequence[Json], output: bool) -> list[Jso
             fresh = [job for job in ended if output and job["id"] not in printed]
             for job in fresh:
                 shown.clear()
-                write_output(client.logs(job["id"]), job)
+                write_all(client, job, marked=True)
             printed |= {job["id"] for job in fresh}
             if len(ended) == len(now):
                 break

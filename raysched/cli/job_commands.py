@@ -90,16 +90,17 @@ def logs(
         int | None, typer.Option(min=1, help="The output of that attempt, not of the last.")
     ] = None,
     rank: Annotated[
-        int | None, typer.Option(min=0, help="The output of that node of a job with several.")
+        int | None, typer.Option(min=0, help="Only the output of that rank of a job on several nodes.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Print a job's output, byte for byte.
 
-    Of an array each element's output is printed, its lines marked with its name.
+    Of an array each element's output is printed, its lines marked with its name; of a job on several nodes
+    that of each rank, its lines marked with the rank.
     """
     from raysched.cli.follow import follow as follow_jobs
-    from raysched.cli.follow import write_output
+    from raysched.cli.follow import write_all, write_output
 
     client, output = Client.from_environment(), Output(as_json)
     jobs = client.job(job)
@@ -107,11 +108,16 @@ def logs(
     if follow and (as_json or whole):
         follow_jobs(client, jobs, output=not as_json)
     if as_json:
-        output.answer({"jobs": [_output_of(client, one, attempt, rank) for one in jobs]}, [], client)
+        told = [_output_of(client, one, attempt, n) for one in jobs for n in _ranks(one, rank)]
+        output.answer({"jobs": told}, [], client)
     elif not (follow and whole):
         for one in jobs:
-            pieces = client.logs(one["id"], follow=follow, attempt=attempt, rank=rank)
-            write_output(pieces, one if len(jobs) > 1 else None)
+            marked = len(jobs) > 1
+            if rank is None:
+                write_all(client, one, marked=marked, follow=follow, attempt=attempt)
+            else:
+                pieces = client.logs(one["id"], follow=follow, attempt=attempt, rank=rank)
+                write_output(pieces, one if marked else None)
 
 
 def cancel(job: JobName, as_json: AsJson = False) -> None:
@@ -162,6 +168,16 @@ def _source(file: Path) -> tuple[Path, bytes | None]:
     return (Path("stdin"), sys.stdin.buffer.read()) if str(file) == "-" else (file, None)
 
 
-def _output_of(client: Client, job: Json, attempt: int | None, rank: int | None) -> dict[str, Any]:
+def _ranks(job: Json, rank: int | None) -> list[int]:
+    """The ranks whose output is asked for."""
+    return [rank] if rank is not None else list(range(len(job["ranks"]) or 1))
+
+
+def _output_of(client: Client, job: Json, attempt: int | None, rank: int) -> dict[str, Any]:
     output = b"".join(client.logs(job["id"], attempt=attempt, rank=rank))
-    return {"id": job["id"], "display": job["display"], "output": output.decode(errors="replace")}
+    return {
+        "id": job["id"],
+        "display": job["display"],
+        "rank": rank,
+        "output": output.decode(errors="replace"),
+    }

@@ -46,7 +46,7 @@ def _job_detail(job: Json, width: int | None) -> list[Text]:
     heading = Text.assemble((clean(job["display"]), "bold"), "  ", job["id"], "  ", state_text(job["state"]))
     return [
         *wrap(heading, width, "    "),
-        *fields([*_about(job), *_times(job), *_lease(job["lease"], width)], width),
+        *fields([*_about(job), *_times(job), *_lease(job["lease"], width), *_ranks(job)], width),
     ]
 
 
@@ -138,6 +138,17 @@ def _lease(lease: Json | None, width: int | None) -> Iterable[tuple[str, Cell]]:
     yield "isolation", f"{lease['isolation']}, by {lease['mechanism']}"
     for given in lease["places"]:
         yield "on", place(given, width)
+
+
+def _ranks(job: Json) -> Iterable[tuple[str, Cell]]:
+    """The ranks of a job on several nodes: `rank 1  running on node-b`."""
+    if len(job["ranks"]) < 2:
+        return
+    for rank in job["ranks"]:
+        code = "" if rank["exit_code"] is None else f", exit code {rank['exit_code']}"
+        state = state_text("failed" if rank["state"] == "lost" else rank["state"])
+        state.plain = rank["state"]
+        yield f"rank {rank['rank']}", Text.assemble(state, f" on {clean(rank['node'])}{code}")
 
 
 def _command(entrypoint: Any) -> str:

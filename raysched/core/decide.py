@@ -208,8 +208,9 @@ def _report(state: State, command: commands.Report, now: int) -> Iterator[Fact]:
         return
     code = seen.code if seen.state == "exited" else None
     ended = _plausible(seen.ended, job.started or job.granted, now)
-    yield facts.Exited(ended, job.id, rank, code)
-    yield from _conclude(state, job, {**job.exits, rank: code}, seen.reason, ended)
+    reason = "" if code == 0 else _failure(job, rank, code, seen.reason)
+    yield facts.Exited(ended, job.id, rank, code, reason)
+    yield from _conclude(state, job, {**job.exits, rank: code}, job.failure or reason, ended)
 
 
 def _plausible(time: int | None, earliest: int | None, now: int) -> int:
@@ -217,11 +218,18 @@ def _plausible(time: int | None, earliest: int | None, now: int) -> int:
     return now if time is None else min(now, max(time, earliest or 0))
 
 
+def _failure(job: Job, rank: int, code: int | None, reason: str) -> str:
+    """How a rank failed, with its number and its node where the job has several."""
+    how = reason or _worded(code)
+    return how if len(job.places) == 1 else f"rank {rank} on {job.places[rank].node}: {how}"
+
+
 def _conclude(state: State, job: Job, exits: dict[int, int | None], reason: str, now: int) -> Iterator[Fact]:
-    """What follows once these ranks have ended: nothing before all of them have."""
+    """What follows once these ranks have ended: nothing before all of them have. The first that failed tells
+    why the job did: the others were ended for it. `reason` is how that was."""
     if len(exits) < len(job.places):
         return
-    bad = next((rank for rank in sorted(exits) if exits[rank] != 0), None)
+    bad = next((rank for rank in exits if exits[rank] != 0), None)
     code = 0 if bad is None else exits[bad]
     if job.state == "stopping":
         yield from _end(state, job, job.outcome or "cancelled", code, job.reason, now)

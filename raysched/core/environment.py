@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Mapping, Sequence
+
 from raysched.core.jobs import Job
 from raysched.core.lease import Place
+from raysched.core.node import Node
 from raysched.core.request import Sharing
 from raysched.core.words import number
 from raysched.core.work import Run
+
+PORTS = range(20_000, 29_000)
+"""The ports on which the ranks of a job may meet: below those that Linux gives to outgoing connections, above
+those of Ray's workers, and without torchrun's own 29500."""
+LOOPBACK = "127.0.0.1"
 
 
 def variables(lease: str, sharing: Sharing, place: Place) -> dict[str, str]:
@@ -30,17 +39,57 @@ def variables(lease: str, sharing: Sharing, place: Place) -> dict[str, str]:
     return env
 
 
-def job_variables(job: Job, run: Run, lease: str, place: Place) -> dict[str, str]:
-    """The spec's variables, the lease's, and what tells the job which one it is."""
-    env: dict[str, str] = dict(job.spec.get("env") or {})
+def meeting_port(job: str, attempt: int) -> int:
+    """The port, on the node of rank 0, at which the ranks of an attempt meet: the same for each of them, and
+    another one for the next attempt."""
+    return PORTS[(zlib.crc32(job.encode()) + 97 * attempt) % len(PORTS)]
+
+
+def rank_variables(rank: int, addresses: Sequence[str], port: int, devices: int) -> dict[str, str]:
+    """What tells a command that it is started once on each node of its job, and where the ranks meet.
+
+    `addresses` are those of the nodes, by rank; `devices` is the most GPUs or instances that the job has on
+    one of them. docs/decisions/0008-variables-of-a-rank.md says which variables are set and which are not.
+    """
+    nodes = len(addresses)
+    master = addresses[0] if nodes > 1 else LOOPBACK
+    env = {
+        "RAYSCHED_NODE_RANK": str(rank),
+        "RAYSCHED_NUM_NODES": str(nodes),
+        "RAYSCHED_NODE_ADDRESSES": ",".join(addresses),
+        "MASTER_ADDR": master,
+        "MASTER_PORT": str(port),
+        "PET_NNODES": str(nodes),
+        "PET_NODE_RANK": str(rank),
+        "PET_MASTER_ADDR": master,
+        "PET_MASTER_PORT": str(port),
+    }
+    if nodes > 1:
+        host = f"[{master}]" if ":" in master else master
+        env.update(NODE_RANK=str(rank), JAX_COORDINATOR_ADDRESS=f"{host}:{port}")
+    if nodes > 1 and devices <= 1:
+        env.update(RANK=str(rank), WORLD_SIZE=str(nodes), LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
+    return env
+
+
+def _address(nodes: Mapping[str, Node], name: str) -> str:
+    return (nodes[name].info.address if name in nodes else "") or name
+
+
+def job_variables(job: Job, run: Run, lease: str, nodes: Mapping[str, Node]) -> dict[str, str]:
+    """The spec's variables, the lease's, and what tells the job which one it is. What the spec sets itself
+    stays, but of what belongs to the lease and to raysched."""
+    place = job.places[run.rank]
+    addresses = [_address(nodes, place.node) for place in job.places]
+    devices = max(len(place.slices) for place in job.places)
+    env = rank_variables(run.rank, addresses, meeting_port(job.id, run.attempt), devices)
+    env.update(job.spec.get("env") or {})
     env.update(variables(lease, job.sharing or job.request.sharing, place))
     env.update(
         RAYSCHED_JOB=job.id,
         RAYSCHED_JOB_NAME=job.name,
         RAYSCHED_RUN=str(run),
         RAYSCHED_ATTEMPT=str(run.attempt),
-        RAYSCHED_NODE_RANK=str(run.rank),
-        RAYSCHED_NUM_NODES=str(len(job.places)),
     )
     if job.index is not None:
         env["RAYSCHED_ARRAY_INDEX"] = str(job.index)

@@ -182,7 +182,7 @@ def _position(job: Job) -> tuple[int, int, str]:
 
 def _wait(state: State, job: Job) -> None:
     job.state, job.lease = "waiting", None
-    job.begun, job.exits = set(), {}
+    job.begun, job.exits, job.failure = set(), {}, ""
     insort(state.waiting, _position(job))
 
 
@@ -273,7 +273,10 @@ def _started(state: State, fact: facts.Started) -> None:
 
 
 def _exited(state: State, fact: facts.Exited) -> None:
-    state.jobs[fact.job].exits[fact.rank] = fact.code
+    job = state.jobs[fact.job]
+    job.exits[fact.rank] = fact.code
+    if fact.code != 0 and not job.failure:
+        job.failure = fact.reason
 
 
 def _retried(state: State, fact: facts.Retried) -> None:

@@ -183,12 +183,14 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Exited:
-    """A rank of the job's current attempt ended; without a code it was lost."""
+    """A rank of the job's current attempt ended; without a code it was lost. `reason` says how, empty where
+    it succeeded."""
 
     at: int
     job: str
     rank: int
     code: int | None
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,8 +49,9 @@ class Job:
     counts attempts that failed. A job that was given back is not looked at before `until`. `lease` is the
     lease it has now; `places`, `backend`, `sharing` and `mechanism` describe the last one it had, and
     `warning` what is wrong with the GPUs of the one it has. `begun` holds the ranks that started, `exits`
-    the exit code of each that ended (None: lost). `outcome` is what a stopping job will have been. `reason`
-    says why it waits again or how it ended. `grace` is the time between SIGTERM and SIGKILL.
+    the exit code of each that ended (None: lost), in the order in which they did; `failure` says how the
+    first one ended that failed. `outcome` is what a stopping job will have been. `reason` says why it waits
+    again or how it ended. `grace` is the time between SIGTERM and SIGKILL.
     """
 
     id: str
@@ -84,6 +85,7 @@ class Job:
     started: int | None = None
     ended: int | None = None
     exits: dict[int, int | None] = field(default_factory=dict[int, "int | None"])
+    failure: str = ""
     begun: set[int] = field(default_factory=set[int])
     code: int | None = None
     outcome: Outcome | None = None

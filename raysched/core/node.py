@@ -39,7 +39,8 @@ class GPUInfo:
 @dataclass(frozen=True, slots=True)
 class NodeInfo:
     """A node as its agent describes it. `ray_id` is Ray's id of it, None where Ray does not manage it;
-    `cpus` in ten-thousandths of a core, `memory` in MiB; `backends` are those that reach it."""
+    `cpus` in ten-thousandths of a core, `memory` in MiB; `backends` are those that reach it; `address` is
+    the host name or IP address by which the other nodes do (empty: its name)."""
 
     name: str
     backends: tuple[str, ...]
@@ -49,6 +50,7 @@ class NodeInfo:
     ray_id: str | None = None
     driver: str | None = None
     simulated: bool = False
+    address: str = ""
 
 
 @dataclass(frozen=True, slots=True)

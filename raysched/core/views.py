@@ -57,7 +57,32 @@ def job_view(state: State, job: Job, now: int, *, why: str = "", spec: bool = Tr
         "grace_s": job.grace / 1000,
         "spec": job.spec if spec else None,
         "lease": _lease_view(state, job),
+        "ranks": _ranks_view(job),
     }
+
+
+def _ranks_view(job: Job) -> list[View]:
+    """What became of each rank of the job's attempt; none while it waits for one."""
+    if job.kind != "command" or job.state == "waiting":
+        return []
+    return [
+        {
+            "rank": rank,
+            "node": place.node,
+            "state": _rank_state(job, rank),
+            "exit_code": job.exits.get(rank),
+        }
+        for rank, place in enumerate(job.places)
+    ]
+
+
+def _rank_state(job: Job, rank: int) -> str:
+    if rank in job.exits:
+        code = job.exits[rank]
+        return "succeeded" if code == 0 else "lost" if code is None else "failed"
+    if job.state in ENDED:
+        return "lost" if rank in job.begun else "unstarted"
+    return "running" if rank in job.begun else "starting"
 
 
 def _lease_view(state: State, job: Job) -> View | None:
@@ -264,7 +289,7 @@ def _planned(
 
 def _starts(state: State, job: Job) -> View:
     places = [place_view(state, place) for place in job.places]
-    env = job_variables(job, Run(job.id, job.attempt, 0), f"{job.id}.{job.attempt}", job.places[0])
+    env = job_variables(job, Run(job.id, job.attempt, 0), f"{job.id}.{job.attempt}", state.nodes)
     spec_env = job.spec.get("env") or {}
     return {
         "outcome": "starts",

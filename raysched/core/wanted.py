@@ -55,19 +55,18 @@ def _work(state: State, lease: Lease) -> Iterator[Launch | Stop]:
         if job.state == "stopping" or failed:
             yield Stop(run, job.grace / 1000)
         else:
-            yield _launch(job, lease, run)
+            yield _launch(state, job, lease, run)
 
 
-def _launch(job: Job, lease: Lease, run: Run) -> Launch:
+def _launch(state: State, job: Job, lease: Lease, run: Run) -> Launch:
     entrypoint = job.spec["entrypoint"]
-    place = lease.places[run.rank]
     return Launch(
         run=run,
         lease=lease.id,
-        place=place,
+        place=lease.places[run.rank],
         name=job.display,
         entrypoint=entrypoint if isinstance(entrypoint, str) else tuple(entrypoint),
-        env=tuple(sorted(job_variables(job, run, lease.id, place).items())),
+        env=tuple(sorted(job_variables(job, run, lease.id, state.nodes).items())),
         package=job.package,
     )
 

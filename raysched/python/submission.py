@@ -46,9 +46,10 @@ class Job:
             time.sleep(POLL_S)
         return state
 
-    def logs(self, follow: bool = False) -> Iterator[bytes]:
-        """The output, piece by piece; with `follow` until the job ends."""
-        return self.client.logs(self.id, follow=follow)
+    def logs(self, follow: bool = False, rank: int | None = None) -> Iterator[bytes]:
+        """The output, piece by piece; with `follow` until the job ends. Of a job on several nodes it is that
+        of rank 0, or of `rank`."""
+        return self.client.logs(self.id, follow=follow, rank=rank)
 
     def cancel(self) -> None:
         """End the job; silent for one that has ended."""

@@ -67,7 +67,9 @@ class Resources(Fields):
         examples=["A100", ["A100", "H100"]],
     )
     nodes: Count | None = Field(
-        default=None, description="Spread the GPUs evenly over this many nodes; null: as few as fit."
+        default=None,
+        description="Spread the GPUs evenly over this many nodes, and start the command once on each; "
+        "null: as few as fit.",
     )
     cpus: Cores | None = Field(
         default=None,

@@ -60,13 +60,14 @@ def job(**changes: Any) -> dict[str, Any]:
             "mechanism": "variables",
             "places": [place()],
         },
+        "ranks": [{"rank": 0, "node": "node-a", "state": "running", "exit_code": None}],
     }
     return sample | changes
 
 
 def waiting_job(**changes: Any) -> dict[str, Any]:
     """A job that waits."""
-    nothing = {"attempt": 0, "granted": None, "started": None, "run_s": None, "lease": None}
+    nothing = {"attempt": 0, "granted": None, "started": None, "run_s": None, "lease": None, "ranks": []}
     return job(state="waiting", wait_s=840.0, **nothing) | changes
 
 

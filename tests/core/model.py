@@ -540,7 +540,7 @@ class Model:
             job.state = "running"
 
     def _conclude(self, job: Work) -> None:
-        code = next((job.exits[rank] for rank in sorted(job.exits) if job.exits[rank] != 0), 0)
+        code = next((job.exits[rank] for rank in job.exits if job.exits[rank] != 0), 0)
         if job.state == "stopping":
             self._end(job, job.outcome, code)
         elif code == 0:

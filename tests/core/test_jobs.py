@@ -183,6 +183,49 @@ def test_one_rank_that_fails_ends_the_others():
     assert world.job("gang").state == "failed"
 
 
+def test_the_rank_that_failed_first_tells_why_the_gang_did():
+    """The others were ended for it, and their codes say nothing."""
+    world = World(node("a", 1), node("b", 1))
+    world.submit("gang", whole(2), retries=1)
+    for _ in range(2):
+        world.run("gang")
+        world.exit("gang", 7, rank=1)
+        world.exit("gang", 143, rank=0)
+        assert "rank 1 on b: exit code 7" in world.job("gang").reason
+        world.do(Gone(f"gang.{world.job('gang').attempt}"))
+    assert (world.job("gang").state, world.job("gang").code) == ("failed", 7)
+
+
+def test_a_gang_starts_again_as_a_whole():
+    world = World(node("a", 1), node("b", 1))
+    world.submit("gang", whole(2), retries=1)
+    world.run("gang")
+    world.exit("gang", 0, rank=0)
+    world.report("gang", "lost", rank=1)
+    assert world.job("gang").state == "waiting"
+    world.do(Gone("gang.1"))
+    world.hold("gang")
+    assert launches(world) == [Run("gang", 2, 0), Run("gang", 2, 1)]
+    world.report("gang", "exited", code=0, rank=1, attempt=1)
+    assert not world.job("gang").exits
+
+
+def test_a_lost_node_ends_the_gang_on_all_others():
+    world = World(node("a", 1), node("b", 1))
+    world.submit("gang", whole(2), retries=1)
+    world.run("gang")
+    world.do(NodeGone("b"))
+    world.now += decide.NODE_PATIENCE
+    world.do(Tick())
+    assert (world.job("gang").state, world.job("gang").reason) == (
+        "waiting",
+        "attempt 1 failed: node b is gone",
+    )
+    assert not launches(world)
+    [release] = wanted(world.state, "ray", 0).releases
+    assert [place.node for place in release.places] == ["a"]
+
+
 def test_a_node_that_comes_back_in_time_loses_nothing(world):
     world.submit("j", whole())
     world.run("j")

@@ -1,7 +1,9 @@
-"""MIG over several nodes: each node's agent cuts its own GPUs. Real raylets, all on this machine."""
+"""Jobs on several nodes: their ranks, their output, and MIG, where each node's agent cuts its own GPUs. Real
+raylets, all on this machine."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -16,6 +18,28 @@ pytestmark = pytest.mark.ray
 
 THREE, SEVEN = 9, 0
 SHOW = "echo $RAYSCHED_NODE_RANK $CUDA_VISIBLE_DEVICES"
+TWO = {"gpus": 2, "nodes": 2}
+MEET = r"""
+import os, socket, time
+rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+if rank == 0:
+    with socket.create_server(where) as door:
+        guests = [door.accept()[0] for _ in range(size - 1)]
+        met = sorted([0, *(int(guest.makefile().readline()) for guest in guests)])
+        for guest in guests:
+            guest.sendall(f"{met}\n".encode())
+else:
+    while True:
+        try:
+            door = socket.create_connection(where)
+            break
+        except ConnectionRefusedError:
+            time.sleep(0.05)
+    door.sendall(f"{rank}\n".encode())
+    met = door.makefile().readline().strip()
+print("met", met, "at", where[1], flush=True)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -80,3 +104,66 @@ def test_a_gang_of_which_one_node_can_not_be_cut_is_given_back_whole(two: System
     )
     two.cli("cancel", id)
     wait_for(two, two.submit("one", SHOW, resources={"mig_profile": "7g.80gb"}), "succeeded")
+
+
+def gang(system: System, entrypoint: Any, **fields: Any) -> str:
+    return system.submit("gang", entrypoint, backend="ray", resources=TWO, **fields)
+
+
+def lines(system: System, id: str, *options: str) -> list[str]:
+    return system.cli("logs", id, *options).stdout.splitlines()
+
+
+def test_the_ranks_of_a_gang_meet(two: System) -> None:
+    id = gang(two, [sys.executable, "-c", MEET])
+    ranks = wait_for(two, id, "succeeded")["ranks"]
+    assert [(rank["state"], rank["exit_code"]) for rank in ranks] == [("succeeded", 0)] * 2
+    assert len({rank["node"] for rank in ranks}) == 2
+    said = lines(two, id)
+    assert [line.split(" at ")[0] for line in said] == ["rank 0 | met [0, 1]", "rank 1 | met [0, 1]"]
+    assert len({line.split(" at ")[1] for line in said}) == 1
+    assert lines(two, id, "--rank", "1") == [said[1].removeprefix("rank 1 | ")]
+    told = two.json("logs", id)["jobs"]
+    assert [(one["rank"], one["output"]) for one in told] == [
+        (rank, f"{line.removeprefix(f'rank {rank} | ')}\n") for rank, line in enumerate(said)
+    ]
+
+
+def test_the_output_of_all_ranks_is_followed_at_once(two: System) -> None:
+    """Neither rank ends before its line was seen, so the lines come while both run."""
+    go = two.folder / "go"
+    watch = f'echo "at work $RANK"; while [ ! -e {go} ]; do sleep 0.1; done; printf "done $RANK"'
+    id = gang(two, watch)
+    following = two.begin("logs", "--follow", id)
+    assert following.stdout is not None
+    first = sorted(following.stdout.readline() for _ in range(2))
+    assert first == ["rank 0 | at work 0\n", "rank 1 | at work 1\n"]
+    go.touch()
+    rest, _ = following.communicate(timeout=120)
+    assert sorted(rest.splitlines()) == ["rank 0 | done 0", "rank 1 | done 1"]
+    assert following.returncode == 0
+
+
+def test_a_rank_that_fails_ends_the_others_and_the_gang_starts_again(two: System) -> None:
+    """Each attempt meets at another port."""
+    once = "echo $MASTER_PORT; test $RAYSCHED_ATTEMPT = 2 && exit; test $RANK = 0 || exit 7; sleep 600"
+    id = gang(two, once, retries=1)
+    job = wait_for(two, id, "succeeded")
+    assert job["attempt"] == 2
+    ports = [set(lines(two, id, "--attempt", attempt, "--rank", "0")) for attempt in ("1", "2")]
+    assert len(set.union(*ports)) == 2
+    id = gang(two, once)
+    wait_until(lambda: two.client().job(id)[0]["state"] == "failed", "it failed")
+    [failed] = two.client().job(id)
+    second = failed["ranks"][1]["node"]
+    assert (failed["exit_code"], failed["reason"]) == (7, f"rank 1 on {second}: exit code 7")
+    assert [rank["exit_code"] for rank in failed["ranks"]] == [143, 7]
+    assert f"failed on {second}, exit code 7" in two.cli("status", id).stdout
+
+
+def test_a_cancelled_gang_ends_on_all_nodes(two: System) -> None:
+    id = gang(two, "echo here; exec sleep 600")
+    wait_until(lambda: len(lines(two, id)) == 2, "both ranks run")
+    two.cli("cancel", id)
+    wait_until(lambda: two.client().job(id)[0]["state"] == "cancelled", "it is cancelled")
+    assert not two.processes("sleep 600")

@@ -102,9 +102,19 @@ class Lease(Shape):
     places: list[Place]
 
 
+class Rank(Shape):
+    """What became of the command on one node of the job's attempt. One that was `lost` left no exit code, an
+    `unstarted` one was ended before it began."""
+
+    rank: int
+    node: str
+    state: Literal["starting", "running", "succeeded", "failed", "lost", "unstarted"]
+    exit_code: int | None
+
+
 class Job(Shape):
     """One job. Times are null until they come; `index` is the element's number in an array. `warning` says
-    what is wrong with the GPUs that it runs on."""
+    what is wrong with the GPUs that it runs on. `ranks` has an entry a node, none while it waits."""
 
     id: str
     group: str
@@ -131,6 +141,7 @@ class Job(Shape):
     grace_s: Seconds
     spec: Json | None = Field(description="null where several jobs are listed")
     lease: Lease | None
+    ranks: list[Rank]
 
 
 class Jobs(Shape):
