@@ -159,6 +159,20 @@ CAPACITY = (
         SHARING,
     ),
     Mutant(
+        "a rank that was ended for another tells why the gang failed",
+        "core/decide.py",
+        "bad = next((rank for rank in exits if",
+        "bad = next((rank for rank in sorted(exits) if",
+        JOBS,
+    ),
+    Mutant(
+        "a retry that meets where the attempt before did",
+        "core/environment.py",
+        "+ 97 * attempt)",
+        "+ 97)",
+        ("tests/core/test_ranks.py",),
+    ),
+    Mutant(
         "a GPU that two nodes see",
         "core/decide.py",
         "return node.lost is None or bool(gpu.tenants)",
