@@ -55,45 +55,43 @@ class Caller:
         """The ledger waits for the end of this to know that the caller is dead."""
         threading.Event().wait()
 
-    def ask(self, count: int) -> list[str]:
-        """Ask for leases; they are granted and on the disk when this returns."""
+    def ask(self, count: int) -> list[Any]:
+        """Ask for leases; the answer has them granted, and on the disk."""
         import ray
+
+        from raysched.core.work import Ask
 
         self.asked += 1
         key = f"{self.name}-{self.asked}"
-        resources = {"gpu_fraction": SHARE}
-        asked = self.ledger.request_leases.remote(key, "ana", "bench", resources, "default", count, self.name)
-        return ray.get(asked)
+        ask = Ask(key, "ana", self.name, "bench", "default", {"gpu_fraction": SHARE}, count)
+        return ray.get(self.ledger.request_leases.remote(ask))
 
-    def give_back(self, jobs: list[str]) -> None:
+    def give_back(self, leases: list[Any]) -> None:
         """Give leases back."""
         import ray
 
         from raysched.core.commands import Release
 
-        ray.get(self.ledger.tell.remote([Release(job) for job in jobs]))
+        ray.get(self.ledger.tell.remote([Release(lease.job) for lease in leases]))
 
     def work(self, count: int, seconds: float) -> int:
         """Ask and give back for a while; how many leases were granted."""
         granted, end = 0, time.monotonic() + seconds
         while time.monotonic() < end:
-            jobs = self.ask(count)
-            granted += len(jobs)
-            self.give_back(jobs)
+            leases = self.ask(count)
+            granted += sum(lease.state == "bound" for lease in leases)
+            self.give_back(leases)
         return granted
 
     def round_trips(self, times: int) -> list[float]:
         """Milliseconds until a single lease was seen granted."""
-        import ray
-
         took: list[float] = []
         for _ in range(times):
             start = time.perf_counter()
-            (job,) = self.ask(1)
-            _, owned = ray.get(self.ledger.owned.remote(self.name, -1, 10.0))
+            (lease,) = self.ask(1)
             took.append(1000 * (time.perf_counter() - start))
-            assert any(each.job == job and each.state == "bound" for each in owned)
-            self.give_back([job])
+            assert lease.state == "bound"
+            self.give_back([lease])
         return took
 
 

@@ -32,9 +32,9 @@ from raysched.core.decide import known_key
 from raysched.core.jobs import ENDED, Job
 from raysched.core.node import NodeInfo
 from raysched.core.state import State
-from raysched.core.wanted import packages
+from raysched.core.wanted import owned_job, packages
 from raysched.core.words import stamp
-from raysched.core.work import Owned, Partition, Run, Wanted
+from raysched.core.work import Ask, Owned, Partition, Run, Wanted
 from raysched.errors import NotFound, SpecError
 from raysched.package import PackageStore
 from raysched.specs.job import JobSpec, check_job
@@ -273,19 +273,13 @@ class Ledger:
 
     # ------------------------------------------------------------ leases of programs
 
-    async def request_leases(
-        self, key: str, user: str, name: str, resources: View, queue: str, count: int, owner: str
-    ) -> list[str]:
-        """Ask for `count` leases for the client process `owner`; answers with the ids of their jobs."""
-        self._watch(owner)
-        digest = _digest("leases", user, name, resources, queue, count, owner)
-        if not known_key(self.state, key, digest):
-            spec = check_options({**resources, "queue": queue})
-            request = compile_resources(spec, "ray")
-            asked = JobRequest("", name, "lease", request, owner=owner, queue=queue, priority=spec.priority)
-            jobs = tuple(replace(asked, id=_new_id()) for _ in range(count))
-            await self.tell([commands.Submit(key, user, jobs, digest)])
-        return list(self.state.keys[key])
+    async def request_leases(self, ask: Ask) -> list[Owned]:
+        """Take a client process's request; answers with what became of its jobs so far."""
+        self._watch(ask.owner)
+        digest = _digest("leases", ask.user, ask.owner, ask.name, ask.queue, ask.resources, ask.count)
+        if not known_key(self.state, ask.key, digest):
+            await self.tell([commands.Submit(ask.key, ask.user, _lease_jobs(ask), digest)])
+        return [owned_job(self.state, id) for id in self.state.keys[ask.key]]
 
     async def release(self, job: str) -> None:
         """Give a lease back, or a request for one."""
@@ -356,6 +350,14 @@ def _check_had(job: Job, attempt: int | None, rank: int) -> None:
         raise NotFound(f"{job.display} has no attempt {attempt}: its last one is {attempts}")
     if nodes and rank >= nodes:
         raise NotFound(f"{job.display} has no node {rank}: the last of its {nodes} is {nodes - 1}")
+
+
+def _lease_jobs(ask: Ask) -> tuple[JobRequest, ...]:
+    """Raises SpecError."""
+    spec = check_options({**ask.resources, "queue": ask.queue})
+    request = compile_resources(spec, "ray")
+    one = JobRequest("", ask.name, "lease", request, owner=ask.owner, queue=ask.queue, priority=spec.priority)
+    return tuple(replace(one, id=_new_id()) for _ in range(ask.count))
 
 
 def _digest(*asked: Any) -> str:

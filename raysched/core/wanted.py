@@ -130,10 +130,14 @@ def packages(state: State) -> set[str]:
 
 def owned(state: State, owner: str) -> list[Owned]:
     """The jobs that a client process holds or waits for, and how the last few of them ended."""
-    return [_owned(state, state.jobs[id]) for id in state.owned.get(owner, {})]
+    return [owned_job(state, id) for id in state.owned.get(owner, {})]
 
 
-def _owned(state: State, job: Job) -> Owned:
+def owned_job(state: State, id: str) -> Owned:
+    """One job of a client process."""
+    job = state.jobs.get(id)
+    if job is None:
+        return Owned(id, "ended", "it ended long ago")
     if job.state in ENDED:
         return Owned(job.id, "ended", job.reason)
     lease = state.leases.get(job.lease) if job.lease else None

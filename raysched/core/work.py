@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from raysched.core.lease import Group, Place
 from raysched.core.mig import Cut
@@ -112,6 +112,20 @@ class Seen:
     ended: int | None = None
     code: int | None = None
     reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a client process asks for: `count` leases of the checked keyword arguments `resources`, under the
+    name that people see. `owner` is the process; the same `key` again asks for nothing more."""
+
+    key: str
+    user: str
+    owner: str
+    name: str
+    queue: str
+    resources: dict[str, Any]
+    count: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,7 @@ from raysched.errors import StorageError
 from raysched.store.mark import Mark
 from raysched.store.place import PATIENCE, RESTORE, InUse, Place
 
-WRITES = "raysched_writes"
-"""The option of a connection whose transaction is going to write."""
+_WRITES = "raysched_writes"
 
 _DAMAGED = f"it is damaged; {RESTORE}, or {{afresh}}"
 _SENTENCES = {
@@ -142,6 +141,11 @@ class FilePlace(Place):
         return engine
 
 
+def writing(engine: Engine) -> Engine:
+    """The same connections, for transactions that are going to write."""
+    return engine.execution_options(**{_WRITES: True})
+
+
 def url_of(path: Path) -> URL:
     """The URL of a journal in a file, whatever characters are in its path."""
     return URL.create("sqlite", database=str(path.absolute()))
@@ -154,7 +158,7 @@ def write_new(path: Path, fill: Callable[[Connection], None]) -> None:
     _created(path)
     engine = place.helper()
     try:
-        with place.wording(engine.execution_options(**{WRITES: True}).begin) as connection:
+        with place.wording(writing(engine).begin) as connection:
             fill(connection)
     finally:
         engine.dispose()
@@ -172,7 +176,7 @@ def _sync(path: Path) -> None:
 
 def _begin(connection: Connection) -> None:
     """One that is going to write waits for others here, where nothing was read yet that could become old."""
-    writes = connection.get_execution_options().get(WRITES, False)
+    writes = connection.get_execution_options().get(_WRITES, False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 

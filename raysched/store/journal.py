@@ -21,13 +21,16 @@ from raysched.core.facts import Fact
 from raysched.core.state import State
 from raysched.errors import StorageError
 from raysched.store import snapshots, wal
-from raysched.store.file import WRITES, FilePlace
+from raysched.store.file import FilePlace, writing
 from raysched.store.place import RESTORE, Lost, place_of
 from raysched.store.reader import NoJournal, Reader, check_schema
 from raysched.store.tables import SCHEMA, FactRow, fact_row, facts, meta, tables
 
 RECONNECT_S = 5.0
 """Seconds for which a server that went away is waited for."""
+
+# Made once: SQLAlchemy takes longer to see that a statement is a known one than SQLite to do it.
+_INSERT = insert(facts)
 
 _log = logging.getLogger(__name__)
 
@@ -43,6 +46,7 @@ class Journal(Reader):
     def __init__(self, url: str) -> None:
         self.place = place_of(url)
         self._engine = self.place.writer()
+        self._writer = writing(self._engine)
         with self._closing_on_error():
             self._check_end(url)
             self._report_unfinished()
@@ -74,7 +78,7 @@ class Journal(Reader):
                     f"{self.place.name} was written by another ledger meanwhile; this one reads it again"
                 )
             if rows:
-                connection.execute(insert(facts), [row._asdict() for row in rows])
+                connection.execute(_INSERT, [row._asdict() for row in rows])
 
     def _write_again(self, rows: Sequence[FactRow]) -> None:
         """After the connection was lost. Whether the first try came through is seen once the lock is had
@@ -207,4 +211,4 @@ class Journal(Reader):
             )
 
     def _writing(self) -> AbstractContextManager[Connection]:
-        return self.place.wording(self._engine.execution_options(**{WRITES: True}).begin)
+        return self.place.wording(self._writer.begin)

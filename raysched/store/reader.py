@@ -23,6 +23,8 @@ from raysched.store.tables import snapshots as table
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+_LAST = select(func.max(facts.c.seq))  # made once, as it is asked before every write
+
 _log = logging.getLogger(__name__)
 
 
@@ -138,7 +140,7 @@ class Reader:
             return self.place.complaints(connection)
 
     def _last(self, connection: Connection) -> int:
-        found = connection.scalar(select(func.max(facts.c.seq)))
+        found = connection.scalar(_LAST)
         if found is None and self.schema >= PACKS_SINCE:
             found = connection.scalar(select(func.max(packs.c.last)))
         return found or 0

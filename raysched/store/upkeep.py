@@ -18,7 +18,7 @@ from sqlalchemy.engine import Connection
 
 from raysched.errors import StorageError
 from raysched.store import snapshots
-from raysched.store.file import WRITES
+from raysched.store.file import writing
 from raysched.store.place import place_of
 from raysched.store.reader import Reader, fold
 from raysched.store.tables import PACK, SCHEMA, FactRow, facts, pack_row, packs
@@ -138,7 +138,7 @@ class Keeper(Reader):
                 connection.rollback()
 
     def _writing(self) -> AbstractContextManager[Connection]:
-        return self.place.wording(self._engine.execution_options(**{WRITES: True}).begin)
+        return self.place.wording(writing(self._engine).begin)
 
 
 def main() -> int:

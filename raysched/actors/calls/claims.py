@@ -15,7 +15,7 @@ import ray
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 from raysched.actors import names
-from raysched.core.work import Owned
+from raysched.core.work import Ask, Owned
 from raysched.errors import NotFound, RayschedError, Unreachable
 
 POLL_S = 5.0
@@ -65,21 +65,21 @@ class Claims:
         """Ask for `count` leases and return the ids of their jobs; `listener` hears what becomes of them.
         Raises Refused for what no node could give, SpecError, Unreachable."""
         key = secrets.token_hex(16)
-        asked = (key, self._user, shape.name, shape.resources, shape.queue, count, self._owner)
+        ask = Ask(key, self._user, self._owner, shape.name, shape.queue, shape.resources, count)
         self._asking += 1
         try:
-            jobs: list[str] = await self._call("request_leases", *asked)
-            self._listeners.update((job, listener) for job in jobs)
+            answer: list[Owned] = await self._call("request_leases", ask)
+            self._listeners.update((each.job, listener) for each in answer)
         finally:
             self._asking -= 1
-        asyncio.get_running_loop().call_soon(self._repeat, jobs)  # once the caller knows its jobs
-        return jobs
+        asyncio.get_running_loop().call_soon(self._repeat, answer)  # once the caller knows its jobs
+        return [each.job for each in answer]
 
-    def _repeat(self, jobs: list[str]) -> None:
-        """Tell of jobs what was heard before their ids came."""
-        for job in jobs:
-            if job in self._heard and job in self._listeners:
-                self._tell(self._listeners[job], self._heard[job])
+    def _repeat(self, answer: list[Owned]) -> None:
+        """Tell of jobs what the ledger answered, or said of them before the answer came."""
+        for each in answer:
+            if each.job in self._listeners:
+                self._tell(self._listeners[each.job], self._heard.get(each.job, each))
 
     def heard(self) -> None:
         """The calling process has just been heard of."""
