@@ -41,9 +41,10 @@ def leftovers(run: Run) -> set[int]:
 
 
 def started_with(pid: int) -> list[bytes]:
-    """The environment that a process was started with, empty where we may not read it."""
+    """The environment that a process was started with, empty where it is gone or not ours to read. Raises
+    OSError where nothing can be read now."""
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
             return file.read().split(b"\0")
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return []

@@ -43,7 +43,7 @@ LOOK_AGAIN = 0.1
 without a signal to it."""
 
 RETRY = 1.0
-"""Seconds until the exit is written again, when the disk said no."""
+"""Seconds until the exit is written again, or processes are looked for, when the system said no."""
 
 EXIT_ROOM = 1024
 """Bytes that are set aside for the exit, so that a disk filled by the job doesn't lose its exit code."""
@@ -180,7 +180,11 @@ class Runner:
             self._wait(LOOK_AGAIN)
 
     def _processes(self) -> set[int]:
-        return descendants({os.getpid()})
+        while True:
+            try:
+                return descendants({os.getpid()})
+            except OSError:
+                time.sleep(RETRY)  # the machine is out of files or memory: the run still has to end
 
     def _write_exit(self) -> None:
         exit = {"code": self.code, "started": self.started, "ended": now(), "reason": self.reason}
@@ -272,11 +276,12 @@ def unlock(descriptor: int) -> None:
 
 def process(pid: int) -> tuple[str, int, int] | None:
     """State, parent and start time in clock ticks of a process, from /proc/PID/stat; None if it is gone,
-    or not ours to see."""
+    or not ours to see. Raises OSError where nothing can be read now (too many open files): a process that
+    can't be seen for a moment is not one that is gone."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             stat = file.read()
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
     fields = stat[stat.rindex(b")") + 2 :].split()  # the name before it may hold anything
     return fields[0].decode(), int(fields[1]), int(fields[19])

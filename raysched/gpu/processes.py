@@ -132,10 +132,11 @@ def _read(pid: int) -> Process | None:
 
 
 def _mark(pid: int) -> str | None:
-    """The lease that a process's environment names."""
+    """The lease that a process's environment names. Raises OSError where nothing can be read now (too many
+    open files): a lease whose processes can't be seen for a moment is not over."""
     try:
         environment = Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:  # gone, or another user's
+    except (FileNotFoundError, ProcessLookupError, PermissionError):  # gone, or another user's
         return None
     start = f"\0{MARKER}=".encode()
     value = (b"\0" + environment).partition(start)[2].partition(b"\0")[0]

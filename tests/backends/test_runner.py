@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shlex
 import shutil
 import signal
@@ -353,3 +354,18 @@ def test_the_end_of_a_lease_ends_its_runs_and_no_other(runs: Runs) -> None:
     runs.end("job.1", 0)
     states = {seen.run: seen.state for seen in runs.observe()}
     assert states == {ours.run: "exited", other.run: "running"}
+
+
+def test_a_run_is_not_taken_for_dead_where_no_file_can_be_opened(runs: Runs) -> None:
+    launch = new_launch("exec sleep 600")
+    runs.start(launch, None)
+    before = runs.observe()
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, most[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            runs.observe()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, most)
+    assert runs.observe() == before
+    assert before[0].state == "running"
