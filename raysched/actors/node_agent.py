@@ -136,6 +136,8 @@ class NodeAgent(NodeRuns):
             driver=found.driver_version,
             simulated=found.simulated,
             address=address,
+            cuda=found.cuda,
+            problem=found.problem,
         )
 
     async def _sample(self) -> None:

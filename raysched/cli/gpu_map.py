@@ -40,6 +40,8 @@ def gpu_map(answer: Json, width: int | None) -> list[Text]:
     lines: list[Text] = []
     for node in nodes:
         lines += flow(_heading(node), width, gap="   ")
+        if node["problem"]:
+            lines += wrap(Text(f"  {clean(node['problem'])}", "red"), width, "  ")
         for gpu in node["gpus"]:
             lines += _gpu(gpu, names[gpu["uuid"]], width)
     return lines
@@ -77,12 +79,18 @@ def _heading(node: Json) -> list[Text]:
         Text("draining" if node["draining"] else "", "yellow"),
         Text(", ".join(f"{number} x {model}" for model, number in models.items()) or "no GPUs"),
         Text("simulated" if node["simulated"] else "", "yellow"),
-        Text(f"driver {node['driver']}" if node["driver"] else ""),
+        Text(_driver(node)),
         Text(", ".join(node["backends"])),
         Text(f"{cpus['used']:g} of {count(cpus['total'], 'CPU')}"),
         Text(memory_of(host["used"], host["total"])),
     ]
     return [part for part in parts if part.plain]
+
+
+def _driver(node: Json) -> str:
+    if not node["driver"]:
+        return ""
+    return f"driver {node['driver']}" + (f" (CUDA {node['cuda']})" if node["cuda"] else "")
 
 
 def _gpu(gpu: Json, name: str, width: int | None) -> list[Text]:

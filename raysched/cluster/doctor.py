@@ -65,13 +65,12 @@ def _python() -> Iterator[Check]:
 def _gpus() -> Iterator[Check]:
     from raysched.gpu.driver import open_driver
 
-    try:
-        found = open_driver(None, os.uname().nodename).discover()
-    except RayschedError as error:
-        yield Check("GPUs", False, str(error), "see what `nvidia-smi` says")
-        return
-    if not found.gpus:
+    found = open_driver(None, os.uname().nodename).discover()
+    if found.problem:
+        yield Check("GPUs", False, found.problem, "see what `nvidia-smi` says")
+    elif not found.gpus:
         yield Check("GPUs", True, "none here; `raysched up --simulate 2xA100-80GB` makes some up")
+    if not found.gpus:
         return
     models = ", ".join(sorted({gpu.model for gpu in found.gpus}))
     many = f"{len(found.gpus)} ({models}), driver {found.driver_version}"

@@ -17,13 +17,28 @@ REPLICAS = 4
 """Tenants that a time-sliced GPU takes, where the node does not say otherwise."""
 
 
+Path = Literal["nvlink", "pix", "pxb", "phb", "node", "sys"]
+"""How data goes from one GPU to another, in the words of `nvidia-smi topo`, the fastest first: NVLink, one
+PCIe switch, several, the CPU's PCIe bridge, within its NUMA node, between NUMA nodes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """The way to another GPU of the same node."""
+
+    gpu: str
+    path: Path
+
+
 @dataclass(frozen=True, slots=True)
 class GPUInfo:
     """A physical GPU as a node agent found it. `index` is the one that Ray and CUDA use on the node;
     `memory` in MiB; `model` without the vendor's name, such as `A100-80GB`. `mig` says what it can be cut
     into (None: it has no MIG) and `layout` how it is cut now. `mechanisms` are those that its node can
     enforce on it, `replicas` the tenants that it takes when time-sliced. `fault` says in words why it must
-    not be used (an XID error, failed row remapping); empty: it is healthy."""
+    not be used (an XID error, failed row remapping); empty: it is healthy. `pci` is its address on the PCI
+    bus and `capability` its CUDA compute capability, such as `8.0`; empty: not known. `links` are the ways
+    to the node's other GPUs, where they are known."""
 
     uuid: str
     index: int
@@ -34,13 +49,18 @@ class GPUInfo:
     mechanisms: tuple[Mechanism, ...] = ()
     replicas: int = REPLICAS
     fault: str = ""
+    pci: str = ""
+    capability: str = ""
+    links: tuple[Link, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class NodeInfo:
     """A node as its agent describes it. `ray_id` is Ray's id of it, None where Ray does not manage it;
     `cpus` in ten-thousandths of a core, `memory` in MiB; `backends` are those that reach it; `address` is
-    the host name or IP address by which the other nodes do (empty: its name)."""
+    the host name or IP address by which the other nodes do (empty: its name). `driver` and `cuda` are the
+    versions of NVIDIA's driver and of the newest CUDA that it runs; `problem` says why its GPUs can't be
+    read, empty if they can."""
 
     name: str
     backends: tuple[str, ...]
@@ -51,6 +71,8 @@ class NodeInfo:
     driver: str | None = None
     simulated: bool = False
     address: str = ""
+    cuda: str | None = None
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,6 @@ from typing import Any
 
 import pynvml
 
-from raysched.errors import RayschedError
-
 NO_GPUS = (pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
 """What NVML answers on a machine that has no NVIDIA GPU: nothing is wrong then."""
 
@@ -33,9 +31,18 @@ def known(ask: Callable[..., Any], *arguments: Any) -> Any:
         raise
 
 
-def worded(what: str, problem: pynvml.NVMLError) -> RayschedError:
-    """The error where the driver does not do what it always can."""
-    return RayschedError(
+def asked(ask: Callable[..., Any], *arguments: Any) -> Any:
+    """What NVML answers, None where it has no answer for whatever reason: for what is good to know, and of
+    which nothing follows."""
+    try:
+        return ask(*arguments)
+    except pynvml.NVMLError:
+        return None
+
+
+def worded(what: str, problem: pynvml.NVMLError) -> str:
+    """What is said where the driver does not do what it always can."""
+    return (
         f"NVIDIA's driver could not {what} ({problem}); see whether `nvidia-smi` works on this node, and "
         "after an update of the driver reboot it"
     )

@@ -15,11 +15,15 @@ from raysched.core.work import Partition
 
 @dataclass(frozen=True, slots=True)
 class Discovery:
-    """The GPUs of this node. `driver_version` is None where no driver is loaded: then there are no GPUs."""
+    """The GPUs of this node. `driver_version` is None where no driver is loaded: then there are no GPUs.
+    `cuda` is the newest CUDA that it runs; `problem` says in words why the GPUs can't be read, empty if they
+    can."""
 
     driver_version: str | None
     simulated: bool
     gpus: tuple[GPUInfo, ...]
+    cuda: str | None = None
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +55,15 @@ class PartitionRefused(Exception):
 
 
 class Driver(Protocol):
-    """Reads and cuts the GPUs of this node. Raises RayschedError, in words, where the driver is broken."""
+    """Reads and cuts the GPUs of this node. A driver that is broken raises nothing: `Discovery.problem` and
+    the faults of its GPUs say so."""
 
     def discover(self) -> Discovery:
         """The GPUs that are ours to share, in the order of their index."""
         ...
 
     def sample(self) -> dict[str, GPUUse]:
-        """What is in use now, by UUID, for each GPU of `discover`."""
+        """What is in use now, by UUID, of each GPU that answers."""
         ...
 
     def partition(self, change: Partition) -> None:
@@ -82,7 +87,7 @@ def open_driver(
     `node` is the node's name; a simulated GPU keeps its UUID as long as the name stays, and how it is cut as
     long as the state folder `folder` does. A GPU that `CUDA_VISIBLE_DEVICES` in `environ` hides is not ours.
     A machine without NVIDIA's library or driver simply has no GPUs. Raises ConfigError for a simulation that
-    can't be, RayschedError for a broken driver.
+    can't be.
     """
     if simulate is not None:
         from raysched.gpu.simulated import SimulatedDriver

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import pynvml
+
+from raysched.gpu.answers import asked
 
 FAULTS = {
     46: "it stopped processing",
@@ -46,25 +48,32 @@ class Health:
     def listen(self, gpus: Iterable[tuple[str, Any]]) -> None:
         """Take in what these GPUs, by UUID and handle, reported since the last call."""
         if self._events is None:
-            self._events = _asked(pynvml.nvmlEventSetCreate)
+            self._events = asked(pynvml.nvmlEventSetCreate)
         if self._events is None:
             return
         for uuid, handle in gpus:
             if uuid not in self._heard:
                 self._heard.add(uuid)
-                if (_asked(pynvml.nvmlDeviceGetSupportedEventTypes, handle) or 0) & XID:
-                    _asked(pynvml.nvmlDeviceRegisterEvents, handle, XID, self._events)
-        while event := _asked(pynvml.nvmlEventSetWait_v2, self._events, 0):
-            uuid = _asked(pynvml.nvmlDeviceGetUUID, event.device)
+                if (asked(pynvml.nvmlDeviceGetSupportedEventTypes, handle) or 0) & XID:
+                    asked(pynvml.nvmlDeviceRegisterEvents, handle, XID, self._events)
+        while event := asked(pynvml.nvmlEventSetWait_v2, self._events, 0):
+            uuid = asked(pynvml.nvmlDeviceGetUUID, event.device)
             if uuid is not None and event.eventData in FAULTS:
                 self._xids[uuid] = event.eventData
 
     def deafen(self) -> None:
         """Stop listening until the next `listen`: who listens to a GPU counts as a user of it."""
         if self._events is not None:
-            pynvml.nvmlEventSetFree(self._events)
-            self._events = None
-            self._heard.clear()
+            try:
+                pynvml.nvmlEventSetFree(self._events)
+            except pynvml.NVMLError:
+                return  # it listens on, and the next time may do
+            self.forget()
+
+    def forget(self) -> None:
+        """The library is no longer used, and nobody listens any more."""
+        self._events = None
+        self._heard.clear()
 
     def fault(self, uuid: str, handle: Any) -> str:
         """Why a GPU must not be used, empty if it is healthy. An error that it reported stands until the
@@ -86,20 +95,12 @@ class Health:
 
 def _action(handle: Any) -> int:
     """What the driver wants done about a GPU; 0 for nothing, or where it does not say."""
-    fields = _asked(pynvml.nvmlDeviceGetFieldValues, handle, [pynvml.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION])
+    fields = asked(pynvml.nvmlDeviceGetFieldValues, handle, [pynvml.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION])
     if fields is None or fields[0].nvmlReturn != pynvml.NVML_SUCCESS:
         return 0
     return fields[0].value.uiVal
 
 
 def _rows_failed(handle: Any) -> bool:
-    rows = _asked(pynvml.nvmlDeviceGetRemappedRows, handle)
+    rows = asked(pynvml.nvmlDeviceGetRemappedRows, handle)
     return rows is not None and bool(rows[3])
-
-
-def _asked(ask: Callable[..., Any], *arguments: Any) -> Any:
-    """What NVML answers about a GPU's health, None where it has no answer: that is no fault."""
-    try:
-        return ask(*arguments)
-    except pynvml.NVMLError:
-        return None

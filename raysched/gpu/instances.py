@@ -8,7 +8,7 @@ of any of them go stale with a change, so none is kept.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from ctypes import byref, c_uint
 from typing import Any
 
@@ -133,13 +133,20 @@ def _device(handle: Any, number: int) -> Any:
         raise
 
 
-def layout(handle: Any, geometry: Geometry | None) -> Layout:
-    """How a GPU is cut now. A GPU instance that is divided further, by hand, is not among the instances: no
-    lease is for a part of one."""
+def layout(handle: Any, geometry: Geometry | None, before: Layout = UNCUT) -> Layout:
+    """How a GPU is cut now, and was cut `before`. A GPU instance that is divided further, by hand, is not
+    among the instances: no lease is for a part of one."""
     if geometry is None or not enabled(handle):
         return UNCUT
-    whole = [(uuid, device) for uuid, device in devices(handle) if _is_whole(device)]
-    cuts = _cuts(handle, geometry, [device for _, device in whole])
+    there = devices(handle)
+    whole = [(uuid, device) for uuid, device in there if _is_whole(device)]
+    try:
+        places = _places_of(handle, [device for _, device in there])
+        cuts = [places[pynvml.nvmlDeviceGetGpuInstanceId(device)] for _, device in whole]
+    except pynvml.NVMLError as problem:
+        if code(problem) != FORBIDDEN:
+            raise
+        cuts = _guessed(whole, geometry, {each.uuid: each.cut for each in before.instances})
     found = [Instance(uuid, cut) for (uuid, _), cut in zip(whole, cuts, strict=True)]
     return Layout(True, tuple(sorted(found, key=lambda each: each.cut.start)))
 
@@ -149,20 +156,37 @@ def _is_whole(device: Any) -> bool:
     return attributes.computeInstanceSliceCount == attributes.gpuInstanceSliceCount
 
 
-def _cuts(handle: Any, geometry: Geometry, found: list[Any]) -> list[Cut]:
-    """Where each MIG device lies. Only root is told; without it any places that are legal together stand for
-    the true ones, which nobody then can change."""
+def _places_of(handle: Any, devices: list[Any]) -> dict[int, Cut]:
+    """Where each GPU instance lies, by its number. Each device is in one, and each that has a compute
+    instance has a device: else the GPU was cut while it was read."""
+    numbers = {pynvml.nvmlDeviceGetGpuInstanceId(device) for device in devices}
+    places: dict[int, Cut] = {}
+    for instance in _all(handle):
+        info = pynvml.nvmlGpuInstanceGetInfo(instance)
+        places[info.id] = Cut(info.profileId, info.placement.start)
+        if info.id not in numbers and _compute_instances(instance):
+            raise _cut_meanwhile()
+    if not places.keys() >= numbers:
+        raise _cut_meanwhile()
+    return places
+
+
+def _guessed(found: list[tuple[str, Any]], geometry: Geometry, before: dict[str, Cut]) -> list[Cut]:
+    """Only root is told the places; without it any that are legal together stand for the true ones, which
+    nobody then can change. A device keeps the place that it was given, as tenants know it by that."""
+    kept = {uuid: before[uuid] for uuid, _ in found if uuid in before}
+    new = {uuid: _profile_of(device, geometry) for uuid, device in found if uuid not in before}
     try:
-        infos = [pynvml.nvmlGpuInstanceGetInfo(instance) for instance in _all(handle)]
-    except pynvml.NVMLError as problem:
-        if code(problem) != FORBIDDEN:
-            raise
-        return arranged([_profile_of(device, geometry) for device in found])
-    cuts = {info.id: Cut(info.profileId, info.placement.start) for info in infos}
-    numbers = [pynvml.nvmlDeviceGetGpuInstanceId(device) for device in found]
-    if not cuts.keys() >= set(numbers):
-        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)  # it was cut meanwhile
-    return [cuts[number] for number in numbers]
+        places = arranged(list(new.values()), geometry, kept.values())
+    except ValueError:
+        raise _cut_meanwhile() from None
+    kept.update(zip(new, places, strict=True))
+    return [kept[uuid] for uuid, _ in found]
+
+
+def _cut_meanwhile() -> pynvml.NVMLError:
+    """What was read does not fit together."""
+    return pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
 
 
 def _of_profile(handle: Any, profile: Any) -> list[Any]:
@@ -185,10 +209,13 @@ def _profile_of(device: Any, geometry: Geometry) -> Profile:
     return min(like, key=lambda profile: (abs(profile.memory - seen.memorySizeMB), len(profile.name)))
 
 
-def arranged(profiles: list[Profile]) -> list[Cut]:
-    """A legal place for each of these instances, which exist together."""
+def arranged(profiles: list[Profile], geometry: Geometry, beside: Collection[Cut] = ()) -> list[Cut]:
+    """A legal place for each of these instances, which exist together, `beside` those whose place is known.
+    Raises ValueError where there is none."""
+    sizes = {profile.id: profile.size for profile in geometry.profiles}
+    taken = {cell for cut in beside for cell in range(cut.start, cut.start + sizes[cut.profile])}
     order = sorted(range(len(profiles)), key=lambda at: -profiles[at].size)
-    starts = _arrange([profiles[at] for at in order], frozenset())
+    starts = _arrange([profiles[at] for at in order], frozenset(taken))
     if starts is None:
         raise ValueError("these instances do not fit together")
     chosen = dict(zip(order, starts, strict=True))
@@ -259,7 +286,9 @@ def _create(handle: Any, geometry: Geometry, cut: Cut) -> None:
         if there == cut:
             _finish(handle, geometry, instance)
             return
-        overlaps = any(cell in cells for cell in range(there.start, there.start + sizes[there.profile]))
+        overlaps = any(
+            cell in cells for cell in range(there.start, there.start + sizes.get(there.profile, 0))
+        )
         if overlaps and not _compute_instances(instance):
             pynvml.nvmlGpuInstanceDestroy(instance)
     place = pynvml.c_nvmlGpuInstancePlacement_t(cut.start, sizes[cut.profile])
@@ -274,7 +303,7 @@ def _create(handle: Any, geometry: Geometry, cut: Cut) -> None:
 def _finish(handle: Any, geometry: Geometry, instance: Any) -> None:
     """Give a GPU instance the compute instance for the whole of it, if it has none."""
     cut = _cut(instance)
-    slices = next(info.sliceCount for info in _profiles(handle) if info.id == cut.profile)
+    slices = next((info.sliceCount for info in _profiles(handle) if info.id == cut.profile), None)
     there = [profile.sliceCount for profile, _ in _compute_instances(instance)]
     if there == [slices]:
         return

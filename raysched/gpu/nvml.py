@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pynvml
 
-from raysched.core.mig import Geometry
+from raysched.core.mig import UNCUT, Geometry
 from raysched.core.node import GPUInfo, Mechanism
 from raysched.core.work import Partition
 from raysched.gpu import instances, usage
-from raysched.gpu.answers import NO_GPUS, code, worded
+from raysched.gpu.answers import NO_GPUS, asked, code, worded
 from raysched.gpu.driver import Discovery, GPUUse, PartitionRefused
 from raysched.gpu.geometries import named
 from raysched.gpu.health import Health
 from raysched.gpu.models import model_of_product
+from raysched.gpu.topology import Topology
 from raysched.gpu.visible import visible
 
 _log = logging.getLogger(__name__)
 
+Identity = tuple[str, Any] | pynvml.NVMLError
+"""A GPU's UUID and NVML handle, or why it has none."""
+
 
 class NVMLDriver:
     """The GPUs of this node that `cuda_visible_devices`, the variable's value at the node's start, leaves.
+
+    What can't be read is as it was last seen, with a fault that says so: an error of the driver takes no GPU
+    away from anybody. A driver that was reloaded is found again.
 
     Process ids are those that the driver reports: inside a container with process ids of its own they are
     the host's, and match nothing there.
@@ -32,51 +40,99 @@ class NVMLDriver:
     def __init__(self, cuda_visible_devices: str | None) -> None:
         self._visible = cuda_visible_devices
         self._health = Health()
-        self._geometries: dict[tuple[str, bool | None], Geometry | None] = {}
+        self._topology = Topology()
+        self._geometries: dict[tuple[str, bool | None], Geometry] = {}
+        self._seen: dict[str, GPUInfo] = {}
         self._open = False
-        try:
-            pynvml.nvmlInit()
-            self._open = True
-        except pynvml.NVMLError as problem:
-            if code(problem) not in NO_GPUS:
-                raise worded("be started", problem) from problem
+        self._start()
+
+    # ------------------------------------------------------------ looking
 
     def discover(self) -> Discovery:
         """The visible GPUs, how they are cut, and what is wrong with them."""
-        if not self._open:
+        problem = self._start()
+        if problem is not None and (self._seen or code(problem) not in NO_GPUS):
+            return self._broken(worded("be started", problem))
+        if problem is not None:
             return Discovery(driver_version=None, simulated=False, gpus=())
         try:
-            version = pynvml.nvmlSystemGetDriverVersion()
-            ours = list(self._ours())
-            self._health.listen((uuid, handle) for _, uuid, handle in ours)
-            gpus = tuple(info for gpu in ours if (info := self._info(*gpu)))
+            found = self._look()
         except pynvml.NVMLError as problem:
-            raise worded("list the GPUs", problem) from problem
-        return Discovery(version, simulated=False, gpus=gpus)
+            self.close()
+            return self._broken(worded("list the GPUs", problem))
+        self._seen = {gpu.uuid: gpu for gpu in found.gpus}
+        return found
 
-    def _info(self, index: int, uuid: str, handle: Any) -> GPUInfo | None:
-        """A GPU as it is now; None for one that stopped answering meanwhile."""
+    def _start(self) -> pynvml.NVMLError | None:
+        """Begin to use the library, unless that was done; what is wrong with it."""
+        if self._open:
+            return None
+        try:
+            pynvml.nvmlInit()
+        except pynvml.NVMLError as problem:
+            return problem
+        self._open = True
+        return None
+
+    def _broken(self, problem: str) -> Discovery:
+        """The GPUs as they were last seen, all of them out of use."""
+        gpus = tuple(replace(gpu, fault="NVIDIA's driver does not answer") for gpu in self._seen.values())
+        return Discovery(driver_version=None, simulated=False, gpus=gpus, problem=problem)
+
+    def _look(self) -> Discovery:
+        version = pynvml.nvmlSystemGetDriverVersion()
+        cuda = asked(pynvml.nvmlSystemGetCudaDriverVersion_v2)
+        places = [_identity(place) for place in range(pynvml.nvmlDeviceGetCount())]
+        ours = list(self._ours(places))
+        gone = [_unread(place, found) for place, found in enumerate(places) if isinstance(found, Exception)]
+        self._health.listen((uuid, handle) for _, uuid, handle in ours)
+        handles = [(uuid, handle) for _, uuid, handle in ours]
+        read = [self._info(*gpu, handles) for gpu in ours]
+        lost = [self._seen[uuid] for uuid in self._seen if gone and uuid not in dict(handles)]
+        gpus = [each for each in read if isinstance(each, GPUInfo)]
+        gpus += [replace(gpu, fault="it does not answer any more") for gpu in lost]
+        problems = [each for each in read if isinstance(each, str)] + ([] if lost else gone)
+        return Discovery(
+            version,
+            simulated=False,
+            gpus=tuple(sorted(gpus, key=lambda gpu: gpu.index)),
+            cuda=f"{cuda // 1000}.{cuda % 1000 // 10}" if cuda else None,
+            problem="; ".join(problems),
+        )
+
+    def _info(self, index: int, uuid: str, handle: Any, gpus: list[tuple[str, Any]]) -> GPUInfo | str:
+        """A GPU as it is now, or as it was last seen where it can't be read; words for one that never was."""
         try:
             try:
-                return self._read(index, uuid, handle)
+                return self._read(index, uuid, handle, gpus)
             except pynvml.NVMLError:  # somebody may just have cut it
-                return self._read(index, uuid, handle)
+                return self._read(index, uuid, handle, gpus)
         except pynvml.NVMLError as problem:
-            _log.warning("GPU %d can't be read and is left out: %s.", index, problem)
-            return None
+            why = _unread(index, problem)
+            if uuid not in self._seen:
+                return why
+            return replace(self._seen[uuid], fault=f"it can't be read: {problem}")
 
-    def _read(self, index: int, uuid: str, handle: Any) -> GPUInfo:
+    def _read(self, index: int, uuid: str, handle: Any, gpus: list[tuple[str, Any]]) -> GPUInfo:
+        before = self._seen.get(uuid)
+        if before and before.mig and instances.enabled(handle) is None:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_UNKNOWN)  # no GPU loses its MIG
         mig = self._geometry(uuid, handle)
         mechanisms: tuple[Mechanism, ...] = ("mig",) if mig else ()
+        pci = asked(pynvml.nvmlDeviceGetPciInfo, handle)
+        capability = asked(pynvml.nvmlDeviceGetCudaComputeCapability, handle)
         return GPUInfo(
             uuid,
             index,
             model_of_product(pynvml.nvmlDeviceGetName(handle)),
-            _total(usage.memory(handle), mig),
+            _total(usage.memory(handle), mig, before),
             mig=mig,
-            layout=instances.layout(handle, mig),
+            layout=instances.layout(handle, mig, before.layout if before else UNCUT),
             mechanisms=mechanisms,
             fault=self._health.fault(uuid, handle),
+            pci=pci.busId if pci else before.pci if before else "",
+            capability="{}.{}".format(*capability) if capability else before.capability if before else "",
+            links=self._topology.links(uuid, handle, gpus),
         )
 
     def _geometry(self, uuid: str, handle: Any) -> Geometry | None:
@@ -84,17 +140,23 @@ class NVMLDriver:
         key = (uuid, instances.enabled(handle))
         if key not in self._geometries:
             memory = usage.memory(handle)
-            self._geometries[key] = instances.geometry(handle, memory.total if memory else None)
+            found = instances.geometry(handle, memory.total if memory else None)
+            if found is None:
+                return None
+            self._geometries[key] = found
         return self._geometries[key]
 
     def sample(self) -> dict[str, GPUUse]:
-        """What is in use now; a GPU that does not answer is there with nothing measured."""
+        """What is in use now of each GPU that answers."""
         if not self._open:
             return {}
         try:
-            return {uuid: _use(uuid, handle) for _, uuid, handle in self._ours()}
+            return {uuid: use for _, uuid, handle in self._ours() if (use := _use(uuid, handle))}
         except pynvml.NVMLError as problem:
-            raise worded("list the GPUs", problem) from problem
+            _log.warning("%s.", worded("list the GPUs", problem))
+            return {}
+
+    # ------------------------------------------------------------ cutting
 
     def partition(self, change: Partition) -> None:
         """Cut a GPU: destroy, switch the mode, create, and look again before each step that takes something
@@ -146,39 +208,47 @@ class NVMLDriver:
         if self._open:
             self._open = False
             self._health.deafen()
-            pynvml.nvmlShutdown()
+            self._health.forget()
+            asked(pynvml.nvmlShutdown)
 
-    def _ours(self) -> Iterator[tuple[int, str, Any]]:
-        """Each GPU that is ours to share, as (index, UUID, NVML handle)."""
-        found = [_identity(place) for place in range(pynvml.nvmlDeviceGetCount())]
-        handles = {identity[0]: identity[1] for identity in found if identity is not None}
-        uuids = [None if identity is None else identity[0] for identity in found]
+    def _ours(self, places: list[Identity] | None = None) -> Iterator[tuple[int, str, Any]]:
+        """Each GPU that is ours to share, as (index, UUID, NVML handle), of those in `places` or all."""
+        found = places or [_identity(place) for place in range(pynvml.nvmlDeviceGetCount())]
+        handles = {each[0]: each[1] for each in found if isinstance(each, tuple)}
+        uuids = [each[0] if isinstance(each, tuple) else None for each in found]
         for index, uuid in visible(uuids, self._visible):
             yield index, uuid, handles[uuid]
 
 
-def _identity(place: int) -> tuple[str, Any] | None:
-    """UUID and handle of a GPU; None for one that fell off the bus, so that the others stay usable."""
+def _identity(place: int) -> Identity:
+    """UUID and handle of a GPU; the error of one that fell off the bus, so that the others stay usable."""
     try:
         handle = pynvml.nvmlDeviceGetHandleByIndex(place)
         return pynvml.nvmlDeviceGetUUID(handle), handle
     except pynvml.NVMLError as problem:
-        _log.warning("GPU %d can't be read and is left out: %s.", place, problem)
-        return None
+        return problem
 
 
-def _total(memory: Any, mig: Geometry | None) -> int:
-    """MiB of a GPU; of one that only root may ask, those of its largest profile."""
+def _unread(place: int, problem: Exception) -> str:
+    words = f"GPU {place} can't be read: {problem}"
+    _log.warning("%s.", words)
+    return words
+
+
+def _total(memory: Any, mig: Geometry | None, before: GPUInfo | None) -> int:
+    """MiB of a GPU; of one that only root may ask, what it had before, else those of its largest profile."""
     if memory is not None:
         return memory.total // usage.MIB
+    if before is not None:
+        return before.memory
     return max(profile.memory for profile in mig.profiles) if mig else 0
 
 
-def _use(uuid: str, handle: Any) -> GPUUse:
+def _use(uuid: str, handle: Any) -> GPUUse | None:
     try:
         memory = usage.memory(handle)
         used = None if memory is None else usage.mib(memory.used)
         return GPUUse(used, usage.processes(handle, instances.devices(handle)))
     except pynvml.NVMLError as problem:
         _log.warning("GPU %s can't be read: %s.", uuid, problem)
-        return GPUUse(memory_mib=None)
+        return None

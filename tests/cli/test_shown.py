@@ -50,7 +50,7 @@ def test_every_view_stands_at_any_width(view: Callable[[int | None], list[Text]]
 
 def test_the_map_of_gpus() -> None:
     assert _plain(gpu_map.gpu_map(samples.gpus(), 80)) == [
-        "node-a   2 x A100-80GB   driver 570.86   ray, vm   8 of 32 CPUs",
+        "node-a   2 x A100-80GB   driver 570.86 (CUDA 12.8)   ray, vm   8 of 32 CPUs",
         "    12.0 of 251.0 GiB",
         " 0  GPU-3f2a8c1d  shared     ███████████████░░░░░    75 %    59.7 of 79.6 GiB",
         "        25 %  hpo[0]  ana  ray  12m  18.2 of 19.9 GiB used",

@@ -16,6 +16,13 @@
  *     remapped INDEX CORRECTABLE UNCORRECTABLE PENDING FAILED
  *     recovery INDEX ACTION                  field 230; without it not supported
  *     xid INDEX CODE                         an event, for those who registered before the line came
+ *     cuda VERSION                           such as 12080
+ *     pci INDEX BUS CAPABILITY               such as 00000000:3B:00.0 8.0; without it not supported
+ *     link INDEX INDEX LEVEL NVLINK          the PCIe level that two GPUs have in common (10 to 50), and whether
+ *                                            an NVLink joins them (1, 0); without it not supported
+ *     fail FUNCTION CODE                     this call does nothing and answers with CODE
+ *
+ * With FAKE_NVML_CALLS in the environment, the name of each function that is called is added to that file.
  *
  * How GPUs are cut is kept in the file of that name with ".mig" behind it, mapped into every process that uses
  * this library. Without the variable: "driver not loaded". */
@@ -32,13 +39,16 @@
 enum { SUCCESS = 0, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NO_PERMISSION = 4, NOT_FOUND = 6,
        INSUFFICIENT_SIZE = 7, DRIVER_NOT_LOADED = 9, TIMEOUT = 10, GPU_IS_LOST = 15, IN_USE = 19,
        INSUFFICIENT_RESOURCES = 23 };
-enum { GPUS = 32, INSTANCES = 16, PROFILES = 16, PROFILE_ENUMS = 18, LINES = 64, XID = 8, NONE = ~0u };
+enum { HANDLES = 1 << 18, FAILS = 64, GPUS = 32, INSTANCES = 16, PROFILES = 16, PROFILE_ENUMS = 18, LINES = 64, XID = 8, NONE = ~0u };
 
 typedef unsigned long long u64;
 typedef struct { int index, number; unsigned id, slices, most, sm, size, starts[8], count; u64 mib; char name[64]; }
     profile_t;
-typedef struct { char uuid[96], name[96]; u64 total, used; int mig, lost, sticky, barren, remapped[4], recovery; }
-    gpu_t;
+typedef struct { char uuid[96], name[96], bus[32]; u64 total, used; int mig, lost, sticky, barren, remapped[4], recovery;
+    int major, minor; } gpu_t;
+typedef struct { char function[80]; int code; } fail_t;
+typedef struct { int a, b, level, nvlink; } link_t;
+typedef struct { char legacy[16]; unsigned domain, bus, device, id, subsystem; char name[32]; } pci_t;
 typedef struct { int gpu; unsigned pid, gi; long long mib; char list[16]; } use_t;
 typedef struct { int gpu, code; unsigned id, start; } stubborn_t;
 typedef struct { int gpu; u64 code; } xid_t;
@@ -69,7 +79,10 @@ static use_t uses[LINES];
 static profile_t profiles[LINES];
 static stubborn_t stubborn[LINES];
 static xid_t xids[LINES];
-static handle_t handles[4096];
+static link_t links[LINES];
+static fail_t fails[FAILS];
+static handle_t handles[HANDLES];
+static int cuda, link_count, fail_count;
 static int init_code, privileged, gpu_count, use_count, profile_count, stubborn_count, xid_count, handle_count;
 static int listeners[GPUS]; /* event sets of this process, each a user of the GPU */
 static cut_t *cuts;
@@ -93,13 +106,24 @@ static void read_line(const char *line) {
     use_t *use = &uses[use_count];
     stubborn_t *rock = &stubborn[stubborn_count];
     xid_t *xid = &xids[xid_count];
+    link_t *link = &links[link_count];
+    fail_t *fail = &fails[fail_count];
+    char bus[32];
     int i, a, b, c, d;
+    if (fail_count < FAILS && sscanf(line, "fail %79s %d", fail->function, &fail->code) == 2) fail_count++;
+    if (link_count < LINES && sscanf(line, "link %d %d %d %d", &link->a, &link->b, &link->level, &link->nvlink) == 4)
+        link_count++;
+    if (sscanf(line, "pci %d %31s %d.%d", &i, bus, &a, &b) == 4) {
+        strcpy(gpus[i].bus, bus);
+        gpus[i].major = a, gpus[i].minor = b;
+    }
+    sscanf(line, "cuda %d", &cuda);
     sscanf(line, "driver %79s", driver);
     sscanf(line, "init %d", &init_code);
     if (!strncmp(line, "unprivileged", 12)) privileged = 0;
     if (gpu_count < GPUS && sscanf(line, "gpu %95s %llu %llu %d %95[^\n]", gpu->uuid, &gpu->total, &gpu->used,
                                    &gpu->mig, gpu->name) == 5) {
-        gpu->lost = gpu->sticky = gpu->barren = 0;
+        gpu->lost = gpu->sticky = gpu->barren = gpu->bus[0] = 0;
         gpu->remapped[0] = gpu->recovery = -1;
         gpu_count++;
     }
@@ -129,20 +153,41 @@ static void map_cuts(const char *path) {
 }
 
 static void read_state(void) {
+    static char text[1 << 16], known[1 << 16];
     const char *path = getenv("FAKE_NVML_STATE");
     FILE *file = path ? fopen(path, "r") : NULL;
     char line[512];
+    if (file) {
+        text[fread(text, 1, sizeof text - 1, file)] = 0;
+        if (known[0] && !strcmp(text, known)) {
+            fclose(file);
+            return;
+        }
+        strcpy(known, text);
+        rewind(file);
+    }
     init_code = file ? SUCCESS : DRIVER_NOT_LOADED;
     privileged = 1;
+    cuda = link_count = fail_count = 0;
     gpu_count = use_count = profile_count = stubborn_count = xid_count = 0;
     while (file && fgets(line, sizeof line, file)) read_line(line);
+    if (!file) known[0] = 0;
     if (!file) return;
     fclose(file);
     if (!cuts) map_cuts(path);
 }
 
+static int begin(const char *function) {
+    const char *calls = getenv("FAKE_NVML_CALLS");
+    FILE *log = calls ? fopen(calls, "a") : NULL;
+    if (log) fprintf(log, "%s\n", function), fclose(log);
+    for (int i = 0; i < fail_count; i++)
+        if (!strcmp(fails[i].function, function)) return fails[i].code;
+    return SUCCESS;
+}
+
 /* Every call holds this: threads and processes see each change whole. */
-static void enter(void) {
+static void lock(void) {
     pthread_mutex_lock(&mutex);
     read_state();
     if (cuts_file >= 0) flock(cuts_file, LOCK_EX);
@@ -156,6 +201,8 @@ static int leave(int code) {
     return code;
 }
 
+/* The beginning of every call; it ends there where the state says that it fails. */
+#define enter() do { lock(); int failed_ = begin(__func__); if (failed_) return leave(failed_); } while (0)
 #define CALL(code) do { enter(); return leave(code); } while (0)
 
 static int copy(char *to, unsigned size, const char *from) {
@@ -170,11 +217,11 @@ static gpu_t *gpu_of(void *handle) {
 
 static void *handle_of(char kind, int gpu, int slot) {
     unsigned serial = cuts[gpu].gi[slot].serial;
-    for (int i = 0; i < handle_count; i++) {
+    for (int i = handle_count - 1; i >= 0; i--) {
         handle_t *h = &handles[i];
         if (h->kind == kind && h->gpu == gpu && h->slot == slot && h->serial == serial) return h;
     }
-    if (handle_count == 4096) abort();
+    if (handle_count == HANDLES) abort();
     handles[handle_count] = (handle_t){kind, gpu, slot, serial};
     return &handles[handle_count++];
 }
@@ -207,8 +254,8 @@ static int rock_at(int gpu, unsigned id, unsigned start) {
 /* ------------------------------------------------------------ the driver and its GPUs */
 
 int nvmlInitWithFlags(unsigned flags) { (void)flags; enter(); return leave(init_code); }
-int nvmlInit_v2(void) { return nvmlInitWithFlags(0); }
-int nvmlShutdown(void) { return SUCCESS; }
+int nvmlInit_v2(void) { enter(); return leave(init_code); }
+int nvmlShutdown(void) { CALL(SUCCESS); }
 
 const char *nvmlErrorString(int code) {
     switch (code) {
@@ -218,6 +265,12 @@ const char *nvmlErrorString(int code) {
     case INSUFFICIENT_RESOURCES: return "Insufficient Resources";
     default: return "Fake error";
     }
+}
+
+int nvmlSystemGetCudaDriverVersion_v2(int *version) {
+    enter();
+    *version = cuda;
+    return leave(cuda ? SUCCESS : NOT_SUPPORTED);
 }
 
 int nvmlSystemGetDriverVersion(char *out, unsigned size) { CALL(copy(out, size, driver)); }
@@ -255,6 +308,41 @@ int nvmlDeviceGetUUID(void *handle, char *out, unsigned size) {
 
 int nvmlDeviceGetName(gpu_t *gpu, char *out, unsigned size) { CALL(copy(out, size, gpu->name)); }
 
+int nvmlDeviceGetPciInfo_v3(gpu_t *gpu, pci_t *out) {
+    enter();
+    *out = (pci_t){0};
+    strcpy(out->name, gpu->bus);
+    return leave(gpu->bus[0] ? SUCCESS : NOT_SUPPORTED);
+}
+
+int nvmlDeviceGetCudaComputeCapability(gpu_t *gpu, int *major, int *minor) {
+    enter();
+    *major = gpu->major, *minor = gpu->minor;
+    return leave(gpu->bus[0] ? SUCCESS : NOT_SUPPORTED);
+}
+
+static link_t *link_of(gpu_t *one, gpu_t *other) {
+    int a = one - gpus, b = other - gpus;
+    for (int i = 0; i < link_count; i++)
+        if ((links[i].a == a && links[i].b == b) || (links[i].a == b && links[i].b == a)) return &links[i];
+    return NULL;
+}
+
+int nvmlDeviceGetTopologyCommonAncestor(gpu_t *one, gpu_t *other, int *level) {
+    enter();
+    link_t *link = link_of(one, other);
+    if (link) *level = link->level;
+    return leave(link ? SUCCESS : NOT_SUPPORTED);
+}
+
+/* Of what can be asked, only NVLink (2) is known: 0 is yes, 5 not supported. */
+int nvmlDeviceGetP2PStatus(gpu_t *one, gpu_t *other, int what, int *status) {
+    enter();
+    link_t *link = link_of(one, other);
+    *status = link && link->nvlink && what == 2 ? 0 : 5;
+    return leave(link ? SUCCESS : NOT_SUPPORTED);
+}
+
 static int memory_code(void *handle) {
     gpu_t *gpu = gpu_of(handle);
     if (!gpu) return NOT_SUPPORTED;
@@ -280,7 +368,6 @@ int nvmlDeviceGetMemoryInfo_v2(gpu_t *gpu, memory_v2_t *out) {
 #endif
 
 static int list(void *handle, unsigned *room, process_t *out, const char *wanted) {
-    enter();
     gpu_t *gpu = gpu_of(handle);
     handle_t *h = handle;
     if (gpu && cuts[gpu - gpus].mode == 1 && !privileged) return leave(NO_PERMISSION);
@@ -301,13 +388,16 @@ static int list(void *handle, unsigned *room, process_t *out, const char *wanted
 }
 
 int nvmlDeviceGetComputeRunningProcesses_v3(void *handle, unsigned *room, process_t *out) {
+    enter();
     return list(handle, room, out, "compute");
 }
 int nvmlDeviceGetGraphicsRunningProcesses_v3(void *handle, unsigned *room, process_t *out) {
+    enter();
     return list(handle, room, out, "graphics");
 }
 #ifndef OLD_DRIVER
 int nvmlDeviceGetMPSComputeRunningProcesses_v3(void *handle, unsigned *room, process_t *out) {
+    enter();
     return list(handle, room, out, "mps");
 }
 #endif
@@ -556,7 +646,12 @@ int nvmlEventSetFree(set_t *set) {
     return leave(SUCCESS);
 }
 
-int nvmlDeviceGetSupportedEventTypes(gpu_t *gpu, u64 *types) { (void)gpu; *types = XID; return SUCCESS; }
+int nvmlDeviceGetSupportedEventTypes(gpu_t *gpu, u64 *types) {
+    (void)gpu;
+    enter();
+    *types = XID;
+    return leave(SUCCESS);
+}
 
 int nvmlDeviceRegisterEvents(gpu_t *gpu, u64 types, set_t *set) {
     enter();

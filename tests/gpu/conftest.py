@@ -17,7 +17,6 @@ PROBE = """
 import dataclasses, json, os, sys
 from raysched.core.mig import Cut
 from raysched.core.work import Partition
-from raysched.errors import RayschedError
 from raysched.gpu.driver import PartitionRefused, open_driver
 
 def cuts(pairs):
@@ -32,8 +31,13 @@ def do(step):
     if step == "look":
         return look()
     if isinstance(step, str):
-        with open(os.environ["FAKE_NVML_STATE"], "a") as state:
-            print(chr(10) + step, file=state)
+        path = os.environ["FAKE_NVML_STATE"]
+        if step.startswith("not "):
+            lines = [line for line in open(path) if line.strip() != step[4:]]
+            open(path, "w").writelines(lines)
+        else:
+            with open(path, "a") as state:
+                print(chr(10) + step, file=state)
         return look()
     gpu, mig, destroy, create = step
     try:
@@ -43,12 +47,9 @@ def do(step):
         return {**look(), "refused": str(refused), "cut": cut}
     return look()
 
-try:
-    driver = open_driver(None, "node-a")
-    print(json.dumps([do(step) for step in json.loads(sys.argv[1])]))
-    driver.close()
-except RayschedError as problem:
-    print(json.dumps([{"error": str(problem)}]))
+driver = open_driver(None, "node-a")
+print(json.dumps([do(step) for step in json.loads(sys.argv[1])]))
+driver.close()
 """
 
 Probe = Callable[..., dict[str, Any]]
@@ -69,8 +70,9 @@ def old_nvml(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def script(fake_nvml: Path, tmp_path: Path) -> Script:
     """What a driver answers after each of some steps, on a machine with these lines of state (none: no
-    state, no driver). A step is "look", a line to add to the state, or a partition: GPU, MIG mode, cuts to
-    destroy, cuts to create. How GPUs are cut stays from one call to the next."""
+    state, no driver). A step is "look", a line to add to the state (or "not" and one to take out), or a
+    partition: GPU, MIG mode, cuts to destroy, cuts to create. How GPUs are cut stays from one call to the
+    next."""
 
     def run(
         lines: tuple[str, ...], *steps: Any, library: Path = fake_nvml, visible: str | None = None

@@ -327,7 +327,7 @@ def test_instances_of_known_sizes_get_places_that_do_not_overlap(data: st.DataOb
                 taken |= cells
                 chosen.append(profile)
                 break
-    found = arranged(chosen)
+    found = arranged(chosen, geometry)
     assert [cut.profile for cut in found] == [profile.id for profile in chosen]
     pairs = zip(found, chosen, strict=True)
     cells_of = [cell for cut, profile in pairs for cell in range(cut.start, cut.start + profile.size)]

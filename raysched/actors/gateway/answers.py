@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from raysched.core.jobs import JobState, Kind
-from raysched.core.node import Mechanism, Mode
+from raysched.core.node import Mechanism, Mode, Path
 from raysched.core.request import Isolation, Sharing
 
 MiB = Annotated[int, Field(description="MiB")]
@@ -233,11 +233,15 @@ class GPU(Shape):
     `outside`: somebody holds it in Ray without raysched. `fault` says why it is not used; empty: it is well.
     `mechanisms` can hold tenants to their share; `replicas` is how many it takes by time-slice.
     `memory_used_mib` is null where nothing was measured, `foreign_mib` is the memory that processes without
-    a lease hold; `mig` is null where it can't be cut."""
+    a lease hold; `mig` is null where it can't be cut. `pci` is its address, `capability` its CUDA compute
+    capability (empty: not known), `links` the ways to the node's other GPUs."""
 
     uuid: str
     index: int
     model: str
+    pci: str
+    capability: str
+    links: dict[str, Path]
     mode: Mode
     sharing: Sharing | None
     present: bool
@@ -271,13 +275,16 @@ class Memory(Shape):
 
 
 class Node(Shape):
-    """A machine and its GPUs; `driver` is null without one. Nothing new starts where it is `draining`."""
+    """A machine and its GPUs; `driver` is null without one, `cuda` the newest that it runs; `problem` says
+    why its GPUs can't be read. Nothing new starts where it is `draining`."""
 
     name: str
     alive: bool
     draining: bool
     simulated: bool
     driver: str | None
+    cuda: str | None
+    problem: str
     backends: list[str]
     cpus: Cores
     memory_mib: Memory
