@@ -6,6 +6,7 @@ A seed tells what is done, so that a failure can be had again; without one it is
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import subprocess
@@ -15,17 +16,21 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from tests.crash import outside  # noqa: E402
+from tests.fake_nvml.build import compile_fake  # noqa: E402
+from tests.gpu.streams import stream  # noqa: E402
 from tests.simulation.shards import simulations, story  # noqa: E402
 
 CORES = os.cpu_count() or 1
 CRASHES = 10_000
 EXAMPLES = 3_000
 EVENTS = 1_000_000
+STEPS = 10_000
 
 
 def crashes(seed: str, count: int) -> str:
@@ -75,6 +80,16 @@ def events(seed: str, _: int) -> str:
     return f"{happened} events in {seeds} simulations from seed {first} on: every promise was kept"
 
 
+def gpus(seed: str, _: int) -> str:
+    """Leases of every kind on GPUs that a fake NVML has."""
+    with TemporaryDirectory() as folder:
+        library = compile_fake(Path(folder))
+        done = stream(library, Path(folder), seed, STEPS)
+    assert done.returncode == 0, done.stderr[-5000:]
+    told = json.loads(done.stdout)
+    return f"{STEPS} steps with {told['cuts']} cuts: after each the GPUs were as the ledger thought"
+
+
 def mutants(_: str, __: int) -> str:
     """One broken rule after the other."""
     done = subprocess.run([sys.executable, "tests/mutants/run.py"], cwd=ROOT, check=False)
@@ -87,6 +102,7 @@ PROOFS: dict[str, Callable[[str, int], str]] = {
     "starts": starts,
     "model": model,
     "events": events,
+    "gpus": gpus,
     "mutants": mutants,
 }
 
