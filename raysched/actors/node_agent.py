@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,6 +15,7 @@ import ray
 from raysched.actors.node_runs import NodeRuns
 from raysched.actors.remote_ledger import RemoteLedger
 from raysched.actors.settings import Settings
+from raysched.backends.containers import Engines
 from raysched.core import commands, gpu_views
 from raysched.core.node import NodeInfo
 from raysched.core.request import WHOLE
@@ -45,6 +47,7 @@ class NodeAgent(NodeRuns):
         self.node = node
         self.ray_id = ray_id
         self.driver: Driver = open_driver(simulate, node, folder=Path(settings.folder))
+        self.engines = Engines(settings.environment)
         self.driving = asyncio.Lock()
         self.cutting = asyncio.Lock()
         self.describing = asyncio.Lock()
@@ -115,7 +118,8 @@ class NodeAgent(NodeRuns):
 
     async def _describe(self) -> None:
         async with self.describing:  # in order: an old layout that came late would end healthy tenants
-            info = await self._drive(self._info)
+            engine = await asyncio.to_thread(self.engines.name)
+            info = replace(await self._drive(self._info), containers=engine)
             self.uuids = frozenset(gpu.uuid for gpu in info.gpus)
             await self.ledger.tell((commands.NodeSeen(info),))
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from raysched.backends import runner
 from raysched.backends.base import EngineRefused
+from raysched.backends.containers import in_container
 from raysched.backends.environment import environment
 from raysched.backends.leftovers import end_leftovers, leftovers
 from raysched.backends.working_dir import delete_tree, make_working_dir
@@ -161,9 +162,11 @@ class RunFolder:
             return
         work = self.path / "work"
         make_working_dir(work, package)
-        entrypoint = launch.entrypoint if isinstance(launch.entrypoint, str) else list(launch.entrypoint)
-        env = environment(launch, base_env)
-        content = {"entrypoint": entrypoint, "env": env, "cwd": str(work)}
+        if launch.image is not None:
+            content = in_container(launch, base_env, work)
+        else:
+            env = environment(launch, base_env)
+            content = {"entrypoint": launch.entrypoint, "env": env, "cwd": str(work)}
         runner.write_json(str(self.path), "launch.json", content)
 
     def _start_runner(self) -> None:
@@ -206,12 +209,17 @@ class RunFolder:
         started = mark.started if mark else None
         rebooted = mark is not None and mark.boot != runner.boot()
         reason = "the machine was restarted" if rebooted else "its runner was killed"
-        if not end_leftovers(self.run):
+        if not end_leftovers(self.run) or not self._end_container():
             return Seen(self.run, "running", started, reason=f"{reason}; what is left of it is being ended")
         with self._locked() as mine, suppress(OSError):
             if mine:
                 self._write_exit(None, started, reason)
         return self._exit() or Seen(self.run, "lost", started, runner.now(), reason=reason)
+
+    def _end_container(self) -> bool:
+        """Whether the container of a run without a runner is gone, and it is ended if not."""
+        launch = self._read("launch.json") or {}
+        return "container" not in launch or runner.end_container(launch["container"], launch["env"])
 
     # ------------------------------------------------------------ files
 

@@ -4,7 +4,9 @@ It stands alone on the standard library, so that the file can be sent to another
 little, so that it starts in a few hundredths of a second. Linux only. The files of a run folder:
 
     lock         locked (flock) by whoever prepares the run, then by its runner for as long as it lives
-    launch.json  {"entrypoint": str | [str], "env": {}, "cwd": str}; there once the run is prepared
+    launch.json  {"entrypoint": str | [str], "env": {}, "cwd": str}; there once the run is prepared. In a
+                 container also "container": {"image": str, "there", "pull", "find", "remove": [str]}, what
+                 the engine is asked beside the entrypoint, which is the engine's command then
     run.json     {"pid", "ticks", "boot", "started"}: the runner; there before the command starts
     stop.json    {"grace": seconds}: somebody wants the run to end; the runner gets SIGTERM after it
     exit.json    {"code", "started", "ended", "reason"}: the run has ended and its processes are gone;
@@ -29,7 +31,7 @@ from contextlib import suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from typing import Any
 
 GRACE = 10.0
@@ -48,6 +50,15 @@ RETRY = 1.0
 EXIT_ROOM = 1024
 """Bytes that are set aside for the exit, so that a disk filled by the job doesn't lose its exit code."""
 
+ENGINE_FAILED = 125
+"""The exit code of docker, podman and nerdctl where they could not run a container at all."""
+
+ENGINE_ANSWERS = 30.0
+"""Seconds that an engine may take to find or to end a container, before it is asked again."""
+
+LINE_LIMIT = 2048
+"""The longest line of the output that is looked at, in bytes."""
+
 STOPPED_EARLY = (128 + signal.SIGTERM, "stopped before it started")
 """Exit code and reason of a run that was stopped before its command began."""
 
@@ -60,9 +71,11 @@ class Command:
 
     def __init__(self, folder: str) -> None:
         launch = read_json(folder, "launch.json")
+        self.folder = folder
         self.entrypoint: str | list[str] = launch["entrypoint"]
         self.env: dict[str, str] = launch["env"]
         self.cwd: str = launch["cwd"]
+        self.container: dict[str, Any] | None = launch.get("container")
 
     def start(self, output: int) -> int:
         """Fork the command, writing to the descriptor `output`, as leader of a session; return its pid."""
@@ -86,6 +99,8 @@ class Command:
         arguments = ["/bin/sh", "-c", "--", line] if isinstance(line, str) else line
         try:
             os.chdir(self.cwd)
+            if self.container is not None:
+                self._bring_image(self.container)
             os.execvpe(arguments[0], arguments, self.env)
         except FileNotFoundError:
             complain(f"can't run {arguments[0]!r}: there is no such command, or its interpreter is missing")
@@ -93,16 +108,29 @@ class Command:
         except (OSError, ValueError) as error:
             complain(f"can't run {arguments[0]!r}: {words(error)}")
 
+    def _bring_image(self, container: dict[str, Any]) -> None:
+        """See that the engine has the image; where it can't be had, say so and end."""
+        import subprocess
+
+        there = subprocess.run(container["there"], env=self.env, capture_output=True, check=False)
+        if there.returncode != 0 and subprocess.run(container["pull"], env=self.env, check=False).returncode:
+            complain(f"the image {container['image']} can't be pulled: {last_line(self.folder)}")
+            os._exit(ENGINE_FAILED)
+
 
 class Runner:
     """The process that looks after one run, from the start of its command until the last process of it is
-    gone. Orphans of the run, those that called setsid included, become its children."""
+    gone. Orphans of the run, those that called setsid included, become its children.
+
+    What runs in a container may be no descendant of it: the engine is asked to end that.
+    """
 
     def __init__(self, folder: str, command: Command, output: int) -> None:
         self.folder = folder
         self.command = command
         self.output = output
         self.child = 0
+        self.launched = False
         self.started = now()
         self.code: int | None = None
         self.reason = ""
@@ -129,11 +157,14 @@ class Runner:
             self.code, self.reason = STOPPED_EARLY
         else:
             self.child = self.command.start(self.output)
+            self.launched = True
         while self.code is None and self.deadline is None:
             self._wait(None)
         if self.deadline is None:
             self.deadline = time.monotonic() + LEFTOVER_GRACE
         self._end_processes()
+        while self.launched and not self._end_container():
+            self._wait(RETRY)
         self._write_exit()
 
     def _wait(self, seconds: float | None) -> None:
@@ -164,20 +195,30 @@ class Runner:
             if pid == self.child:
                 code = os.waitstatus_to_exitcode(status)
                 self.code = code if code >= 0 else 128 - code
+                if self.code == ENGINE_FAILED and self.command.container and not self.reason:
+                    self.reason = last_line(self.folder)
 
     def _end_processes(self) -> None:
         """SIGTERM to every process of the run, SIGKILL to what is left at the deadline.
 
-        What starts after the SIGTERM is left alone until then: it may be saving the job's work.
+        What starts after the SIGTERM is left alone until then: it may be saving the job's work. With a
+        container the engine's command alone gets it, and passes it on: once, and to the first process there,
+        as anybody who builds an image expects.
         """
         self._reap()
-        for pid in self._processes():
+        for pid in self._told():
             kill(pid, signal.SIGTERM)
         while left := self._processes():
             if time.monotonic() >= (self.deadline or 0):
+                self._end_container()
                 for pid in left:
                     kill(pid, signal.SIGKILL)
             self._wait(LOOK_AGAIN)
+
+    def _told(self) -> set[int]:
+        """Those who are told that the run is to end."""
+        found = self._processes()
+        return {pid for pid in found if group(pid) == self.child} if self.command.container else found
 
     def _processes(self) -> set[int]:
         while True:
@@ -185,6 +226,11 @@ class Runner:
                 return descendants({os.getpid()})
             except OSError:
                 time.sleep(RETRY)  # the machine is out of files or memory: the run still has to end
+
+    def _end_container(self) -> bool:
+        """Whether the container is gone, if there is to be one; it is ended at once if not."""
+        container = self.command.container
+        return container is None or end_container(container, self.command.env, forget_signals)
 
     def _write_exit(self) -> None:
         exit = {"code": self.code, "started": self.started, "ended": now(), "reason": self.reason}
@@ -195,6 +241,44 @@ class Runner:
                 return None  # the run folder was deleted: nobody asks any more
             except OSError:
                 time.sleep(RETRY)
+
+
+# ---------------------------------------------------------------- containers
+
+
+def end_container(
+    container: Mapping[str, Any], env: Mapping[str, str], before: Callable[[], None] | None = None
+) -> bool:
+    """End the container of a run at once, if it is there; false where the engine does not say that it is
+    gone, so that this has to be done again. `before` is called in each process that is started."""
+    try:
+        if found := _ask(container["find"], env, before):
+            _ask(container["remove"], env, before)
+            found = _ask(container["find"], env, before)
+    except FileNotFoundError:
+        return True  # no engine any more
+    return found == b""
+
+
+def _ask(
+    command: list[str], env: Mapping[str, str], before: Callable[[], None] | None = None
+) -> bytes | None:
+    """What a command of the engine prints; None where it fails or hangs."""
+    import subprocess
+
+    with suppress(subprocess.TimeoutExpired):
+        done = subprocess.run(
+            command,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=ENGINE_ANSWERS,
+            check=False,
+            preexec_fn=before,
+        )
+        return done.stdout.strip() if done.returncode == 0 else None
+    return None
 
 
 # ---------------------------------------------------------------- files of the run folder
@@ -247,6 +331,16 @@ def private(path: str, flags: int) -> int:
 def exists(folder: str, name: str) -> bool:
     """Whether the run folder has this file."""
     return os.path.exists(os.path.join(folder, name))
+
+
+def last_line(folder: str) -> str:
+    """The last line of the output, without the marks of who said it; empty where there is none."""
+    lines: list[bytes] = []
+    with suppress(OSError), open(os.path.join(folder, "output.log"), "rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - LINE_LIMIT))
+        lines = [line for line in file.read().split(b"\n") if line.strip()]
+    said = lines[-1].decode("utf-8", "replace").strip() if lines else ""
+    return said.removeprefix("raysched: ").removeprefix("Error: ")
 
 
 def begun(folder: str) -> bool:
@@ -312,6 +406,13 @@ def descendants(roots: set[int]) -> set[int]:
 def processes() -> list[int]:
     """The ids of all processes of this machine."""
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def group(pid: int) -> int | None:
+    """The process group of a process; None if it is gone."""
+    with suppress(ProcessLookupError):
+        return os.getpgid(pid)
+    return None
 
 
 def kill(pid: int, number: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from raysched.core.commands import JobRequest
 from raysched.core.request import WHOLE, Request
 from raysched.specs.job import Backend, JobSpec
@@ -31,7 +33,7 @@ def compile_job(spec: JobSpec, id: str, package: str | None) -> JobRequest:
 
 def compile_request(spec: JobSpec) -> Request:
     """What one element of the job asks for."""
-    return compile_resources(spec.resources, spec.backend)
+    return replace(compile_resources(spec.resources, spec.backend), container=spec.image is not None)
 
 
 def compile_resources(resources: Resources, backend: Backend) -> Request:

@@ -19,6 +19,7 @@ from raysched.core.placement import (
     place,
     possible,
     profile_for,
+    reaches,
     room,
     slice_of,
 )
@@ -110,7 +111,8 @@ def _faulty(gpu: GPU) -> str:
 
 
 def _reached(state: State, request: Request) -> list[Node]:
-    return [node for node in state.nodes.values() if set(request.backends) & set(node.info.backends)]
+    nodes = state.nodes.values()
+    return [node for node in nodes if any(reaches(backend, node, request) for backend in request.backends)]
 
 
 def _gpu_shortage(

@@ -20,11 +20,13 @@ from raysched.core.words import asks, at_least, listing, number
 
 def impossible(state: State, request: Request) -> str:
     """Why no node could ever serve the request, naming the most there is and what to ask for instead."""
-    nodes = [
-        emptied(node) for node in state.nodes.values() if set(request.backends) & set(node.info.backends)
-    ]
-    if not nodes:
+    reached = [node for node in state.nodes.values() if set(request.backends) & set(node.info.backends)]
+    if not reached:
         return _no_backend(state, request)
+    nodes = [emptied(node) for node in reached if node.info.containers or not request.container]
+    if not nodes:
+        names = listing(sorted(node.info.name for node in reached))
+        return f"image: nothing runs containers on {names}: install docker, podman or nerdctl there"
     gpus = [gpu for node in nodes for gpu in node.gpus.values()]
     if request.gpus and not gpus:
         return f"asks for {asks(request)}, and no node has a GPU"

@@ -60,7 +60,7 @@ class NodeInfo:
     `cpus` in ten-thousandths of a core, `memory` in MiB; `backends` are those that reach it; `address` is
     the host name or IP address by which the other nodes do (empty: its name). `driver` and `cuda` are the
     versions of NVIDIA's driver and of the newest CUDA that it runs; `problem` says why its GPUs can't be
-    read, empty if they can."""
+    read, empty if they can. `containers` names the engine that runs containers there (empty: none)."""
 
     name: str
     backends: tuple[str, ...]
@@ -73,6 +73,7 @@ class NodeInfo:
     address: str = ""
     cuda: str | None = None
     problem: str = ""
+    containers: str = ""
 
 
 @dataclass(frozen=True, slots=True)

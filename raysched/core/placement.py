@@ -113,26 +113,31 @@ def place(state: State, request: Request, kept: Kept = NOTHING_KEPT) -> Placemen
     """The best place for `request` now, or None where there is none."""
     for way in ways(request):
         for backend in way.backends:
-            places = _places(open_nodes(state, backend), way, kept)
+            places = _places(open_nodes(state, backend, way), way, kept)
             if places:
                 return Placement(backend, way.sharing, places)
     return None
 
 
-def open_nodes(state: State, backend: str) -> list[Node]:
-    """The nodes on which a backend may start something new."""
+def open_nodes(state: State, backend: str, request: Request) -> list[Node]:
+    """The nodes on which a backend may start something new for a request."""
     return [
         node
         for node in state.nodes.values()
-        if node.lost is None and not node.draining and backend in node.info.backends
+        if node.lost is None and not node.draining and reaches(backend, node, request)
     ]
+
+
+def reaches(backend: str, node: Node, request: Request) -> bool:
+    """Whether a backend can start what a request is for on a node."""
+    return backend in node.info.backends and (not request.container or bool(node.info.containers))
 
 
 def possible(state: State, request: Request) -> Request | None:
     """The way in which `request` would fit if nothing else ran, on the nodes that are known, or None."""
     for way in ways(request):
         for backend in way.backends:
-            nodes = [emptied(node) for node in state.nodes.values() if backend in node.info.backends]
+            nodes = [emptied(node) for node in state.nodes.values() if reaches(backend, node, way)]
             if _places(nodes, way, NOTHING_KEPT):
                 return way
     return None
@@ -460,7 +465,7 @@ def nearest(state: State, request: Request, kept: Kept = NOTHING_KEPT) -> Iterat
     running, the ones first that lack nothing or the least."""
     way = possible(state, request) or request
     for backend in way.backends:
-        nodes = open_nodes(state, backend)
+        nodes = open_nodes(state, backend, way)
         order = sorted(nodes, key=lambda node: -len(room(node, way, kept).offers))
         places = _places([emptied(node) for node in order], way, kept)
         if not places:

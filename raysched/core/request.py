@@ -21,7 +21,7 @@ class Request:
     as the user named it; MIG without it takes the smallest instance with enough `memory` (and `share`).
     `or_mig`: where no GPU can hold a tenant to the share, such a MIG instance will do.
     `cpus` (ten-thousandths of a core) and `host_memory` (MiB) are for each node of the job. `backends` are
-    the ones that may launch it, the preferred one first.
+    the ones that may launch it, the preferred one first. `container`: only on nodes that run containers.
     """
 
     gpus: int = 1
@@ -36,6 +36,7 @@ class Request:
     host_memory: int = 0
     backends: tuple[str, ...] = ("vm",)
     or_mig: bool = False
+    container: bool = False
 
 
 def share_of_memory(memory: int, total: int) -> int:

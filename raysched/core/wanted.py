@@ -60,14 +60,18 @@ def _work(state: State, lease: Lease) -> Iterator[Launch | Stop]:
 
 def _launch(state: State, job: Job, lease: Lease, run: Run) -> Launch:
     entrypoint = job.spec["entrypoint"]
+    place = lease.places[run.rank]
+    real = () if state.nodes[place.node].info.simulated else place.slices
     return Launch(
         run=run,
         lease=lease.id,
-        place=lease.places[run.rank],
+        place=place,
         name=job.display,
         entrypoint=entrypoint if isinstance(entrypoint, str) else tuple(entrypoint),
         env=tuple(sorted(job_variables(job, run, lease.id, state.nodes).items())),
         package=job.package,
+        image=job.spec.get("image"),
+        devices=tuple(slice.device for slice in real),
     )
 
 

@@ -37,7 +37,9 @@ class Launch:
     """Everything that a backend needs to start a run; starting one that runs or has ended is silent.
 
     `entrypoint` is a command line for a shell (a string) or a list that is run without one. `env` holds the
-    spec's variables and the lease's. `package` is the digest of the packed working directory.
+    spec's variables and the lease's. `package` is the digest of the packed working directory. With an
+    `image` the command runs in a container of it, which gets the `devices`: real GPUs and MIG instances, by
+    UUID.
     """
 
     run: Run
@@ -47,6 +49,8 @@ class Launch:
     entrypoint: str | tuple[str, ...]
     env: tuple[tuple[str, str], ...]
     package: str | None
+    image: str | None = None
+    devices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

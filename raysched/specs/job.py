@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, StrictBool, ValidationError
 
 from raysched.errors import Problem, SpecError
 from raysched.specs.document import Document, read_file, read_yaml
-from raysched.specs.fields import Contradiction, Fields, problems_of
+from raysched.specs.fields import Fields, problems_of
 from raysched.specs.problems import listing
 from raysched.specs.resources import Resources
 from raysched.specs.values import (
@@ -18,6 +18,7 @@ from raysched.specs.values import (
     Duration,
     Entrypoint,
     Env,
+    Image,
     Limit,
     Name,
     QueueName,
@@ -27,12 +28,6 @@ from raysched.specs.values import (
 )
 
 Backend = Literal["ray", "k8s", "slurm", "vm", "auto"]
-
-_NO_CONTAINERS = {
-    "ray": "the ray backend runs",
-    "vm": "the vm backend runs",
-    "auto": "the ray and vm backends run",
-}
 
 
 class RunnerOptions(Fields):
@@ -66,8 +61,10 @@ class JobSpec(Fields):
         default=".",
         description="The folder to bring along, relative to the job file; null: none.",
     )
-    image: Text | None = Field(
-        default=None, description="A container image, where the backend runs containers."
+    image: Image | None = Field(
+        default=None,
+        description="A container image to run the entrypoint in; null: none.",
+        examples=["docker.io/library/python:3.12"],
     )
     env: Env = Field(default_factory=dict, description="Environment variables.")
     array: WholeNumber = Field(
@@ -105,11 +102,6 @@ class JobSpec(Fields):
     def as_json(self) -> dict[str, Any]:
         """The job with all its fields as JSON values, from which `check_job` makes an equal one."""
         return self.model_dump(mode="json")
-
-    def contradictions(self) -> Iterator[Contradiction]:
-        """Fields that can't stand together."""
-        if self.image is not None and self.backend in _NO_CONTAINERS:
-            yield Contradiction(("image", "backend"), f"{_NO_CONTAINERS[self.backend]} no containers yet")
 
 
 def load_jobs(path: Path, text: bytes | None = None) -> list[JobSpec]:

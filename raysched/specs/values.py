@@ -23,6 +23,7 @@ NAME_LIMIT = 128
 _QUEUE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 _MIG_PROFILE = re.compile(r"[0-9]+g\.[0-9]+gb([+-][a-z.]+)*")
 _MIG_BEFORE = re.compile(r"^(nvidia\.com/)?mig[ -]+")
+_IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@+-]{0,511}")
 _VARIABLE = re.compile(r"[^=\x00]+")
 _DEVICES = ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
 
@@ -76,6 +77,17 @@ def parse_entrypoint(value: object) -> str | tuple[str, ...]:
     if not line.strip():
         raise ValueError("is empty: write the command line to run")
     return line
+
+
+def parse_image(value: object) -> str:
+    """The name of a container image, as docker and podman read it. Raises ValueError."""
+    name = parse_text(value)
+    if not _IMAGE.fullmatch(name):
+        raise ValueError(
+            f"{quoted(name)} is no name of an image: write it as docker does, such as "
+            "docker.io/library/python:3.12"
+        )
+    return name
 
 
 def parse_env(value: object) -> dict[str, str]:
@@ -167,6 +179,7 @@ Entrypoint = Annotated[
 Env = Annotated[
     dict[str, str], BeforeValidator(parse_env, json_schema_input_type=dict[str, _WRITTEN]), _SECTION
 ]
+Image = Annotated[str, BeforeValidator(parse_image)]
 AnyMapping = Annotated[dict[str, Any], _SECTION]
 GPUTypes = Annotated[
     tuple[str, ...], BeforeValidator(parse_gpu_types, json_schema_input_type=str | list[str])

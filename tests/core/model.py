@@ -300,7 +300,14 @@ class Model:
             for machine in machines
         }
         return any(
-            _enough(request, [rooms[m.info.name] for m in machines if backend in m.info.backends])
+            _enough(
+                request,
+                [
+                    rooms[m.info.name]
+                    for m in machines
+                    if backend in m.info.backends and (m.info.containers or not request.container)
+                ],
+            )
             for backend in request.backends
         )
 

@@ -244,3 +244,18 @@ def test_a_node_that_returns_with_fewer_gpus_keeps_the_tenants_of_the_lost_ones(
     world.exit("both")
     world.do(Gone(lease))
     assert set(world.state.nodes["a"].gpus) == {"GPU-a-0"}
+
+
+def test_a_container_goes_where_something_runs_it():
+    world = World(node("a", 1), node("b", 1, containers="podman"))
+    world.submit("boxed", whole(container=True))
+    assert world.gpus("boxed") == ["GPU-b-0"]
+    world.submit("next", whole(container=True))
+    assert world.job("next").state == "waiting"
+    assert "GPU-b" in world.why("next").why
+
+
+def test_a_container_that_nothing_runs_is_refused():
+    world = World(node("a", 1))
+    with pytest.raises(Refused, match="nothing runs containers on a: install docker, podman or nerdctl"):
+        world.submit("boxed", whole(container=True))

@@ -257,7 +257,7 @@ def test_all_problems_of_a_file_come_at_once() -> None:
     text = (
         "nam: x\nentrypoint: a\nresources:\n  gpu_fracton: 1\n  gpu_fraction: 1.5\n  nodes: 2\n"
         "  isolation: strict\nbackend: slrm\npriority: 5000\npreemptible: yes\nmax_runtime: 12:00:00\n"
-        "array: 0\nqueue: a b\nretries: -1\nvm: 3\n---\nentrypoint: b\nimage: c\n---\n]\n"
+        "array: 0\nqueue: a b\nretries: -1\nvm: 3\n---\nentrypoint: b\nimage: -c\n---\n]\n"
     )
     places = [line.split(": ")[:2] for line in complaints(text)]
     assert places == [
@@ -330,12 +330,15 @@ def test_how_a_gpu_is_shared_follows_from_the_fields(fields: str, mode: str) -> 
     assert load(resources(fields)).resources.mode == mode
 
 
-@pytest.mark.parametrize("backend", ["ray", "vm", "auto"])
-def test_an_image_where_nothing_runs_containers(backend: str) -> None:
-    """Refused, naming the backend."""
-    line = complaint(f"entrypoint: a\nimage: python:3.12\nbackend: {backend}\n")
-    assert line.startswith("job.yaml:2: image: ")
-    assert "no containers yet" in line
+@pytest.mark.parametrize("image", ["python:3.12", "ghcr.io:443/a/b@sha256:0f", "localhost/x_y-z:1"])
+def test_an_image_has_a_name(image: str) -> None:
+    assert load(f"entrypoint: a\nimage: {image}\n").image == image
+
+
+@pytest.mark.parametrize("image", ["--privileged", "a b", "''", "/etc", "'a\tb'"])
+def test_what_an_engine_would_take_for_something_else_is_no_image(image: str) -> None:
+    """An option, two words, or nothing."""
+    assert "is no name of an image" in complaint(f"entrypoint: a\nimage: {image}\n")
 
 
 @pytest.mark.parametrize("backend", ["k8s", "slurm"])
