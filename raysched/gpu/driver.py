@@ -44,6 +44,14 @@ class GPUUse:
     processes: tuple[ProcessUse, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What is in use of each GPU, by UUID, and the lease of each process that uses one; None: it has none."""
+
+    uses: dict[str, GPUUse]
+    leases: dict[int, str | None]
+
+
 class PartitionRefused(Exception):
     """The driver would not cut a GPU as asked; the ledger is told, no user. `cut` is the instance that could
     not be made or destroyed, None where it is the MIG mode that could not be switched. The message says why

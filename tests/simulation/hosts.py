@@ -338,7 +338,7 @@ class AgentProcess(Process):
                 await asyncio.sleep(2)
 
     async def _partition(self) -> None:
-        """Wait until the ledger wants GPUs cut otherwise, and cut them, as `actors/node_agent.py` does."""
+        """Wait until the ledger wants GPUs cut otherwise, and cut them, as `gpu/watch.py` does."""
         version, wanted = await self._partitions(self.version, 5.0)
         if wanted:
             async with self.machine.cutting:

@@ -14,8 +14,8 @@ import ray
 from ray._private.state import available_resources_per_node
 from ray.util.placement_group import placement_group_table
 
-from raysched.actors.node_runs import NodeRuns
 from raysched.backends.base import HoldAnswer
+from raysched.backends.node_runs import NodeRuns
 from raysched.backends.ray import groups
 from raysched.backends.ray.agents import NAMESPACE, agent_name
 from raysched.backends.ray.backend import RayBackend

@@ -1,4 +1,5 @@
-"""The runs of one node, as the node agent offers them to the ray backend."""
+"""The runs of one machine, as whoever stands there offers them to a backend: the node agent, the vm backend
+itself, or the serving end of an SSH connection."""
 
 from __future__ import annotations
 
@@ -14,11 +15,11 @@ from raysched.gpu.processes import end_processes
 
 
 class NodeRuns:
-    """Remote methods of a node agent. `folder` gets a folder a run, `base_env` are the variables that jobs
+    """Starts and watches runs. `folder` gets a folder a run, `base_env` are the variables that jobs
     inherit, `packages` holds packed working directories as `DIGEST.tar.gz` where this node has them. In the
     folders `beside` another backend keeps its runs of this machine, where they are there.
 
-    All of it is on disk, and the commands run under runners outside Ray: an agent that is made anew goes on.
+    All of it is on disk, and the commands run under runners of their own: one that is made anew goes on.
     """
 
     def __init__(
