@@ -7,7 +7,7 @@ deleted are silent. The run's id (`work.Run`) is the identity everywhere; an eng
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -69,16 +69,30 @@ class HoldAnswer:
 
 
 @runtime_checkable
-class Holding(Protocol):
-    """What only Ray can do: keep leases in placement groups, whichever backend launches their work."""
+class Spread(Protocol):
+    """A backend of several machines that has to be told on which of them a run is."""
 
-    async def hold(self, holds: Sequence[Hold]) -> list[HoldAnswer]:
-        """Make each hold that is not there yet, on exactly the GPUs that it names."""
+    def locate(self, homes: Mapping[Run, str]) -> None:
+        """The nodes of runs that are wanted, or wanted no more."""
         ...
+
+
+@runtime_checkable
+class Releasing(Protocol):
+    """What sees to it that nothing of a lease is left before its capacity is free again."""
 
     async def release(self, hold: Hold) -> None:
         """End what still runs under the lease on the nodes that the hold names, let go of all that is held
         for it, and return when both are gone. Raises an error where one of these nodes does not answer."""
+        ...
+
+
+@runtime_checkable
+class Holding(Releasing, Protocol):
+    """What only Ray can do: keep leases in placement groups, whichever backend launches their work."""
+
+    async def hold(self, holds: Sequence[Hold]) -> list[HoldAnswer]:
+        """Make each hold that is not there yet, on exactly the GPUs that it names."""
         ...
 
     async def held(self) -> dict[str, bool]:

@@ -71,6 +71,10 @@ class NodeRuns:
         """Return when a run has started, was stopped or ended, at the latest after `timeout` seconds."""
         await self._exits.wait(self._runs.runners(), timeout)
 
+    def wake(self) -> None:
+        """Let `runs_changed` return: something changed elsewhere. For the thread of the event loop only."""
+        self._exits.wake()
+
     async def end_processes(self, lease_id: str, grace_s: float) -> None:
         """End every process that carries the lease's marker, and return when none is left and none can start
         any more. Raises RayschedError where one does not end."""

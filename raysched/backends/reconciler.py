@@ -12,7 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
 from typing import Any, Protocol
 
-from raysched.backends.base import Backend, EngineRefused, Holding
+from raysched.backends.base import Backend, EngineRefused, Holding, Releasing, Spread
 from raysched.backends.difference import difference
 from raysched.core.commands import Command, Denied, Gone, Held, Outside, Report
 from raysched.core.node import NodeInfo
@@ -112,6 +112,8 @@ class Reconciler:
             return
         seen = await self._backend.observe()
         wanted = self._wanted  # what is wanted now: a look may take long
+        if isinstance(self._backend, Spread):
+            self._backend.locate(_homes(wanted))
         actions = difference(wanted, seen, self._told.values())
         for launch in actions.start:
             if self._refused.get(launch.run, 0) <= self._heard:
@@ -120,6 +122,9 @@ class Reconciler:
             self._do(stop.run, self._stop(stop))
         if isinstance(self._backend, Holding):
             self._close_holds(wanted, self._backend)
+        if isinstance(self._backend, Releasing):
+            for hold in wanted.releases:
+                self._do(hold.lease, self._release(self._backend, hold))
         await self._report(actions.report)
 
     def _do(self, key: Hashable, step: Coroutine[Any, Any, None]) -> None:
@@ -170,8 +175,6 @@ class Reconciler:
         for hold in wanted.holds:
             if hold.lease not in self._held:
                 self._do(hold.lease, self._hold(holding, hold))
-        for hold in wanted.releases:
-            self._do(hold.lease, self._release(holding, hold))
 
     async def _hold(self, holding: Holding, hold: Hold) -> None:
         for answer in await holding.hold([hold]):
@@ -183,7 +186,7 @@ class Reconciler:
                 await self._ledger.tell([held])
                 self._held[answer.lease] = held
 
-    async def _release(self, holding: Holding, hold: Hold) -> None:
+    async def _release(self, holding: Releasing, hold: Hold) -> None:
         await holding.release(hold)
         await self._ledger.tell([Gone(hold.lease, tuple(place.node for place in hold.places))])
 
@@ -215,3 +218,10 @@ class Reconciler:
         await self._backend.forget(frozenset(seen - known))
         self._told = {run: seen for run, seen in self._told.items() if run in known}
         self._refused = {run: number for run, number in self._refused.items() if run in known}
+
+
+def _homes(wanted: Wanted) -> dict[Run, str]:
+    """The nodes of the runs that are launched or stopped, where the ledger knows them."""
+    homes = {launch.run: launch.place.node for launch in wanted.launches}
+    homes.update((stop.run, stop.node) for stop in wanted.stops if stop.node)
+    return homes

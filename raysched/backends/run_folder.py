@@ -211,8 +211,10 @@ class RunFolder:
         reason = "the machine was restarted" if rebooted else "its runner was killed"
         if not end_leftovers(self.run) or not self._end_container():
             return Seen(self.run, "running", started, reason=f"{reason}; what is left of it is being ended")
-        with self._locked() as mine, suppress(OSError):
-            if mine:
+        with self._locked() as mine:
+            if not mine:  # somebody else is just writing it down
+                return self._exit() or Seen(self.run, "running", started, reason=reason)
+            with suppress(OSError):
                 self._write_exit(None, started, reason)
         return self._exit() or Seen(self.run, "lost", started, runner.now(), reason=reason)
 

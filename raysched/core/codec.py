@@ -156,6 +156,8 @@ def _of_classes(kinds: tuple[Any, ...]) -> Codec:
     """Dataclasses told apart by their name, or plain types that need no telling."""
     if all(_codec(kind) is _AS_IS for kind in kinds):
         return _AS_IS
+    if len(kinds) == 2 and kinds[0] is str and get_origin(kinds[1]) is tuple:
+        return _of_text_or_tuple(_codec(kinds[1]))
     if not all(dataclasses.is_dataclass(kind) for kind in kinds):
         raise TypeError(f"a union of {kinds!r} has no form in JSON")
     by_name = {kind.__name__: kind for kind in kinds}
@@ -171,6 +173,13 @@ def _of_classes(kinds: tuple[Any, ...]) -> Codec:
         return decode(by_name[name], fields)
 
     return Codec(encode_tagged, decode_tagged)
+
+
+def _of_text_or_tuple(items: Codec) -> Codec:
+    def convert(each: Convert | None) -> Convert:
+        return lambda value: value if isinstance(value, str) or each is None else each(value)
+
+    return Codec(convert(items.encode), convert(items.decode))
 
 
 def _of_tuple(arguments: tuple[Any, ...]) -> Codec:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from raysched.core.host import Host
 from raysched.core.jobs import GRACE, Kind
 from raysched.core.lease import Group
 from raysched.core.mig import Cut
@@ -54,7 +55,7 @@ class Once:
     key: str
     digest: str
     about: tuple[str, ...]
-    commands: tuple[Cancel | Drain, ...]
+    commands: tuple[Cancel | Drain | AddHost | RemoveHost, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,42 @@ class NodeGone:
     """A node no longer answers."""
 
     node: str
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """The hosts that the configuration names: those of an earlier one that it does not are taken out."""
+
+    hosts: tuple[Host, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AddHost:
+    """Use a machine over SSH."""
+
+    host: Host
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveHost:
+    """Use a machine no more: it is drained, and taken out once nobody holds anything there."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class HostSeen:
+    """A host of the inventory was reached, and describes itself."""
+
+    node: NodeInfo
+
+
+@dataclass(frozen=True, slots=True)
+class HostOut:
+    """A host of the inventory can't be reached or used, for a reason."""
+
+    name: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +223,11 @@ Command = (
     | OwnerLost
     | NodeSeen
     | NodeGone
+    | Inventory
+    | AddHost
+    | RemoveHost
+    | HostSeen
+    | HostOut
     | Drain
     | Usage
     | Outside

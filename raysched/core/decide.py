@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from raysched.core import commands, cutting, facts, warnings
+from raysched.core import commands, cutting, facts, hosts, warnings
 from raysched.core.commands import Command
 from raysched.core.facts import Fact
 from raysched.core.impossible import impossible
@@ -23,6 +23,8 @@ from raysched.core.state import State
 from raysched.core.words import too_long
 from raysched.errors import Conflict, NotFound, Refused
 
+HOLDER = "ray"
+"""The backend that keeps leases in Ray, whichever one launches their work."""
 NODE_PATIENCE = 60_000
 """Milliseconds that a lost node may stay away before its work counts as lost."""
 LOST = 86_400_000
@@ -75,6 +77,14 @@ def managed(state: State, placement: Placement | Lease) -> bool:
     return any(state.nodes[place.node].info.ray_id is not None for place in placement.places)
 
 
+def keeper(state: State, node: str) -> str | None:
+    """The backend that sees to it that nothing of a lease is left on a node before its capacity is free, None
+    where nobody has to: Ray's for the nodes that Ray manages, whichever backend launched the work."""
+    if state.nodes[node].info.ray_id is not None:
+        return HOLDER
+    return "vm" if node in state.hosts else None
+
+
 def _hold(
     state: State, lease: Lease, groups: tuple[Group, ...], now: int, seen: NodeInfo | None = None
 ) -> Fact:
@@ -93,7 +103,7 @@ def _submit(state: State, command: commands.Submit, now: int) -> Iterator[Fact]:
         return
     for asked in command.jobs:
         if possible(state, asked.request) is None:
-            raise Refused(f"{asked.name}: {impossible(state, asked.request)}")
+            raise Refused(f"{asked.name}: {impossible(state, asked.request)}{hosts.out(state)}")
     for asked in command.jobs:
         yield facts.Submitted(
             at=now,
@@ -187,8 +197,7 @@ def _let_go(state: State, job: Job, now: int) -> Iterator[Fact]:
         return
     lease = state.leases[job.lease]
     yield facts.Releasing(now, lease.id)
-    if not managed(state, lease):
-        yield facts.Released(now, lease.id)
+    yield from _free(lease, [place.node for place in lease.places if keeper(state, place.node) is None], now)
 
 
 # ---------------------------------------------------------------- reports
@@ -321,6 +330,20 @@ def _node_seen(state: State, command: commands.NodeSeen, now: int) -> Iterator[F
         yield from _tenants_see(state, known, info, now)
 
 
+def _host_seen(state: State, command: commands.HostSeen, now: int) -> Iterator[Fact]:
+    """A host that was taken out meanwhile is none. One whose GPUs another node has is that machine."""
+    info = command.node
+    if info.name not in state.hosts:
+        return
+    others = sorted({state.homes[gpu.uuid] for gpu in info.gpus if _elsewhere(state, gpu.uuid, info.name)})
+    if others:
+        reason = f"its GPUs are those of {others[0]}, which is in use already: take one of the two out"
+        yield from hosts.out_of_reach(state, commands.HostOut(info.name, reason), now)
+        return
+    yield from hosts.back(state, info.name, now)
+    yield from _node_seen(state, commands.NodeSeen(info), now)
+
+
 def _without_layouts(info: NodeInfo) -> NodeInfo:
     return replace(info, gpus=tuple(replace(gpu, layout=UNCUT) for gpu in info.gpus))
 
@@ -430,6 +453,7 @@ def _tick(state: State, _: commands.Tick, now: int) -> Iterator[Fact]:
             yield facts.Stopping(now, job.id, "failed", too_long(job))
         elif lease.state == "held" and job is not None:
             yield from _still_held(state, lease, job, now)
+    yield from hosts.sweep(state, now)
     yield from _lapse(state, now)
     yield from _forget(state, now)
 
@@ -498,6 +522,11 @@ _DECIDE: dict[type, Callable[[State, Any, int], Iterator[Fact]]] = {
     commands.OwnerLost: _owner_lost,
     commands.NodeSeen: _node_seen,
     commands.NodeGone: _node_gone,
+    commands.Inventory: hosts.inventory,
+    commands.AddHost: hosts.add,
+    commands.RemoveHost: hosts.remove,
+    commands.HostSeen: _host_seen,
+    commands.HostOut: hosts.out_of_reach,
     commands.Drain: _drain,
     commands.CutRefused: _cut_refused,
     commands.Usage: _usage,

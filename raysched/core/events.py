@@ -17,6 +17,10 @@ _OF_NO_JOB = (
     | facts.CutRefused
     | facts.RefusalLapsed
     | facts.Drained
+    | facts.HostAdded
+    | facts.HostObserved
+    | facts.HostLeaving
+    | facts.HostRemoved
     | facts.Done
     | facts.ClockSet
     | facts.Forgotten

@@ -10,6 +10,7 @@ from typing import Any
 
 from raysched.core import facts
 from raysched.core.facts import Fact
+from raysched.core.host import KnownHost
 from raysched.core.jobs import Job
 from raysched.core.lease import Lease
 from raysched.core.mig import shared
@@ -76,6 +77,25 @@ def _node_lost(state: State, fact: facts.NodeLost) -> None:
 
 def _drained(state: State, fact: facts.Drained) -> None:
     state.nodes[fact.node].draining = fact.on
+
+
+def _host_added(state: State, fact: facts.HostAdded) -> None:
+    state.hosts[fact.host.name] = KnownHost(fact.host, fact.origin)
+
+
+def _host_observed(state: State, fact: facts.HostObserved) -> None:
+    state.hosts[fact.name] = replace(state.hosts[fact.name], reason=fact.reason)
+
+
+def _host_leaving(state: State, fact: facts.HostLeaving) -> None:
+    state.hosts[fact.name] = replace(state.hosts[fact.name], leaving=True)
+
+
+def _host_removed(state: State, fact: facts.HostRemoved) -> None:
+    del state.hosts[fact.name]
+    state.nodes.pop(fact.name, None)
+    for uuid in [uuid for uuid, home in state.homes.items() if home == fact.name]:
+        del state.homes[uuid]
 
 
 def _gpu(state: State, node: str, uuid: str) -> GPU | None:
@@ -373,6 +393,10 @@ _FOLD: dict[type, Callable[[State, Any], None]] = {
     facts.CutRefused: _cut_refused,
     facts.RefusalLapsed: _refusal_lapsed,
     facts.Drained: _drained,
+    facts.HostAdded: _host_added,
+    facts.HostObserved: _host_observed,
+    facts.HostLeaving: _host_leaving,
+    facts.HostRemoved: _host_removed,
     facts.Submitted: _submitted,
     facts.Done: _done,
     facts.Granted: _granted,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from raysched.core.host import Host, Origin
 from raysched.core.jobs import GRACE, Kind, Outcome
 from raysched.core.lease import Group, Lease
 from raysched.core.mig import Cut, Layout
@@ -84,6 +85,40 @@ class Drained:
     at: int
     node: str
     on: bool
+
+
+@dataclass(frozen=True, slots=True)
+class HostAdded:
+    """A machine belongs to the inventory, or is reached otherwise than before."""
+
+    at: int
+    host: Host
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class HostObserved:
+    """A host of the inventory can't be used, for a reason; with none it can."""
+
+    at: int
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class HostLeaving:
+    """A host is taken out of the inventory once nobody holds anything there."""
+
+    at: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class HostRemoved:
+    """A host, and the node that it was, is no more."""
+
+    at: int
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +302,10 @@ Fact = (
     | CutRefused
     | RefusalLapsed
     | Drained
+    | HostAdded
+    | HostObserved
+    | HostLeaving
+    | HostRemoved
     | Submitted
     | Done
     | Granted

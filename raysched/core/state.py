@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from raysched.core.host import KnownHost
 from raysched.core.jobs import Job
 from raysched.core.lease import Lease
 from raysched.core.node import Node
@@ -26,7 +27,8 @@ class State:
     `groups` maps a submission to its jobs; `waiting` holds (-priority, order, id) of the waiting jobs,
     sorted; `ended` the ids of ended jobs, oldest first; `keys` has by idempotency key which jobs the answer
     was about, and `digests` the digest of what was asked; `owned` the ids of the jobs that a client process
-    holds; `homes` the node that each GPU was last seen on. `count` numbers jobs as they come. `clock` is the
+    holds; `homes` the node that each GPU was last seen on; `hosts` the inventory of
+    machines behind SSH, by name. `count` numbers jobs as they come. `clock` is the
     last reading of the ledger's clock, `latest` the latest time of a fact.
     """
 
@@ -40,6 +42,7 @@ class State:
     digests: dict[str, str] = field(default_factory=dict[str, str])
     owned: dict[str, dict[str, None]] = field(default_factory=dict[str, dict[str, None]])
     homes: dict[str, str] = field(default_factory=dict[str, str])
+    hosts: dict[str, KnownHost] = field(default_factory=dict[str, KnownHost])
     count: int = 0
     clock: Reading | None = None
     latest: int = 0

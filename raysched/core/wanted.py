@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from raysched.core import cutting
 from raysched.core.cuts import free_instances, overlapping
-from raysched.core.decide import managed
+from raysched.core.decide import HOLDER, keeper
 from raysched.core.environment import job_variables, variables
 from raysched.core.jobs import ENDED, Job
 from raysched.core.lease import Lease
@@ -16,24 +16,24 @@ from raysched.core.state import State
 from raysched.core.words import asks
 from raysched.core.work import Hold, Launch, Owned, Partition, Run, Stop, Wanted
 
-HOLDER = "ray"
-"""The backend that keeps leases in Ray, whichever one launches their work."""
-
 
 def wanted(state: State, backend: str, version: int) -> Wanted:
     """All that must exist at `backend`, and what must end there. `version` is passed on."""
     bound = [lease for lease in state.leases.values() if lease.state == "bound" and lease.backend == backend]
     work = [item for lease in bound for item in _work(state, lease)]
-    holds: tuple[Hold, ...] = ()
-    releases: tuple[Hold, ...] = ()
-    if backend == HOLDER:
-        kept = [lease for lease in state.leases.values() if managed(state, lease)]
-        holds = tuple(_hold(state, lease) for lease in kept if lease.state != "releasing")
-        gone = [_present(state, lease) for lease in kept if lease.state == "releasing"]
-        releases = tuple(_hold(state, lease) for lease in gone if lease.places)
+    kept = [part for lease in state.leases.values() if (part := _kept(state, lease, backend)).places]
+    holds = tuple(_hold(state, part) for part in kept if part.state != "releasing" and backend == HOLDER)
+    gone = [_present(state, part) for part in kept if part.state == "releasing"]
+    releases = tuple(_hold(state, part) for part in gone if part.places)
     launches = tuple(item for item in work if isinstance(item, Launch))
     stops = tuple(item for item in work if isinstance(item, Stop))
     return Wanted(version, launches, stops, holds, releases)
+
+
+def _kept(state: State, lease: Lease, backend: str) -> Lease:
+    """The part of a lease that lies on nodes where this backend keeps it."""
+    places = tuple(place for place in lease.places if keeper(state, place.node) == backend)
+    return lease if len(places) == len(lease.places) else replace(lease, places=places)
 
 
 def _present(state: State, lease: Lease) -> Lease:
@@ -53,7 +53,7 @@ def _work(state: State, lease: Lease) -> Iterator[Launch | Stop]:
             continue
         run = Run(job.id, lease.attempt, rank)
         if job.state == "stopping" or failed:
-            yield Stop(run, job.grace / 1000)
+            yield Stop(run, job.grace / 1000, lease.places[rank].node)
         else:
             yield _launch(state, job, lease, run)
 

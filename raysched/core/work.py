@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from raysched.core.lease import Group, Place
@@ -55,10 +55,12 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """A run to end, with the seconds between SIGTERM and SIGKILL; stopping what is gone is silent."""
+    """A run to end, with the seconds between SIGTERM and SIGKILL; stopping what is gone is silent. `node` is
+    where it is, empty where the ledger does not know."""
 
     run: Run
     grace: float
+    node: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

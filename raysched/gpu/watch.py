@@ -59,13 +59,20 @@ class Ledger(Protocol):
 
 
 class Watch:
-    """Watches the `machine` that the ledger calls `node`."""
+    """Watches the `machine` that the ledger calls `node`; `seen` is the command that describes it."""
 
-    def __init__(self, node: str, machine: Machine, ledger: Ledger) -> None:
+    def __init__(
+        self,
+        node: str,
+        machine: Machine,
+        ledger: Ledger,
+        seen: Callable[[NodeInfo], Command] = commands.NodeSeen,
+    ) -> None:
         self.node = node
         self.uuids: frozenset[str] = frozenset()
         self._machine = machine
         self._ledger = ledger
+        self._seen = seen
         self._cutting = asyncio.Lock()
         self._describing = asyncio.Lock()
         self._version = -1
@@ -124,7 +131,7 @@ class Watch:
         async with self._describing:  # in order: an old layout that came late would end healthy tenants
             info = await self._machine.describe()
             self.uuids = frozenset(gpu.uuid for gpu in info.gpus)
-            await self._ledger.tell((commands.NodeSeen(info),))
+            await self._ledger.tell((self._seen(info),))
 
     async def _sample(self) -> None:
         if not self.uuids:

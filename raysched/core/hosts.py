@@ -1,0 +1,107 @@
+"""What commands about the inventory of machines behind SSH lead to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from raysched.core import commands, facts
+from raysched.core.facts import Fact
+from raysched.core.host import Host, Origin
+from raysched.core.state import State
+from raysched.errors import Conflict, NotFound
+
+
+def inventory(state: State, command: commands.Inventory, now: int) -> Iterator[Fact]:
+    """Take over the hosts of the configuration. One that another node is named like is left out."""
+    named = {host.name: host for host in command.hosts}
+    for name, known in state.hosts.items():
+        if known.origin == "file" and name not in named and not known.leaving:
+            yield from _leave(state, name, now)
+    for host in named.values():
+        if not _is_node(state, host.name):
+            yield from _put(state, host, "file", now)
+
+
+def add(state: State, command: commands.AddHost, now: int) -> Iterator[Fact]:
+    """Raises Conflict for a name that is taken, and for a change of a host that somebody holds part of."""
+    name = command.host.name
+    known = state.hosts.get(name)
+    if _is_node(state, name):
+        raise Conflict(f"{name} is the name of a node already: give the host another with --name")
+    if known is not None and known.origin == "file" and known.host != command.host:
+        raise Conflict(f"{name} is in the configuration: change it there, and run `raysched up` again")
+    if known is not None and known.host != command.host and held(state, name):
+        raise Conflict(f"{name} is in use: `raysched vm remove {name}`, and add it again once it is gone")
+    yield from _put(state, command.host, known.origin if known else "command", now)
+
+
+def remove(state: State, command: commands.RemoveHost, now: int) -> Iterator[Fact]:
+    """Raises NotFound, and Conflict for a host that the configuration names."""
+    known = state.hosts.get(command.name)
+    if known is None:
+        raise NotFound(f"no host {command.name}: `raysched vm list` shows those that there are")
+    if known.origin == "file":
+        raise Conflict(
+            f"{command.name} is in the configuration: take it out there, and run `raysched up` again; "
+            f"`raysched vm drain {command.name}` starts nothing new on it"
+        )
+    if not known.leaving:
+        yield from _leave(state, command.name, now)
+
+
+def out_of_reach(state: State, command: commands.HostOut, now: int) -> Iterator[Fact]:
+    """The reason is noted, and the node that the host was is lost."""
+    known = state.hosts.get(command.name)
+    if known is None:
+        return
+    if known.reason != command.reason:
+        yield facts.HostObserved(now, command.name, command.reason)
+    node = state.nodes.get(command.name)
+    if node is not None and node.lost is None:
+        yield facts.NodeLost(now, command.name)
+
+
+def back(state: State, name: str, now: int) -> Iterator[Fact]:
+    """The host can be used."""
+    if state.hosts[name].reason != "":
+        yield facts.HostObserved(now, name, "")
+
+
+def sweep(state: State, now: int) -> Iterator[Fact]:
+    """Take out the hosts that are to go and are free."""
+    for name, known in state.hosts.items():
+        if known.leaving and not held(state, name):
+            yield facts.HostRemoved(now, name)
+
+
+def out(state: State) -> str:
+    """Words for the hosts that can't be used, to stand behind another reason; empty where all can."""
+    parts = [f"{name} is out: {known.reason}" for name, known in state.hosts.items() if known.reason]
+    return "".join(f"; {part}" for part in parts)
+
+
+def held(state: State, name: str) -> bool:
+    """Whether anybody holds anything on the node of that name."""
+    return any(place.node == name for lease in state.leases.values() for place in lease.places)
+
+
+def _is_node(state: State, name: str) -> bool:
+    """Whether a node that is no host has this name."""
+    return name in state.nodes and name not in state.hosts
+
+
+def _put(state: State, host: Host, origin: Origin, now: int) -> Iterator[Fact]:
+    known = state.hosts.get(host.name)
+    if known is None or known.leaving or (known.host, known.origin) != (host, origin):
+        yield facts.HostAdded(now, host, origin)
+        if known is not None and known.leaving:
+            yield facts.Drained(now, host.name, False)
+
+
+def _leave(state: State, name: str, now: int) -> Iterator[Fact]:
+    if not held(state, name):
+        yield facts.HostRemoved(now, name)
+        return
+    yield facts.HostLeaving(now, name)
+    if not state.nodes[name].draining:
+        yield facts.Drained(now, name, True)
