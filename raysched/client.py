@@ -94,6 +94,22 @@ class Client:
         """Start nothing new on a node, or use it again; the node. Raises NotFound."""
         return self._command(f"/v1/nodes/{quote(node, safe='')}/drain", {"on": on})
 
+    def hosts(self) -> list[Json]:
+        """The machines that SSH reaches."""
+        return self._get("/v1/hosts")["hosts"]
+
+    def add_host(self, host: Json) -> Json:
+        """Use a machine over SSH, with the fields of the configuration's `backends.vm.hosts`; its view."""
+        return self._command("/v1/hosts", {"host": host})
+
+    def check_host(self, name: str, *, accept_new: bool = False) -> Json:
+        """Connect to a host anew: `ok`, and the `reason` why not. Raises NotFound."""
+        return self._post(f"/v1/hosts/{quote(name, safe='')}/check", {"accept_new": accept_new})
+
+    def remove_host(self, name: str) -> list[Json]:
+        """Use a machine no more, once nobody holds anything there; all hosts that are left."""
+        return self._command(f"/v1/hosts/{quote(name, safe='')}/remove", {})["hosts"]
+
     def plan(self, specs: Sequence[Json]) -> list[Json]:
         """Where each job would run and why; nothing is changed."""
         body = {"jobs": [{"spec": spec, "package": None} for spec in specs], "user": user()}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
+from contextlib import suppress
 from pathlib import Path
 
 from raysched.actors.remote_ledger import RemoteLedger
@@ -32,13 +34,31 @@ class BackendActor:
         """At most `limit` bytes of a run's output from `offset`."""
         return await self.backend.logs(Run.parse(run), offset, limit)
 
+    async def check_host(self, host: str, accept_new: bool) -> str:
+        """Connect to a host of the vm backend anew; "" where it can be used, else why not."""
+        from raysched.backends.vm import VMBackend
+
+        assert isinstance(self.backend, VMBackend), "only the vm backend has hosts"
+        return await self.backend.hosts.check(host, accept_new)
+
 
 def _open(name: str, settings: Settings, ledger: RemoteLedger) -> Backend:
     """The backend of that name, on this machine."""
     if name == "vm":
+        from raysched.backends.ssh.hosts import Hosts
         from raysched.backends.vm import VMBackend
 
-        return VMBackend(Path(settings.folder) / "runs", settings.environment, settings.packages)
+        folder = Path(settings.folder)
+        hosts = Hosts(ledger, system_id(folder))
+        return VMBackend(folder / "runs", settings.environment, settings.packages, hosts)
     from raysched.backends.ray.backend import RayBackend
 
     return RayBackend(settings.packages, ledger.nodes)
+
+
+def system_id(folder: Path) -> str:
+    """What tells this system's runs on a host from another's; made once for a state folder."""
+    path = folder / "system"
+    with suppress(FileExistsError), open(path, "x", encoding="ascii") as file:
+        file.write(secrets.token_hex(6))
+    return path.read_text(encoding="ascii")

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from raysched.actors.clock import Clock
 from raysched.core.commands import Command, SetClock
+from raysched.core.host import Host
 from raysched.core.node import NodeInfo
 from raysched.core.state import State
 from raysched.core.wanted import known_runs, owned, partitions, wanted
@@ -150,6 +151,10 @@ class Desk:
         `version`, or at the end of the time."""
         return await self.newer(("partitions", node), lambda state: partitions(state, node), version, timeout)
 
+    async def hosts(self, version: int, timeout: float) -> tuple[int, tuple[Host, ...]]:
+        """The inventory and its version: as soon as it is not `version`."""
+        return await self.newer(("hosts",), _hosts, version, timeout)
+
     async def owned(self, owner: str, version: int, timeout: float) -> tuple[int, list[Owned]]:
         """The jobs of a client process and their version: as soon as it is not `version`."""
         return await self.newer(("owned", owner), lambda state: owned(state, owner), version, timeout)
@@ -174,3 +179,7 @@ class Desk:
     async def known(self, backend: str) -> frozenset[Run]:
         """The runs that are remembered; a backend may delete the files of others."""
         return known_runs(self.state, backend)
+
+
+def _hosts(state: State) -> tuple[Host, ...]:
+    return tuple(known.host for known in state.hosts.values())

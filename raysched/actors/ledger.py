@@ -25,18 +25,20 @@ from raysched.actors.desk import Desk
 from raysched.actors.heartbeats import Heartbeats
 from raysched.actors.names import NAMESPACE
 from raysched.actors.settings import Settings
-from raysched.core import commands, gpu_views, views
+from raysched.core import commands, gpu_views, host_views, views
 from raysched.core.commands import Command, JobRequest
-from raysched.core.compile import compile_job, compile_resources
+from raysched.core.compile import compile_host, compile_job, compile_resources
 from raysched.core.decide import known_key
+from raysched.core.host import Host
 from raysched.core.jobs import ENDED, Job
 from raysched.core.node import NodeInfo
 from raysched.core.state import State
 from raysched.core.wanted import owned_job, packages
 from raysched.core.words import stamp
 from raysched.core.work import Ask, Owned, Partition, Run, Wanted
-from raysched.errors import NotFound, SpecError
+from raysched.errors import NotFound, SpecError, StorageError
 from raysched.package import PackageStore
+from raysched.specs.inventory import check_host
 from raysched.specs.job import JobSpec, check_job
 from raysched.specs.resources import check_options
 from raysched.store.book import Book
@@ -68,6 +70,7 @@ class Ledger:
         self.usage: dict[str, gpu_views.Usage] = {}
         self.tasks = [
             asyncio.create_task(self._serve()),
+            asyncio.create_task(self._take_inventory()),
             asyncio.create_task(self._repeat(self._tick, TICK_S)),
             asyncio.create_task(self._repeat(self._listen_for_owners, TICK_S)),
             asyncio.create_task(self._repeat(self._look_at_nodes, NODES_S)),
@@ -171,6 +174,28 @@ class Ledger:
             await self.tell([commands.Once(key, digest, ids, ends)])
         return self._answer(key)
 
+    async def add_host(self, key: str, host: View) -> View:
+        """Use a machine over SSH; answers with it. Raises SpecError, and Conflict for a taken name."""
+        spec = check_host(host)
+        command = commands.AddHost(compile_host(spec))
+        await self.tell([commands.Once(key, _digest("add host", host), (), (command,))])
+        return host_views.host_view(self.state, spec.name)
+
+    async def remove_host(self, key: str, name: str) -> View:
+        """Use a machine no more, once nobody holds anything there; answers with the others and it while it is
+        still there. Raises NotFound, and Conflict for one that the configuration names."""
+        await self.tell([commands.Once(key, _digest("remove host", name), (), (commands.RemoveHost(name),))])
+        return host_views.hosts_view(self.state)
+
+    async def _take_inventory(self) -> None:
+        """Tell the hosts of the configuration to the core, once."""
+        try:
+            await self.tell([commands.Inventory(self.settings.hosts)])
+        except StorageError:
+            log.exception("The inventory was not written down and is tried again.")
+            await asyncio.sleep(TICK_S)
+            await self._take_inventory()
+
     async def drain(self, key: str, node: str, on: bool) -> View:
         """Start nothing new on a node, or use it again; answers with the node. Raises NotFound."""
         await self.tell([commands.Once(key, _digest("drain", node, on), (), (commands.Drain(node, on),))])
@@ -194,6 +219,8 @@ class Ledger:
                 return views.jobs_view(self.state, views.find_jobs(self.state, args["job"]), now)
             case "queue":
                 return views.queue_view(self.state, now)
+            case "hosts":
+                return host_views.hosts_view(self.state)
             case "gpus":
                 return gpu_views.gpus_view(self.state, self._usage(), now)
             case "explain":
@@ -240,6 +267,10 @@ class Ledger:
     async def nodes(self) -> dict[str, NodeInfo]:
         """The nodes that are there, as their agents described them."""
         return await self.desk.nodes()
+
+    async def hosts(self, version: int, timeout: float) -> tuple[int, tuple[Host, ...]]:
+        """The inventory and its version: as soon as it is not `version`, or at the end of the time."""
+        return await self.desk.hosts(version, timeout)
 
     async def known(self, backend: str) -> frozenset[Run]:
         """The runs that are remembered; a backend may delete the files of others."""

@@ -11,6 +11,7 @@ from ray.exceptions import ActorDiedError
 from raysched.actors import names
 from raysched.core import gpu_views
 from raysched.core.commands import Command
+from raysched.core.host import Host
 from raysched.core.node import NodeInfo
 from raysched.core.work import Partition, Run, Wanted
 
@@ -37,6 +38,10 @@ class RemoteLedger:
     async def nodes(self) -> dict[str, NodeInfo]:
         """See `Ledger.nodes`."""
         return await self._ask("nodes")
+
+    async def hosts(self, version: int, timeout: float) -> tuple[int, tuple[Host, ...]]:
+        """See `Ledger.hosts`."""
+        return await self._ask("hosts", version, timeout)
 
     async def known(self, backend: str) -> frozenset[Run]:
         """See `Ledger.known`."""

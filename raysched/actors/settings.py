@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from raysched.core.host import Host
 from raysched.store.usual import file_url
 
 
@@ -23,6 +24,8 @@ class Settings:
     silence: float = 60.0
     """How many seconds a program that holds leases may be silent."""
     environment: dict[str, str] = field(default_factory=dict[str, str])
+    hosts: tuple[Host, ...] = ()
+    """The machines behind SSH that the configuration names."""
     store: str | None = field(default=None, repr=False)  # it may hold a password
 
     @property

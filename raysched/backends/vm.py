@@ -36,8 +36,8 @@ class VMBackend:
     ) -> None:
         self._here = NodeRuns(folder, base_env, packages)
         self._packages = packages
-        self._hosts = hosts or Hosts()
-        self._hosts.changed = self._here.wake
+        self.hosts = hosts or Hosts()
+        self.hosts.changed = self._here.wake
         self._homes: dict[Run, str] = {}
         self._looks: dict[str, asyncio.Task[list[Seen]]] = {}
 
@@ -45,8 +45,8 @@ class VMBackend:
 
     async def observe(self) -> list[Seen]:
         """All runs of this machine and of the hosts that answer."""
-        await self._hosts.known()
-        for name, remote in self._hosts.connected().items():
+        await self.hosts.known()
+        for name, remote in self.hosts.connected().items():
             if name not in self._looks:
                 self._looks[name] = asyncio.create_task(remote.observe())
         seen = await self._here.runs_observe()
@@ -72,9 +72,9 @@ class VMBackend:
     async def start(self, launch: Launch) -> None:
         """Start a run; silent where it was started before. Raises Unreachable, and EngineRefused: final where
         its package can't be used, not final where the disk is full or no process can be started."""
-        await self._hosts.known()
+        await self.hosts.known()
         self._homes[launch.run] = launch.place.node
-        remote = self._hosts.get(launch.place.node)
+        remote = self.hosts.get(launch.place.node)
         if remote is not None:
             await remote.start(launch, self._packages)
         elif not await self._here.run_start(launch, None):
@@ -95,7 +95,7 @@ class VMBackend:
     async def forget(self, runs: frozenset[Run]) -> None:
         """Delete what is left of these runs where somebody answers, but of one that has not ended."""
         calls = [self._here.runs_forget(runs)]
-        for name, remote in self._hosts.connected().items():
+        for name, remote in self.hosts.connected().items():
             if own := frozenset(run for run in runs if self._homes.get(run) == name):
                 calls.append(remote.forget(own))
         await _all(calls)
@@ -104,24 +104,24 @@ class VMBackend:
     async def release(self, hold: Hold) -> None:
         """End what still runs under a lease on hosts. Raises Unreachable where one does not answer, and
         RayschedError where something does not end."""
-        await self._hosts.known()
-        await _all([self._hosts.end_processes(place.node, hold.lease, GRACE_S) for place in hold.places])
+        await self.hosts.known()
+        await _all([self.hosts.end_processes(place.node, hold.lease, GRACE_S) for place in hold.places])
 
     async def close(self) -> None:
         """Hang up; what runs goes on, and all that is known of it is on disk."""
         for look in self._looks.values():
             look.cancel()
-        await self._hosts.close()
+        await self.hosts.close()
 
     async def _home(self, run: Run) -> Remote | None:
         """The host of a run; None for this machine, also for a run that nobody knows."""
-        await self._hosts.known()
+        await self.hosts.known()
         if run in self._homes:
-            return self._hosts.get(self._homes[run])
+            return self.hosts.get(self._homes[run])
         await self.observe()
         if run in self._homes:
-            return self._hosts.get(self._homes[run])
-        silent = sorted(self._hosts.names() - self._hosts.connected().keys())
+            return self.hosts.get(self._homes[run])
+        silent = sorted(self.hosts.names() - self.hosts.connected().keys())
         if silent and run not in {seen.run for seen in await self._here.runs_observe()}:
             raise Unreachable(f"no machine that answers has the run {run}; silent: {', '.join(silent)}")
         return None

@@ -19,6 +19,8 @@ from raysched.errors import RayschedError, Unreachable
 
 READY_S = 90.0
 """How long the nodes may take to report and the gateway to answer."""
+HOSTS_S = 20.0
+"""How long `up` waits for the hosts of the inventory, which may come later as well."""
 CALL_S = 30.0
 """How long an actor may take to answer, a restart included."""
 OTHERS = 4
@@ -116,9 +118,11 @@ def wait_ready(address: str, token: str) -> dict[str, Any]:
     Unreachable that says what is missing."""
     client = Client(address, token, patience=0)
     deadline = time.monotonic() + READY_S
+    hosts_deadline = time.monotonic() + HOSTS_S
     while True:
         try:
-            if not (missing := _silent_nodes()):
+            missing = _silent_nodes()
+            if not missing and (time.monotonic() > hosts_deadline or not _untried_hosts()):
                 return client.status()
         except Unreachable as error:
             missing = str(error)
@@ -135,6 +139,11 @@ def _silent_nodes() -> str:
     reported = {info.ray_id for info in ledger_call("nodes").values()}
     silent = [crew.node_name(node, alive) for node in alive if node["NodeID"] not in reported]
     return f"{', '.join(silent)} did not report" if silent else ""
+
+
+def _untried_hosts() -> bool:
+    """Whether a host of the inventory has neither been reached nor found to be out of reach yet."""
+    return any(host["state"] == "new" for host in ledger_call("view", "hosts")["hosts"])
 
 
 def ledger_call(method: str, *args: Any, **kwargs: Any) -> Any:

@@ -19,6 +19,7 @@ from raysched.cluster import own_ray, record, system
 from raysched.cluster.interrupts import held, interruptible
 from raysched.cluster.listening import listen, url_host
 from raysched.cluster.record import Record
+from raysched.core.compile import compile_host
 from raysched.errors import AlreadyUp, ConfigError, Conflict, PortBusy, RayschedError, Unreachable
 from raysched.folders import state_folder
 from raysched.specs.config import Config
@@ -82,6 +83,7 @@ def _plan(home: Path, config: Config, simulate: str | None, address: str | None,
         simulate=simulate,
         silence=config.policy.silence / 1000,
         environment=dict(os.environ) | {"RAYSCHED_HOME": str(home)},
+        hosts=tuple(compile_host(spec) for spec in config.backends.vm.hosts),
         store=config.store.url,
     )
     return Plan(home, settings, _token(home), ray, before, _count(simulate))

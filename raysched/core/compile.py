@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from raysched.core.commands import JobRequest
+from raysched.core.host import Host
 from raysched.core.request import WHOLE, Request
+from raysched.specs.inventory import HostSpec
 from raysched.specs.job import Backend, JobSpec
 from raysched.specs.resources import Resources
 
@@ -69,3 +71,20 @@ def _cpus(resources: Resources) -> int:
     if resources.cpus is not None:
         return resources.cpus
     return 0 if resources.gpus else WHOLE
+
+
+def compile_host(spec: HostSpec) -> Host:
+    """The host that a checked entry of the inventory names."""
+    return Host(
+        name=spec.name,
+        address=spec.address or spec.name,
+        user=spec.user,
+        port=spec.port,
+        key=spec.key,
+        jump=spec.jump,
+        python=spec.python,
+        folder=spec.folder,
+        simulate=spec.simulate,
+        cpus=spec.cpus,
+        memory=spec.memory,
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, TypeVar
 
@@ -12,11 +12,12 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from raysched.errors import ConfigError, FileMissing, Problem
 from raysched.specs.document import Document, read_file, read_yaml
-from raysched.specs.fields import Fields, problems_of
+from raysched.specs.fields import Contradiction, Fields, problems_of
+from raysched.specs.inventory import HostSpec
 from raysched.specs.problems import listing, quoted
+from raysched.specs.simulation import Simulation
 from raysched.specs.values import Duration, Text, WholeNumber, filled
 
-_GPUS = re.compile(r"([1-9][0-9]*x)?[A-Za-z][\w.+-]*", re.IGNORECASE)
 _RAY_ADDRESS = re.compile(r"auto|[^\s/:]+:[0-9]{1,5}|\[[0-9A-Fa-f:]+\]:[0-9]{1,5}")
 _STORE = re.compile(r"sqlite:////[^?]+|postgres(ql)?(\+psycopg)?://[^/]*/[^/?]+(\?.*)?")
 _PASSWORD = re.compile(r"(://[^/@]*?):[^/@]*@")
@@ -63,13 +64,6 @@ def check_silence(milliseconds: int) -> int:
     return milliseconds
 
 
-def parse_simulation(value: str) -> str:
-    """A list of GPUs to simulate; which models there are, `raysched.gpu` knows. Raises ValueError."""
-    if not all(_GPUS.fullmatch(part.strip()) for part in value.split(",")):
-        raise ValueError(f"{quoted(value)} is no list of counts and models, such as 2xA100-80GB,1xA30")
-    return value
-
-
 class Store(Fields):
     """Where the journal, packages and runs are kept."""
 
@@ -100,7 +94,15 @@ class RayBackend(Fields):
 
 
 class VMBackend(Fields):
-    """Plain machines: in this version, this one."""
+    """Plain machines: this one, and those that SSH reaches."""
+
+    hosts: tuple[HostSpec, ...] = Field(default=(), description="The machines that SSH reaches.")
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        """No two hosts have one name."""
+        names = [host.name for host in self.hosts]
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            yield Contradiction(("hosts",), f"two hosts are named {quoted(name)}")
 
 
 class Backends(Fields):
@@ -109,7 +111,7 @@ class Backends(Fields):
     misplaced: ClassVar[Mapping[str, str]] = _NOT_YET
 
     ray: Section[RayBackend] = Field(default=RayBackend(), description="The Ray cluster.")
-    vm: Section[VMBackend] = Field(default=VMBackend(), description="This machine.")
+    vm: Section[VMBackend] = Field(default=VMBackend(), description="This machine and others.")
 
 
 class Policy(Fields):
@@ -129,7 +131,7 @@ class Config(Fields):
     gateway: Section[Gateway] = Field(default=Gateway(), description="The HTTP API.")
     backends: Section[Backends] = Field(default=Backends(), description="What launches work.")
     policy: Section[Policy] = Field(default=Policy(), description="Rules of the ledger.")
-    simulate: Annotated[Text, AfterValidator(parse_simulation)] | None = Field(
+    simulate: Simulation | None = Field(
         default=None, description="GPUs to make up on this machine, such as 2xA100-80GB; null: the real ones."
     )
 

@@ -509,8 +509,8 @@ class Model:
             return
         grant = self.leases[job.lease]
         grant.state, job.lease = "releasing", None
-        if not self.managed(grant.places):
-            self._free(grant, [place.node for place in grant.places])
+        places = [place for place in grant.places if not self.managed([place])]
+        self._free(grant, [place.node for place in places])
 
     def _free(self, grant: Grant, nodes: Iterable[str]) -> None:
         """A lease's capacity on these nodes is free; a GPU that vanished under it is forgotten with it."""

@@ -68,6 +68,48 @@ class Status(Shape):
     jobs: dict[str, int]
 
 
+class Host(Shape):
+    """A machine that SSH reaches. `origin` says who named it: the configuration's file, or a command. `gpus`
+    are the models of its GPUs, `jobs` counts those that hold something there."""
+
+    name: str
+    address: str
+    user: str | None
+    port: int | None
+    jump: str | None
+    origin: Literal["file", "command"]
+    state: Literal["new", "ready", "out", "drained", "leaving"]
+    reason: str
+    gpus: list[str]
+    jobs: int
+
+
+class Hosts(Shape):
+    """The inventory."""
+
+    hosts: list[Host]
+
+
+class HostCheck(Shape):
+    """Whether a host can be used, and why not."""
+
+    name: str
+    ok: bool
+    reason: str
+
+
+class NewHost(Shape):
+    """A host, with the fields of `backends.vm.hosts` in the configuration."""
+
+    host: Json
+
+
+class Checking(Shape):
+    """`accept_new` adds the key of a host that is not known to the known hosts of who started raysched."""
+
+    accept_new: bool = False
+
+
 class PlacedGPU(Shape):
     """What a lease has of one GPU. `index` and `model` are null once the GPU is gone. Of a GPU that is cut
     it is the instance of `profile` at memory slice `start`; `instance` is its UUID once it exists."""

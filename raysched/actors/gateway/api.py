@@ -55,7 +55,7 @@ class Ledger(Protocol):
         ...
 
     async def view(self, what: str, **args: Any) -> View:
-        """One of the views: status, jobs, job, queue, gpus, explain."""
+        """One of the views: status, jobs, job, queue, hosts, gpus, explain."""
         ...
 
     async def cancel(self, key: str, job: str, by: str) -> View:
@@ -64,6 +64,18 @@ class Ledger(Protocol):
 
     async def drain(self, key: str, node: str, on: bool) -> View:
         """Start nothing new on a node, or use it again, once under a key; its view."""
+        ...
+
+    async def add_host(self, key: str, host: View) -> View:
+        """Use a machine over SSH, once under a key; its view."""
+        ...
+
+    async def remove_host(self, key: str, name: str) -> View:
+        """Use a machine no more once nobody holds anything there; the view of all."""
+        ...
+
+    async def check_host(self, name: str, accept_new: bool) -> View:
+        """Connect to a host anew."""
         ...
 
     async def latest(self) -> int:
@@ -96,7 +108,7 @@ def build_app(ledger: Ledger, packages: PackageStore, token: str) -> FastAPI:
     install_errors(app)
     app.include_router(_health())
     bearer = Security(HTTPBearer(auto_error=False, description="The token of gateway.json."))
-    for routes in (_system(ledger), _packages(packages), _streams(ledger), _jobs(ledger)):
+    for routes in (_system(ledger), _hosts(ledger), _packages(packages), _streams(ledger), _jobs(ledger)):
         app.include_router(routes, prefix="/v1", dependencies=[bearer], responses=RESPONSES)
     return app
 
@@ -132,6 +144,28 @@ def _system(ledger: Ledger) -> APIRouter:
     @routes.post("/nodes/{node}/drain", response_model=answers.Node, summary="Start nothing new on a node")
     async def drain(node: str, body: answers.Draining | None = None, key: Key = None) -> Response:
         return JSONResponse(await ledger.drain(key or _new_key(), node, body is None or body.on))
+
+    return routes
+
+
+def _hosts(ledger: Ledger) -> APIRouter:
+    routes = APIRouter(tags=["hosts"])
+
+    @routes.get("/hosts", response_model=answers.Hosts, summary="The machines that SSH reaches")
+    async def hosts() -> Response:
+        return JSONResponse(await ledger.view("hosts"))
+
+    @routes.post("/hosts", response_model=answers.Host, summary="Use a machine over SSH")
+    async def add(body: answers.NewHost, key: Key = None) -> Response:
+        return JSONResponse(await ledger.add_host(key or _new_key(), body.host))
+
+    @routes.post("/hosts/{host}/check", response_model=answers.HostCheck, summary="Connect to a host anew")
+    async def check(host: str, body: answers.Checking | None = None) -> Response:
+        return JSONResponse(await ledger.check_host(host, body is not None and body.accept_new))
+
+    @routes.post("/hosts/{host}/remove", response_model=answers.Hosts, summary="Use a machine no more")
+    async def remove(host: str, key: Key = None) -> Response:
+        return JSONResponse(await ledger.remove_host(key or _new_key(), host))
 
     return routes
 

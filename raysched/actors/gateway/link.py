@@ -14,6 +14,8 @@ from raysched.errors import RayschedError, Unreachable
 
 PATIENCE_S = 20.0
 """How long an actor that is being restarted is waited for."""
+CHECK_S = 90.0
+"""How long it may take to reach a host, its jump hosts and its login shell included."""
 RETRY_S = 0.2
 
 View = dict[str, Any]
@@ -44,6 +46,20 @@ class Link:
     async def drain(self, key: str, node: str, on: bool) -> View:
         """Start nothing new on a node, or use it again."""
         return await self._ledger("drain", key, node, on)
+
+    async def add_host(self, key: str, host: View) -> View:
+        """Use a machine over SSH."""
+        return await self._ledger("add_host", key, host)
+
+    async def remove_host(self, key: str, name: str) -> View:
+        """Use a machine no more."""
+        return await self._ledger("remove_host", key, name)
+
+    async def check_host(self, name: str, accept_new: bool) -> View:
+        """Connect to a host anew: whether it can be used, and why not."""
+        patience = PATIENCE_S + CHECK_S
+        reason = await self._call(names.backend("vm"), patience, "check_host", name, accept_new)
+        return {"name": name, "ok": not reason, "reason": reason}
 
     async def latest(self) -> int:
         """The number of the last event so far."""

@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import raysched
-
-ROOT = Path(raysched.__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 START = "raysched.backends.ssh.serve"
 MAIN = f"from {START} import main\n\nmain()\n"
 VENDORED = "pynvml"

@@ -50,6 +50,11 @@ async def connect(host: Host, accept_new: bool = False) -> asyncssh.SSHClientCon
     return way
 
 
+def resolved(address: str) -> str:
+    """The host name or IP address that an alias of the SSH configuration stands for."""
+    return asyncssh.SSHClientConnectionOptions(host=address, client_keys=None).host
+
+
 def jumps(host: Host) -> list[Hop]:
     """The hosts to go through, as the inventory names them, else the SSH configuration."""
     named = host.jump

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from raysched.backends.base import EngineRefused
+from raysched.backends.ssh.connection import resolved
 from raysched.backends.ssh.link import Link
 from raysched.core.host import Host
 from raysched.core.node import NodeInfo
@@ -52,6 +53,7 @@ class Remote:
         self._link: Link | None = None
         self._tried = asyncio.Event()
         self._hurry = asyncio.Event()
+        self._address = host.address
         self._sights: list[Seen] | None = None
         self._changes = 0
         self._keeping: asyncio.Task[None] | None = None
@@ -97,6 +99,7 @@ class Remote:
         """Connect now. Raises Unreachable, in words."""
         async with self._turns:
             link = await Link.open(self.host, self._system, self._news, accept_new)
+        self._address = resolved(self.host.address)
         self._link, self.reason = link, ""
         self._tried.set()
         self._news()
@@ -206,7 +209,7 @@ class Remote:
         info: NodeInfo = await self._call("describe")
         cpus = info.cpus if self.host.cpus is None else self.host.cpus
         memory = info.memory if self.host.memory is None else self.host.memory
-        return replace(info, cpus=cpus, memory=memory)
+        return replace(info, cpus=cpus, memory=memory, address=self._address)
 
     async def sample(self) -> Sample:
         """Who uses its GPUs now."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from raysched.core import decide
 from raysched.core.commands import (
+    AddHost,
     Cancel,
     Command,
     CutRefused,
@@ -22,6 +23,9 @@ from raysched.core.commands import (
     Drain,
     Gone,
     Held,
+    HostOut,
+    HostSeen,
+    Inventory,
     JobRequest,
     NodeGone,
     NodeSeen,
@@ -29,12 +33,14 @@ from raysched.core.commands import (
     Outside,
     OwnerLost,
     Release,
+    RemoveHost,
     Report,
     SetClock,
     Submit,
     Tick,
     Usage,
 )
+from raysched.core.host import Host
 from raysched.core.lease import Group
 from raysched.core.mig import Instance, Layout
 from raysched.core.node import GPUInfo, NodeInfo
@@ -166,6 +172,20 @@ def mig(story: Story) -> None:
     story.tell(NodeSeen(replace(node, gpus=(replace(cut, fault="XID 79"),))), Drain("node-d", True))
 
 
+def hosts(story: Story) -> None:
+    """Hosts behind SSH: one is out of reach, one is removed once its job has ended."""
+    story.tell(Inventory((Host("host-a", "10.0.0.5"),)), HostOut("host-a", "it does not answer"))
+    story.tell(AddHost(Host("host-b", "10.0.0.6", "ana", 2222)))
+    gpu = GPUInfo("GPU-host-b-0", 0, "T4", 15360)
+    story.tell(HostSeen(NodeInfo("host-b", ("vm",), (gpu,), 8 * WHOLE, 32_768)))
+    story.submit("far", Request(share=WHOLE, gpu_types=("T4",)))
+    story.report("far", "running")
+    story.tell(RemoveHost("host-b"))
+    lease = story.lease("far")
+    story.report("far", "exited", 0)
+    story.tell(Gone(lease, ("host-b",)), Tick())
+
+
 def last_things(story: Story) -> None:
     """A whole GPU, jobs that wait, a node that is lost, old jobs that are forgotten."""
     story.submit("whole", WHOLE_GPU)
@@ -224,6 +244,7 @@ def main(name: str) -> None:
     journal.snapshot(story.core.state, story.seq)
     leases(story)
     mig(story)
+    hosts(story)
     last_things(story)
     journal.close()
     for beside in ("lock", "mark"):

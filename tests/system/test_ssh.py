@@ -1,0 +1,186 @@
+"""A system whose vm backend reaches two hosts over real sshds, each with simulated GPUs of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from running import System, wait_until
+from ssh_hosts import HostWorld, world
+
+LASTS = "echo on $(hostname); exec sleep 600"
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[HostWorld]:
+    with world() as made:
+        made.add("alpha", alone=True)
+        made.add("beta", alone=True)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def system(_ray: None, hosts: HostWorld) -> Iterator[System]:
+    """Its own machine has an A30, alpha two A100 and beta an H100."""
+    running = System("1xA30")
+    running.env["HOME"] = str(hosts.home)
+    running.env.pop("SSH_AUTH_SOCK", None)
+    inventory = [_entry(hosts, "alpha", "2xA100-80GB"), _entry(hosts, "beta", "1xH100-80GB")]
+    config = {"gateway": {"port": running.port}, "backends": {"vm": {"hosts": inventory}}}
+    (running.folder / "raysched.yaml").write_text(json.dumps(config))
+    try:
+        running.up()
+        yield running
+    finally:
+        running.close()
+
+
+def _entry(hosts: HostWorld, name: str, gpus: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "address": hosts.hosts[name].address,
+        "python": "/usr/bin/python3",
+        "folder": str(hosts.folder / name / "raysched"),
+        "simulate": gpus,
+        "cpus": 16,
+    }
+
+
+def _ended(system: System, job: str) -> dict[str, Any]:
+    def ended() -> dict[str, Any] | None:
+        (found,) = system.client().job(job)
+        return found if found["state"] in ("succeeded", "failed", "cancelled") else None
+
+    return wait_until(ended, f"{job} has ended")
+
+
+def _until(system: System, job: str, state: str) -> None:
+    wait_until(lambda: system.client().job(job)[0]["state"] == state, f"{job} is {state}")
+
+
+def _output(system: System, job: str) -> str:
+    return b"".join(system.client().logs(job)).decode()
+
+
+def _free(system: System, node: str) -> bool:
+    (found,) = [each for each in system.client().gpus()["nodes"] if each["name"] == node]
+    return found["alive"] and not any(gpu["tenants"] for gpu in found["gpus"])
+
+
+@pytest.fixture
+def submit(system: System) -> Iterator[Callable[..., str]]:
+    """Submits jobs, which are ended after the test."""
+    jobs: list[str] = []
+
+    def submit(entrypoint: str, gpu_type: str | None = None, **fields: Any) -> str:
+        resources = {"gpus": 1, "gpu_type": gpu_type} if gpu_type else {"gpus": 0}
+        resources |= fields.pop("resources", {})
+        jobs.append(system.submit("over-ssh", entrypoint, resources=resources, **fields))
+        return jobs[-1]
+
+    yield submit
+    for job in jobs:
+        system.client().cancel(job)
+    for job in jobs:
+        _ended(system, job)
+
+
+def test_up_waits_until_the_hosts_are_known(system: System) -> None:
+    states = {host["name"]: host["state"] for host in system.client().hosts()}
+    assert states == {"alpha": "ready", "beta": "ready"}
+    nodes = {node["name"]: node for node in system.client().gpus()["nodes"]}
+    assert [gpu["model"] for gpu in nodes["alpha"]["gpus"]] == ["A100-80GB", "A100-80GB"]
+    assert nodes["beta"]["backends"] == ["vm"]
+    assert nodes["beta"]["simulated"]
+
+
+def test_a_job_that_names_no_backend_runs_on_the_host_that_has_its_gpu(
+    system: System, submit: Callable[..., str]
+) -> None:
+    job = submit('echo "$(hostname) $CUDA_VISIBLE_DEVICES $RAYSCHED_GPU_MEMORY_MIB"; exit 3', "H100")
+    ended = _ended(system, job)
+    assert ended["exit_code"] == 3
+    (place,) = ended["lease"]["places"]
+    assert _output(system, job) == f"beta {place['gpus'][0]['uuid']} 81559\n"
+
+
+def test_shares_of_one_gpu_on_a_host(system: System, submit: Callable[..., str]) -> None:
+    both = [submit(LASTS, "H100", resources={"gpu_fraction": 0.5}) for _ in range(2)]
+    for job in both:
+        _until(system, job, "running")
+    third = submit("true", "H100", resources={"gpu_fraction": 0.5})
+    assert system.client().job(third)[0]["state"] == "waiting"
+    system.client().cancel(both[0])
+    assert _ended(system, third)["exit_code"] == 0
+
+
+def test_a_gpu_of_a_host_is_cut_for_a_lease(system: System, submit: Callable[..., str]) -> None:
+    job = submit('echo "$CUDA_VISIBLE_DEVICES"', resources={"gpus": 1, "mig_profile": "1g.10gb"})
+    ended = _ended(system, job)
+    (gpu,) = ended["lease"]["places"][0]["gpus"]
+    assert ended["lease"]["places"][0]["node"] in ("alpha", "beta")
+    assert _output(system, job) == f"{gpu['instance']}\n"
+    assert gpu["instance"].startswith("MIG-")
+
+
+def test_what_a_job_leaves_on_a_host_is_gone_before_its_gpu_is_free(
+    system: System, hosts: HostWorld, submit: Callable[..., str]
+) -> None:
+    """Case ray-03: a child in a session of its own, which ignores SIGTERM, under a runner that is killed."""
+    job = submit("setsid sh -c 'trap \"\" TERM; sleep 600; sleep 600' & echo $!; wait", "H100", retries=0)
+    wait_until(lambda: _output(system, job), "it has written")
+    hosts.hosts["beta"].kill("runner.py")
+    assert "runner was killed" in _ended(system, job)["reason"]
+    wait_until(lambda: _free(system, "beta"), "the GPU is free")
+    assert not hosts.hosts["beta"].processes("sleep 600")
+
+
+def test_a_cancelled_job_is_gone(system: System, hosts: HostWorld, submit: Callable[..., str]) -> None:
+    job = submit(LASTS, "H100")
+    _until(system, job, "running")
+    system.client().cancel(job)
+    assert _ended(system, job)["state"] == "cancelled"
+    wait_until(lambda: _free(system, "beta"), "the GPU is free")
+    assert not hosts.hosts["beta"].processes("sleep 600")
+
+
+def test_killed_actors_find_the_job_again(system: System, tmp_path: Path, submit: Callable[..., str]) -> None:
+    work = 'echo started >> "$MARK"; until [ -e "$MARK.go" ]; do sleep 0.1; done; cat "$MARK"; exit 5'
+    mark = tmp_path / "mark"
+    job = submit(work, "A100", env={"MARK": str(mark)})
+    _until(system, job, "running")
+    assert system.kill("ray::Ledger")
+    assert system.kill("ray::BackendActor")
+    assert _ended(system, submit("true", "H100"))["exit_code"] == 0
+    Path(f"{mark}.go").touch()
+    assert _ended(system, job)["exit_code"] == 5
+    assert _output(system, job) == "started\n"
+
+
+def test_a_host_that_loses_its_power_loses_its_job_which_is_tried_again(
+    system: System, hosts: HostWorld, submit: Callable[..., str]
+) -> None:
+    job = submit(LASTS, "H100", retries=1)
+    wait_until(lambda: _output(system, job), "it runs")
+    hosts.hosts["beta"].power_off()
+    wait_until(lambda: {h["name"]: h["state"] for h in system.client().hosts()}["beta"] == "out", "it is out")
+    hosts.hosts["beta"].start()
+    wait_until(lambda: system.client().job(job)[0]["attempt"] == 2, "it is tried again")
+    _until(system, job, "running")
+
+
+def test_a_cut_link_does_not_lose_a_job(system: System, hosts: HostWorld, submit: Callable[..., str]) -> None:
+    job = submit("sleep 3; echo done; exit 4", "H100")
+    _until(system, job, "running")
+    hosts.hosts["beta"].cut()
+    wait_until(lambda: {h["name"]: h["state"] for h in system.client().hosts()}["beta"] == "out", "it is out")
+    other = submit("hostname", "A100")
+    assert _ended(system, other)["exit_code"] == 0  # nobody waits for the host that does not answer
+    hosts.hosts["beta"].heal()
+    ended = _ended(system, job)
+    assert (ended["exit_code"], ended["attempt"]) == (4, 1)
+    assert _output(system, job) == "done\n"
