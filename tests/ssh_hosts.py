@@ -103,7 +103,9 @@ class SSHHost:
         return f"{self.address} {(self.folder / 'host_key.pub').read_text()}"
 
     def start(self) -> None:
-        """Switch it on, or start its sshd again."""
+        """Switch it on, or, where it has no processes of its own, start its sshd again."""
+        if self.init is not None:
+            self.init.wait()
         apart = ["--uts", "--mount"]
         if self.alone:
             apart += ["--pid", "--fork", "--mount-proc", "--kill-child"]
@@ -154,6 +156,13 @@ class SSHHost:
     def cut(self) -> None:
         """Cut its link: packets are lost, and nobody is told."""
         ip("-n", self.world.switch, "link", "set", self.space, "down")
+
+    def start_sshd(self) -> None:
+        """Start sshd on a host that is on, but for it."""
+        (inner,) = self.processes("sleep", "infinity")
+        command = f"{SSHD} -E {self.folder}/sshd.log -f {self.folder}/sshd_config"
+        subprocess.run(["nsenter", "-t", str(inner), "-a", *command.split()], check=True)
+        self.until_up()
 
     def heal(self) -> None:
         """Put the link together again."""

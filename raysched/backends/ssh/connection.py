@@ -52,14 +52,19 @@ async def connect(host: Host, accept_new: bool = False) -> asyncssh.SSHClientCon
 
 def resolved(address: str) -> str:
     """The host name or IP address that an alias of the SSH configuration stands for."""
-    return asyncssh.SSHClientConnectionOptions(host=address, client_keys=None).host
+    return _configured(address).host
+
+
+def _configured(address: str) -> asyncssh.SSHClientConnectionOptions:
+    """What the SSH configuration says of a host."""
+    return asyncssh.SSHClientConnectionOptions(host=address, config=(), client_keys=None)
 
 
 def jumps(host: Host) -> list[Hop]:
     """The hosts to go through, as the inventory names them, else the SSH configuration."""
     named = host.jump
     if named is None:
-        named = asyncssh.SSHClientConnectionOptions(host=host.address, client_keys=None).tunnel
+        named = _configured(host.address).tunnel
     if not isinstance(named, str) or not named or named.lower() == "none":
         return []
     return [_hop(each.strip()) for each in named.split(",")]
@@ -174,7 +179,7 @@ class _Client(asyncssh.SSHClient):
 
 def _files(address: str) -> list[str]:
     """The files of known hosts, the user's own first."""
-    options = asyncssh.SSHClientConnectionOptions(host=address, client_keys=None)
+    options = _configured(address)
     named = options.known_hosts
     files = [str(file) for file in named] if isinstance(named, list) else []
     return [os.path.expanduser(file) for file in files] or [str(Path("~/.ssh/known_hosts").expanduser())]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from raysched.backends.base import EngineRefused
+from raysched.backends.containers import Engines
 from raysched.backends.node_runs import NodeRuns
 from raysched.backends.ssh import calls, frames
 from raysched.core.node import NodeInfo
@@ -43,6 +44,7 @@ class Served:
         self._runs: NodeRuns | None = None
         self._driving: Driving | None = None
         self._node = ""
+        self._engines = Engines(os.environ)
 
     async def open(self, system: str, node: str, simulate: str | None) -> None:
         """Be the host that the ledger of `system` calls `node`. Raises RayschedError for a broken driver."""
@@ -78,6 +80,7 @@ class Served:
 
     async def describe(self) -> NodeInfo:
         """The host as it is now: its GPUs, the CPUs that this process may use, and its memory."""
+        engine = await asyncio.to_thread(self._engines.name)
         found = await self.driving.do(self.driving.driver.discover)
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // MIB
         cpus = len(os.sched_getaffinity(0)) * WHOLE
@@ -89,6 +92,9 @@ class Served:
             memory=memory,
             driver=found.driver_version,
             simulated=found.simulated,
+            cuda=found.cuda,
+            problem=found.problem,
+            containers=engine,
         )
 
     async def sample(self) -> Sample:
