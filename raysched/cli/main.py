@@ -11,7 +11,7 @@ import typer
 import typer.core
 import typer.main
 
-from raysched.cli import job_commands, store_commands, system_commands
+from raysched.cli import job_commands, store_commands, system_commands, vm_commands
 from raysched.cli.output import Output, say
 from raysched.errors import RayschedError
 
@@ -34,6 +34,7 @@ PANELS: dict[str, list[Callable[..., Any] | typer.Typer]] = {
         system_commands.down,
         system_commands.doctor,
         system_commands.drain,
+        vm_commands.app,
         store_commands.app,
         system_commands.schema,
     ],

@@ -58,6 +58,17 @@ class ScriptedLedger:
         self.keys.append(key)
         return await self._answer("drain", node, on)
 
+    async def add_host(self, key: str, host: Any) -> Any:
+        self.keys.append(key)
+        return await self._answer("add_host", host)
+
+    async def remove_host(self, key: str, name: str) -> Any:
+        self.keys.append(key)
+        return await self._answer("remove_host", name)
+
+    async def check_host(self, name: str, accept_new: bool) -> Any:
+        return await self._answer("check_host", name, accept_new)
+
     async def latest(self) -> int:
         return await self._answer("latest")
 
@@ -113,11 +124,16 @@ def test_every_call_but_the_health_check_needs_the_token(
 ) -> None:
     paths = app.openapi()["paths"]
     calls = [(method, path) for path, methods in paths.items() for method in methods]
-    assert len(calls) == 15
+    assert len(calls) == 19
     for method, path in calls:
         if path == "/v1/health":
             continue
-        where = path.replace("{node}", "a").replace("{job}", "one").replace("{digest}", "0" * 64)
+        where = (
+            path.replace("{node}", "a")
+            .replace("{host}", "h")
+            .replace("{job}", "one")
+            .replace("{digest}", "0" * 64)
+        )
         for headers, status in (
             ({}, 401),
             ({"Authorization": TOKEN}, 401),
@@ -130,6 +146,23 @@ def test_every_call_but_the_health_check_needs_the_token(
             if method != "head":
                 assert error(answer)["code"] == "unauthorized"
     assert ledger.calls == []
+
+
+def test_hosts_are_added_checked_and_removed(ask: Ask, ledger: ScriptedLedger) -> None:
+    headers = WITH_TOKEN | {"Idempotency-Key": "k"}
+    ask("get", "/v1/hosts", headers=headers)
+    ask("post", "/v1/hosts", headers=headers, json={"host": {"name": "a"}})
+    ask("post", "/v1/hosts/a/check", headers=headers)
+    ask("post", "/v1/hosts/a/check", headers=headers, json={"accept_new": True})
+    ask("post", "/v1/hosts/a/remove", headers=headers)
+    assert ledger.calls == [
+        ("view", "hosts", {}),
+        ("add_host", {"name": "a"}),
+        ("check_host", "a", False),
+        ("check_host", "a", True),
+        ("remove_host", "a"),
+    ]
+    assert ledger.keys == ["k", "k"]
 
 
 def test_the_health_check_and_the_description_need_no_token(ask: Ask) -> None:

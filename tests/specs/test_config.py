@@ -79,7 +79,32 @@ def test_a_file_that_was_named_must_be_there(tmp_path: Path) -> None:
         ("gatway: {}\n", "1: gatway: is no field here; did you mean gateway?"),
         ("backends:\n  slurm: {}\n", "2: backends.slurm: the slurm backend is not in this version"),
         ("backends:\n  k8s: {}\n", "2: backends.k8s: the k8s backend is not in this version"),
-        ("backends: {vm: {hosts: []}}\n", "1: backends.vm.hosts: is no field here"),
+        ("backends: {vm: {host: []}}\n", "1: backends.vm.host: is no field here; did you mean hosts?"),
+        ("backends: {vm: {hosts: [{}]}}\n", "1: backends.vm.hosts[0].name: is missing"),
+        (
+            "backends: {vm: {hosts: [{name: a}, {name: a}]}}\n",
+            "1: backends.vm.hosts: two hosts are named 'a'",
+        ),
+        (
+            "backends: {vm: {hosts: [{name: -a}]}}\n",
+            "1: backends.vm.hosts[0].name: '-a' is no name of a host",
+        ),
+        (
+            "backends: {vm: {hosts: [{name: a, address: -oProxyCommand=x}]}}\n",
+            "1: backends.vm.hosts[0].address: '-oProxyCommand=x' is no address",
+        ),
+        (
+            "backends: {vm: {hosts: [{name: a, jump: 'me@gate, -x'}]}}\n",
+            "1: backends.vm.hosts[0].jump: '-x' is no jump host",
+        ),
+        (
+            "backends: {vm: {hosts: [{name: a, port: 0}]}}\n",
+            "1: backends.vm.hosts[0].port: must be 1 or more",
+        ),
+        (
+            "backends: {vm: {hosts: [{name: a, password: x}]}}\n",
+            "1: backends.vm.hosts[0].password: is no field here",
+        ),
         ("backends: {ray: {address: 'ray://x:1'}}\n", "1: backends.ray.address: must be auto"),
         ("gateway: {port: 70000}\n", "1: gateway.port: must be 65535 or less"),
         ("simulate: 2 A100\n", "1: simulate: '2 A100' is no list"),

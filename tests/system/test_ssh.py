@@ -173,6 +173,27 @@ def test_a_host_that_loses_its_power_loses_its_job_which_is_tried_again(
     _until(system, job, "running")
 
 
+def test_hosts_are_listed_checked_added_and_removed(system: System, hosts: HostWorld) -> None:
+    """Case vm-01: one host that answers with another key is out, and nobody else is."""
+    hosts.add("gamma", known=False)
+    given = ["--address", hosts.hosts["gamma"].address, "--simulate", "1xA30", "--cpus", "2"]
+    folder = ["--folder", str(hosts.folder / "gamma" / "raysched")]
+    refused = system.cli("vm", "add", "gamma", *given, *folder, check=False)
+    assert refused.returncode == 1
+    assert "the host key of gamma is not known" in refused.stdout
+    states = {host["name"]: host["state"] for host in system.json("vm", "list")["hosts"]}
+    assert states["alpha"] == "ready"
+    checks = system.json("vm", "check", "gamma", "--accept-new")["checks"]
+    assert checks == [{"name": "gamma", "ok": True, "reason": ""}]
+    wait_until(lambda: "gamma" in {n["name"] for n in system.client().gpus()["nodes"]}, "it is a node")
+    assert "1 x A30" in system.cli("vm", "list").stdout
+    assert "gamma is drained" in system.cli("vm", "drain", "gamma").stdout
+    assert system.cli("vm", "remove", "gamma").stdout == "gamma is removed\n"
+    assert "gamma" not in {node["name"] for node in system.client().gpus()["nodes"]}
+    said = system.cli("vm", "remove", "alpha", check=False)
+    assert (said.returncode, "alpha is in the configuration" in said.stderr) == (82, True)
+
+
 def test_a_cut_link_does_not_lose_a_job(system: System, hosts: HostWorld, submit: Callable[..., str]) -> None:
     job = submit("sleep 3; echo done; exit 4", "H100")
     _until(system, job, "running")
