@@ -51,6 +51,8 @@ def _open(name: str, settings: Settings, ledger: RemoteLedger) -> Backend:
         folder = Path(settings.folder)
         hosts = Hosts(ledger, system_id(folder))
         return VMBackend(folder / "runs", settings.environment, settings.packages, hosts)
+    if name == "slurm":
+        return _open_slurm(settings, ledger)
     from raysched.backends.ray.backend import RayBackend
 
     return RayBackend(settings.packages, ledger.nodes)
@@ -62,3 +64,21 @@ def system_id(folder: Path) -> str:
     with suppress(FileExistsError), open(path, "x", encoding="ascii") as file:
         file.write(secrets.token_hex(6))
     return path.read_text(encoding="ascii")
+
+
+def _open_slurm(settings: Settings, ledger: RemoteLedger) -> Backend:
+    from raysched.backends.slurm.backend import SlurmBackend
+    from raysched.backends.slurm.commands import CommandController
+    from raysched.backends.slurm.script import Defaults
+
+    site = settings.slurm
+    assert site is not None, "no Slurm site is configured"
+    return SlurmBackend(
+        Path(site.folder),
+        CommandController(site.login, settings.environment),
+        settings.environment,
+        settings.packages,
+        defaults=Defaults(site.account, site.partition, site.qos, site.python),
+        gpu_memory=site.gpu_memory,
+        nodes=ledger.nodes,
+    )

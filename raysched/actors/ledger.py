@@ -376,7 +376,7 @@ class Ledger:
 
 def _check_had(job: Job, attempt: int | None, rank: int) -> None:
     """Raise NotFound for an attempt or a node that the job has not had; one that waits may have its first."""
-    attempts, nodes = max(1, job.attempt), len(job.places)
+    attempts, nodes = max(1, job.attempt), job.runs
     if attempt is not None and attempt > attempts:
         raise NotFound(f"{job.display} has no attempt {attempt}: its last one is {attempts}")
     if nodes and rank >= nodes:

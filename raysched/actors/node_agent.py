@@ -63,7 +63,7 @@ class NodeAgent(NodeRuns):
         managed = int(resources.get("GPU", 0))
         return NodeInfo(
             name=self.node,
-            backends=tuple(name for name in self.settings.backends if name != "vm" or head),
+            backends=tuple(name for name in self.settings.on_nodes if name != "vm" or head),
             gpus=tuple(gpu for gpu in found.gpus if gpu.index < managed),
             cpus=int(resources.get("CPU", 0) * WHOLE),
             memory=int(resources.get("memory", 0)) // MIB,

@@ -10,6 +10,19 @@ from raysched.store.usual import file_url
 
 
 @dataclass(frozen=True, slots=True)
+class SlurmSite:
+    """How a Slurm site is reached and used: the fields of `backends: {slurm: ...}`; memory in MiB."""
+
+    folder: str
+    login: str | None = None
+    python: str = "python3"
+    account: str | None = None
+    partition: str | None = None
+    qos: str | None = None
+    gpu_memory: dict[str, int] = field(default_factory=dict[str, int])
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """`folder` is the state folder; `environment` the variables of the shell that ran `up`, from which jobs
     get theirs; `simulate` describes the made-up GPUs of the head node, None for real ones; `store` is the
@@ -27,6 +40,12 @@ class Settings:
     hosts: tuple[Host, ...] = ()
     """The machines behind SSH that the configuration names."""
     store: str | None = field(default=None, repr=False)  # it may hold a password
+    slurm: SlurmSite | None = None
+
+    @property
+    def on_nodes(self) -> tuple[str, ...]:
+        """The backends that launch work on the nodes of the Ray cluster; a site has nodes of its own."""
+        return tuple(name for name in self.backends if name != "slurm")
 
     @property
     def journal(self) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from raysched.core.commands import Command
 from raysched.core.lease import Group
 from raysched.core.work import Hold, Launch, Run, Seen
 
@@ -66,6 +67,16 @@ class HoldAnswer:
     lease: str
     groups: tuple[Group, ...] = ()
     refused: str | None = None
+
+
+@runtime_checkable
+class Mirroring(Protocol):
+    """What a backend does whose site chooses the GPUs itself."""
+
+    async def mirror(self) -> Sequence[Command]:
+        """The site as it is: its nodes, what others use of them, where our leases were put. All of it each
+        time; the ledger writes down what is new. Raises an error where the site does not answer."""
+        ...
 
 
 @runtime_checkable

@@ -11,6 +11,9 @@ STRAY_GRACE = 10.0
 """Seconds between SIGTERM and SIGKILL for a run that the ledger wants nothing of any more, and for which it
 therefore names no grace."""
 
+GOES_ON = ("running", "queued")
+"""States in which a run has not ended, or may still begin."""
+
 
 @dataclass(frozen=True, slots=True)
 class Actions:
@@ -26,8 +29,8 @@ def difference(wanted: Wanted, seen: Sequence[Seen], reported: Collection[Seen] 
 
     A run starts only where no trace of it is seen: one that exited or was lost leaves its folder until it is
     forgotten, so no run starts twice. What is to be stopped and was never seen is stopped too, since it may
-    be just about to start; the backend then shows it as ended. A run that is neither launched nor stopped
-    belongs to an old attempt or to a job that is over, and is ended.
+    be just about to start; the backend then shows it as ended. A run that goes on and is neither launched nor
+    stopped belongs to an old attempt or to a job that is over, and is ended.
 
     `reported` are the sights that the ledger has taken note of; all others are reported.
     """
@@ -35,11 +38,11 @@ def difference(wanted: Wanted, seen: Sequence[Seen], reported: Collection[Seen] 
     named = {stop.run for stop in wanted.stops}
     launched = {launch.run for launch in wanted.launches} - named
     start = [launch for launch in wanted.launches if launch.run in launched and launch.run not in states]
-    stop = [stop for stop in wanted.stops if states.get(stop.run, "running") == "running"]
-    stop += [Stop(run, STRAY_GRACE) for run in _running(seen) if run not in launched | named]
+    stop = [stop for stop in wanted.stops if states.get(stop.run, "running") in GOES_ON]
+    stop += [Stop(run, STRAY_GRACE) for run in _going_on(seen) if run not in launched | named]
     known = frozenset(reported)  # thousands of ended runs are seen in each round
     return Actions(tuple(start), tuple(stop), tuple(each for each in seen if each not in known))
 
 
-def _running(seen: Sequence[Seen]) -> list[Run]:
-    return [each.run for each in seen if each.state == "running"]
+def _going_on(seen: Sequence[Seen]) -> list[Run]:
+    return [each.run for each in seen if each.state in GOES_ON]

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
 from typing import Any, Protocol
 
-from raysched.backends.base import Backend, EngineRefused, Holding, Releasing, Spread
+from raysched.backends.base import Backend, EngineRefused, Holding, Mirroring, Releasing, Spread
 from raysched.backends.difference import difference
 from raysched.core.commands import Command, Denied, Gone, Held, Outside, Report
 from raysched.core.node import NodeInfo
@@ -26,6 +26,8 @@ RETRY_S = 1.0
 """Time before a round, a release or a hold that failed is tried again."""
 INSPECT_S = 3.0
 """Time between two looks at what is held."""
+MIRROR_S = 1.0
+"""Time between two looks at a site."""
 FORGET_S = 60.0
 
 log = logging.getLogger(__name__)
@@ -73,6 +75,8 @@ class Reconciler:
         steps: list[Callable[[], Awaitable[None]]] = [self._listen, self._round, self._look, self._forget]
         if isinstance(self._backend, Holding):
             steps.append(self._inspect)
+        if isinstance(self._backend, Mirroring):
+            steps.append(self._mirror)
         try:
             await asyncio.gather(*(self._for_ever(step) for step in steps))
         finally:
@@ -198,7 +202,14 @@ class Reconciler:
             self._compare(self._backend, await self._backend.held())
         outside = await self._backend.outside()
         nodes = await self._ledger.nodes()
-        await self._ledger.tell([Outside(node, outside.get(node, ())) for node in nodes])
+        managed = [name for name, info in nodes.items() if info.ray_id is not None]
+        await self._ledger.tell([Outside(node, outside.get(node, ())) for node in managed])
+
+    async def _mirror(self) -> None:
+        """Tell the ledger what the site is like."""
+        assert isinstance(self._backend, Mirroring)
+        await self._ledger.tell(await self._backend.mirror())
+        await asyncio.sleep(MIRROR_S)
 
     def _compare(self, holding: Holding, held: dict[str, bool]) -> None:
         """What is held no more, as Ray started anew on a node, is held again; what is held for a lease that

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from raysched.actors.settings import Settings
+from raysched.actors.settings import Settings, SlurmSite
 from raysched.backends import runner
 from raysched.client import Client
 from raysched.cluster import home as homes
@@ -85,8 +85,34 @@ def _plan(home: Path, config: Config, simulate: str | None, address: str | None,
         environment=dict(os.environ) | {"RAYSCHED_HOME": str(home)},
         hosts=tuple(compile_host(spec) for spec in config.backends.vm.hosts),
         store=config.store.url,
+        backends=("ray", "vm") if config.backends.slurm is None else ("ray", "vm", "slurm"),
+        slurm=_slurm(config),
     )
     return Plan(home, settings, _token(home), ray, before, _count(simulate))
+
+
+def _slurm(config: Config) -> SlurmSite | None:
+    """The Slurm site of the configuration. Raises ConfigError where its folder can't be made."""
+    site = config.backends.slurm
+    if site is None:
+        return None
+    folder = Path(site.folder).expanduser()
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"backends.slurm.folder: {folder} can't be made ({runner.words(error).lower()}): name one that "
+            "this machine and the nodes of the site share"
+        ) from None
+    return SlurmSite(
+        folder=str(folder),
+        login=site.login,
+        python=site.python,
+        account=site.account,
+        partition=site.partition,
+        qos=site.qos,
+        gpu_memory=site.gpu_memory,
+    )
 
 
 def _port_from_before(before: Record, port: int) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 from raysched.core.host import Host
 from raysched.core.jobs import GRACE, Kind
-from raysched.core.lease import Group
+from raysched.core.lease import Group, Place
 from raysched.core.mig import Cut
 from raysched.core.node import NodeInfo
 from raysched.core.request import Request
@@ -193,6 +193,14 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
+class Placed:
+    """A site has put a lease here; told again and again while it runs."""
+
+    lease: str
+    places: tuple[Place, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Gone:
     """No process and no hold of the lease is left on these nodes; anywhere, where none is named."""
 
@@ -235,6 +243,7 @@ Command = (
     | Held
     | Denied
     | Report
+    | Placed
     | Gone
     | SetClock
     | Tick

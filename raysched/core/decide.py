@@ -13,12 +13,13 @@ from raysched.core import commands, cutting, facts, hosts, warnings
 from raysched.core.commands import Command
 from raysched.core.facts import Fact
 from raysched.core.impossible import impossible
-from raysched.core.isolation import mechanism_of
+from raysched.core.isolation import expected, mechanism_of
 from raysched.core.jobs import ENDED, Job, Outcome
-from raysched.core.lease import Group, Lease, Place
+from raysched.core.lease import Group, Lease, Place, Slice
 from raysched.core.mig import UNCUT
 from raysched.core.node import GPUInfo, Node, NodeInfo
 from raysched.core.placement import Placement, possible
+from raysched.core.request import WHOLE, Request
 from raysched.core.state import State
 from raysched.core.words import too_long
 from raysched.errors import Conflict, NotFound, Refused
@@ -53,19 +54,26 @@ def decide(state: State, command: Command, now: int) -> list[Fact]:
 def grant(state: State, job: Job, placement: Placement, now: int) -> list[Fact]:
     """The facts of a job's grant. A lease on nodes that Ray does not manage needs no hold: it is held."""
     attempt = job.attempt + 1
-    request = replace(job.request, sharing=placement.sharing)
     lease = Lease(
         id=f"{job.id}.{attempt}",
         job=job.id,
         attempt=attempt,
         backend=placement.backend,
-        sharing=request.sharing,
-        isolation=request.isolation,
-        mechanism=mechanism_of(_infos(state, placement.places), request),
+        sharing=placement.sharing,
+        isolation=job.request.isolation,
+        mechanism=_mechanism(state, job.request, placement),
         places=placement.places,
     )
     granted: list[Fact] = [facts.Granted(now, lease)]
     return granted if managed(state, placement) else [*granted, _hold(state, lease, (), now)]
+
+
+def _mechanism(state: State, request: Request, placement: Placement) -> str:
+    """What will hold the lease to its share; of a site nothing is known but the way of sharing."""
+    if not placement.places:
+        return expected(possible(state, request) or request)
+    shared = replace(request, sharing=placement.sharing)
+    return mechanism_of(_infos(state, placement.places), shared)
 
 
 def _infos(state: State, places: Iterable[Place]) -> Iterator[GPUInfo]:
@@ -209,9 +217,16 @@ def _report(state: State, command: commands.Report, now: int) -> Iterator[Fact]:
     if job is None or seen.run.attempt != job.attempt or job.lease is None or job.kind != "command":
         return
     rank = seen.run.rank
-    if rank in job.exits or rank >= len(job.places):
+    if rank in job.exits or rank >= job.runs:
         return
-    if rank not in job.begun and seen.state != "lost":
+    if seen.state == "queued":
+        if job.state == "starting" and job.reason != seen.reason:
+            yield facts.Queued(now, job.id, seen.reason)
+        return
+    if seen.state == "taken" and job.state != "stopping" and job.spec.get("preemptible", True):
+        yield from _take_back(state, job, seen.reason, now, now + REST)
+        return
+    if rank not in job.begun and seen.state not in ("lost", "taken"):
         yield facts.Started(_plausible(seen.started, job.granted, now), job.id, rank)
     if seen.state == "running":
         return
@@ -230,13 +245,13 @@ def _plausible(time: int | None, earliest: int | None, now: int) -> int:
 def _failure(job: Job, rank: int, code: int | None, reason: str) -> str:
     """How a rank failed, with its number and its node where the job has several."""
     how = reason or _worded(code)
-    return how if len(job.places) == 1 else f"rank {rank} on {job.places[rank].node}: {how}"
+    return how if job.runs == 1 else f"rank {rank} on {job.places[rank].node}: {how}"
 
 
 def _conclude(state: State, job: Job, exits: dict[int, int | None], reason: str, now: int) -> Iterator[Fact]:
     """What follows once these ranks have ended: nothing before all of them have. The first that failed tells
     why the job did: the others were ended for it. `reason` is how that was."""
-    if len(exits) < len(job.places):
+    if len(exits) < job.runs:
         return
     bad = next((rank for rank in exits if exits[rank] != 0), None)
     code = 0 if bad is None else exits[bad]
@@ -279,7 +294,7 @@ def _denied(state: State, command: commands.Denied, now: int) -> Iterator[Fact]:
     job = state.jobs[lease.job]
     if job.state == "running":
         # Its holder works with it, or some of its nodes do: a no to the rest may still become a yes.
-        if command.final and len(job.begun) < len(lease.places) and job.kind == "command":
+        if command.final and len(job.begun) < job.runs and job.kind == "command":
             yield facts.Stopping(now, job.id, "failed", command.reason)
     elif job.state == "stopping":
         return
@@ -293,6 +308,30 @@ def _take_back(state: State, job: Job, reason: str, now: int, until: int) -> Ite
     """Give the lease of a job back that has not begun; it waits again, at least `until` then."""
     yield facts.Returned(now, job.id, reason, until)
     yield from _let_go(state, job, now)
+
+
+def _placed(state: State, command: commands.Placed, now: int) -> Iterator[Fact]:
+    """A site says where it put a lease. One that it put where the ledger still has another is heard again."""
+    lease = state.leases.get(command.lease)
+    if lease is None or lease.state != "bound" or lease.places == command.places:
+        return
+    if state.jobs[lease.job].single and all(_has_room(state, lease, place) for place in command.places):
+        yield facts.Placed(now, lease.id, command.places)
+
+
+def _has_room(state: State, lease: Lease, place: Place) -> bool:
+    node = state.nodes.get(place.node)
+    return node is not None and all(_has_slice(node, lease, slice) for slice in place.slices)
+
+
+def _has_slice(node: Node, lease: Lease, slice: Slice) -> bool:
+    gpu = node.gpus.get(slice.gpu)
+    if gpu is None:
+        return False
+    others = [held for id, held in gpu.tenants.items() if id != lease.id]
+    shared = lease.sharing != "exclusive" and gpu.sharing in (None, lease.sharing)
+    used = sum(slice.share for held in others for slice in held)
+    return not others or (shared and used + slice.share <= WHOLE)
 
 
 def _gone(state: State, command: commands.Gone, now: int) -> Iterator[Fact]:
@@ -394,6 +433,11 @@ def _drain(state: State, command: commands.Drain, now: int) -> Iterator[Fact]:
     node = state.nodes.get(command.node)
     if node is None:
         raise NotFound(f"no node {command.node}: `raysched gpus` lists those that are known")
+    if node.info.site:
+        raise Conflict(
+            f"{command.node} is a node of {' and '.join(node.info.backends)}, where raysched drains nothing: "
+            f"use `scontrol update NodeName={command.node} State=DRAIN Reason=...`"
+        )
     if node.draining != command.on:
         yield facts.Drained(now, command.node, command.on)
 
@@ -534,6 +578,7 @@ _DECIDE: dict[type, Callable[[State, Any, int], Iterator[Fact]]] = {
     commands.Held: _held,
     commands.Denied: _denied,
     commands.Report: _report,
+    commands.Placed: _placed,
     commands.Gone: _gone,
     commands.SetClock: _set_clock,
     commands.Tick: _tick,

@@ -9,6 +9,7 @@ from raysched.core.jobs import Job
 from raysched.core.lease import Place
 from raysched.core.node import Node
 from raysched.core.request import Sharing
+from raysched.core.site import Demand
 from raysched.core.words import number
 from raysched.core.work import Run
 
@@ -74,6 +75,41 @@ def rank_variables(rank: int, addresses: Sequence[str], port: int, devices: int)
 
 def _address(nodes: Mapping[str, Node], name: str) -> str:
     return (nodes[name].info.address if name in nodes else "") or name
+
+
+def site_variables(job: Job, run: Run, lease: str, demand: Demand) -> dict[str, str]:
+    """The variables of a job at a site. The devices are told by the site itself, unless there are none; with
+    several nodes what tells them apart is in `site_ranks`."""
+    env = rank_variables(0, [LOOPBACK], 0, 0) if demand.nodes == 1 else {}
+    env["MASTER_PORT"] = env["PET_MASTER_PORT"] = str(meeting_port(job.id, run.attempt))
+    env.update(job.spec.get("env") or {})
+    env.update(
+        RAYSCHED_LEASE=lease,
+        RAYSCHED_JOB=job.id,
+        RAYSCHED_JOB_NAME=job.name,
+        RAYSCHED_RUN=str(run),
+        RAYSCHED_ATTEMPT=str(run.attempt),
+    )
+    if demand.kind:
+        env["RAYSCHED_GPU_FRACTION"] = number(demand.share)
+        env["RAYSCHED_SHARING"] = job.sharing or job.request.sharing
+    else:
+        env.update(CUDA_VISIBLE_DEVICES="", NVIDIA_VISIBLE_DEVICES="void")
+    if job.index is not None:
+        env["RAYSCHED_ARRAY_INDEX"] = str(job.index)
+    return env
+
+
+def site_ranks(job: Job, run: Run, demand: Demand) -> tuple[tuple[tuple[str, str], ...], ...]:
+    """The variables of each rank of a job on several nodes of a site. `@2@` stands for the address of the
+    node of rank 2, which the site tells only once the job runs. What the spec sets itself is left out."""
+    if demand.nodes == 1:
+        return ()
+    addresses = [f"@{rank}@" for rank in range(demand.nodes)]
+    devices = -(-demand.count // demand.nodes) if demand.together else demand.count
+    port, own = meeting_port(job.id, run.attempt), job.spec.get("env") or {}
+    ranks = (rank_variables(rank, addresses, port, devices) for rank in range(demand.nodes))
+    return tuple(tuple((name, value) for name, value in env.items() if name not in own) for env in ranks)
 
 
 def job_variables(job: Job, run: Run, lease: str, nodes: Mapping[str, Node]) -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import Any
 from raysched.core import facts
 from raysched.core.facts import Fact
 from raysched.core.state import State
-from raysched.core.words import short, stamp
+from raysched.core.words import listing, short, stamp
 
 _OF_NO_JOB = (
     facts.NodeJoined
@@ -50,7 +50,7 @@ def _job_of(state: State, fact: Fact) -> str | None:
         return fact.id
     if isinstance(fact, facts.Granted):
         return fact.lease.job
-    if isinstance(fact, facts.Held | facts.Bound | facts.Releasing | facts.Released):
+    if isinstance(fact, facts.Held | facts.Bound | facts.Placed | facts.Releasing | facts.Released):
         return fact.lease.rpartition(".")[0]
     if isinstance(fact, _OF_NO_JOB):
         return None
@@ -64,12 +64,16 @@ def _message(fact: Fact) -> str:
             return f"submitted by {fact.user}: {many}"
         case facts.Granted():
             gpus = [f"{short(s.gpu)} on {place.node}" for place in fact.lease.places for s in place.slices]
+            if not fact.lease.places:
+                return f"handed to {fact.lease.backend}"
             return f"granted {', '.join(gpus) or fact.lease.places[0].node}"
+        case facts.Placed():
+            return f"runs on {listing([place.node for place in fact.places])}"
         case facts.Held():
             return "waits until its GPUs are cut"
         case facts.Warned():
             return fact.warning or "all is well again"
-        case facts.Returned() | facts.Retried() | facts.Stopping():
+        case facts.Returned() | facts.Retried() | facts.Stopping() | facts.Queued():
             return fact.reason
         case facts.Ended():
             return fact.reason or fact.outcome

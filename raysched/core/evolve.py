@@ -12,7 +12,7 @@ from raysched.core import facts
 from raysched.core.facts import Fact
 from raysched.core.host import KnownHost
 from raysched.core.jobs import Job
-from raysched.core.lease import Lease
+from raysched.core.lease import Lease, Place
 from raysched.core.mig import shared
 from raysched.core.node import GPU, GPUInfo, Node, NodeInfo, Refusal
 from raysched.core.state import Reading, State
@@ -38,6 +38,7 @@ def _node_joined(state: State, fact: facts.NodeJoined) -> None:
     node.info, node.lost = fact.node, None
     _update_gpus(node, fact.node)
     node.changed(described=True)
+    state.sites.clear()
 
 
 def _move_in(state: State, uuid: str, name: str) -> None:
@@ -231,6 +232,11 @@ def _granted(state: State, fact: facts.Granted) -> None:
     job.places, job.backend = lease.places, lease.backend
     job.sharing, job.mechanism, job.warning = lease.sharing, lease.mechanism, ""
     job.granted, job.started = fact.at, None
+    job.single = not lease.places
+    _move_in_tenant(state, lease)
+
+
+def _move_in_tenant(state: State, lease: Lease) -> None:
     for place in lease.places:
         node = state.nodes[place.node]
         node.cpus_used += place.cpus
@@ -242,6 +248,18 @@ def _granted(state: State, fact: facts.Granted) -> None:
             gpu.tenants[lease.id] = (*gpu.tenants.get(lease.id, ()), slice)
             gpu.share_used += slice.share
             gpu.memory_used += slice.memory
+
+
+def _placed(state: State, fact: facts.Placed) -> None:
+    lease = state.leases[fact.lease]
+    _free(state, lease.id, lease.places)
+    lease.places = fact.places
+    state.jobs[lease.job].places = fact.places
+    _move_in_tenant(state, lease)
+
+
+def _queued(state: State, fact: facts.Queued) -> None:
+    state.jobs[fact.job].reason = fact.reason
 
 
 def _held(state: State, fact: facts.Held) -> None:
@@ -289,7 +307,7 @@ def _started(state: State, fact: facts.Started) -> None:
     if job.started is None:
         job.started = fact.at
     if job.state == "starting":
-        job.state = "running"
+        job.state, job.reason = "running", ""  # the reason was why its engine had not started it
 
 
 def _exited(state: State, fact: facts.Exited) -> None:
@@ -329,7 +347,12 @@ def _released(state: State, fact: facts.Released) -> None:
     lease.places = tuple(place for place in lease.places if place not in freed)
     if not lease.places:
         del state.leases[lease.id]
-    for place in freed:
+    _free(state, lease.id, freed)
+
+
+def _free(state: State, lease: str, places: Iterable[Place]) -> None:
+    """Nobody holds this any more."""
+    for place in places:
         node = state.nodes[place.node]
         node.cpus_used -= place.cpus
         node.memory_used -= place.memory
@@ -339,7 +362,7 @@ def _released(state: State, fact: facts.Released) -> None:
             gpu.share_used -= slice.share
             gpu.memory_used -= slice.memory
         for uuid in {slice.gpu for slice in place.slices}:
-            _move_out(node, node.gpus[uuid], lease.id)
+            _move_out(node, node.gpus[uuid], lease)
 
 
 def _move_out(node: Node, gpu: GPU, lease: str) -> None:
@@ -402,6 +425,8 @@ _FOLD: dict[type, Callable[[State, Any], None]] = {
     facts.Granted: _granted,
     facts.Held: _held,
     facts.Bound: _bound,
+    facts.Placed: _placed,
+    facts.Queued: _queued,
     facts.Warned: _warned,
     facts.Returned: _returned,
     facts.Started: _started,

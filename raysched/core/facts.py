@@ -11,7 +11,7 @@ from typing import Any
 
 from raysched.core.host import Host, Origin
 from raysched.core.jobs import GRACE, Kind, Outcome
-from raysched.core.lease import Group, Lease
+from raysched.core.lease import Group, Lease, Place
 from raysched.core.mig import Cut, Layout
 from raysched.core.node import NodeInfo
 from raysched.core.request import Request
@@ -188,6 +188,24 @@ class Bound:
 
 
 @dataclass(frozen=True, slots=True)
+class Placed:
+    """A site has put a lease here, and not where it was before."""
+
+    at: int
+    lease: str
+    places: tuple[Place, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """The job's engine has not started it, for this reason."""
+
+    at: int
+    job: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Warned:
     """Something is wrong with what a job runs on, and it goes on; an empty warning: all is well again."""
 
@@ -311,6 +329,8 @@ Fact = (
     | Granted
     | Held
     | Bound
+    | Placed
+    | Queued
     | Warned
     | Returned
     | Started

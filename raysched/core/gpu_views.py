@@ -46,6 +46,7 @@ def _node_view(state: State, node: Node, usage: Usage, now: int) -> View:
         "name": node.info.name,
         "alive": node.lost is None,
         "draining": node.draining,
+        "closed": node.info.closed,
         "simulated": node.info.simulated,
         "driver": node.info.driver,
         "cuda": node.info.cuda,

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from raysched.core import facts
 from raysched.core.facts import Fact
 from raysched.core.jobs import Kind, Outcome
+from raysched.core.lease import Place
 from raysched.core.request import WHOLE
 
 LeaseOutcome = Outcome | Literal["returned"]
@@ -48,7 +49,8 @@ class JobRecord:
 class LeaseRecord:
     """One lease. `share` (ten-thousandths of one GPU) and `memory` (MiB) are what it holds of all its GPUs
     together, `cpus` (ten-thousandths) and `host_memory` (MiB) of all its nodes. The job had `waited` so many
-    ms for it. It was `ended` when its work was over, and `released` when its capacity was free."""
+    ms for it. It was `ended` when its work was over, and `released` when its capacity was free. At a site it
+    holds nothing before it is `placed`; all others are placed as they are granted."""
 
     lease: str
     job: str
@@ -76,6 +78,7 @@ class LeaseRecord:
     outcome: LeaseOutcome | None = None
     code: int | None = None
     reason: str = ""
+    placed: int | None = None
 
 
 class Records:
@@ -109,7 +112,6 @@ class Records:
 
     def _granted(self, fact: facts.Granted) -> None:
         lease, job = fact.lease, self.jobs[fact.lease.job]
-        slices = [slice for place in lease.places for slice in place.slices]
         self.leases[lease.id] = LeaseRecord(
             lease=lease.id,
             job=job.job,
@@ -122,17 +124,19 @@ class Records:
             sharing=lease.sharing,
             isolation=lease.isolation,
             mechanism=lease.mechanism,
-            nodes=tuple(place.node for place in lease.places),
-            gpus=tuple(slice.gpu for slice in slices),
-            share=sum(slice.share for slice in slices),
-            memory=sum(slice.memory for slice in slices),
-            cpus=sum(place.cpus for place in lease.places),
-            host_memory=sum(place.memory for place in lease.places),
+            **_held(lease.places),
             waited=fact.at - job.since,
             granted=fact.at,
         )
         job.state, job.lease, job.attempts = "starting", lease.id, lease.attempt
         job.granted = job.granted or fact.at
+
+    def _placed(self, fact: facts.Placed) -> None:
+        """A site has put the lease somewhere: from now on it takes GPUs."""
+        lease = self.leases[fact.lease]
+        lease.placed = lease.placed or fact.at
+        for name, value in _held(fact.places).items():
+            setattr(lease, name, value)
 
     def _bound(self, fact: facts.Bound) -> None:
         lease = self.leases[fact.lease]
@@ -190,11 +194,12 @@ class Records:
                         setattr(record, name, time + fact.shift)
 
 
-_TIMES = ("submitted", "since", "granted", "bound", "started", "ended", "released")
+_TIMES = ("submitted", "since", "granted", "placed", "bound", "started", "ended", "released")
 _TAKE: dict[type, Callable[[Records, Any], None]] = {
     facts.Submitted: Records._submitted,
     facts.Granted: Records._granted,
     facts.Bound: Records._bound,
+    facts.Placed: Records._placed,
     facts.Started: Records._started,
     facts.Returned: Records._returned,
     facts.Retried: Records._retried,
@@ -208,4 +213,18 @@ _TAKE: dict[type, Callable[[Records, Any], None]] = {
 
 def gpu_seconds(lease: LeaseRecord, now: int) -> float:
     """What a lease took of GPUs, in seconds of one whole GPU, until it was released or `now` (ms)."""
-    return lease.share / WHOLE * ((lease.released or max(now, lease.granted)) - lease.granted) / 1000
+    start = lease.placed or lease.granted
+    return lease.share / WHOLE * ((lease.released or max(now, start)) - start) / 1000
+
+
+def _held(places: tuple[Place, ...]) -> dict[str, Any]:
+    """What is held of these places, in the words of a record."""
+    slices = [slice for place in places for slice in place.slices]
+    return {
+        "nodes": tuple(place.node for place in places),
+        "gpus": tuple(slice.gpu for slice in slices),
+        "share": sum(slice.share for slice in slices),
+        "memory": sum(slice.memory for slice in slices),
+        "cpus": sum(place.cpus for place in places),
+        "host_memory": sum(place.memory for place in places),
+    }

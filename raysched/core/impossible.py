@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from raysched.core import site
 from raysched.core.node import GPU, Node
 from raysched.core.placement import (
     NOTHING_KEPT,
@@ -11,6 +12,7 @@ from raysched.core.placement import (
     matches,
     profile_for,
     room,
+    site_of,
     ways,
 )
 from raysched.core.request import Request
@@ -23,6 +25,8 @@ def impossible(state: State, request: Request) -> str:
     reached = [node for node in state.nodes.values() if set(request.backends) & set(node.info.backends)]
     if not reached:
         return _no_backend(state, request)
+    if there := site_of(state, request.backends[0]):
+        return _no_site(there, request)
     nodes = [emptied(node) for node in reached if node.info.containers or not request.container]
     if not nodes:
         names = listing(sorted(node.info.name for node in reached))
@@ -41,6 +45,15 @@ def impossible(state: State, request: Request) -> str:
     if not any(has_host_room(node, way, NOTHING_KEPT) for node in nodes):
         return _host_impossible(nodes, way)
     return _count_impossible(nodes, way)
+
+
+def _no_site(there: site.Site, request: Request) -> str:
+    """Why the site can never give it: the preferred way says most."""
+    try:
+        site.demand(there, ways(request)[0])
+    except site.Unfit as unfit:
+        return str(unfit)
+    return f"asks for {asks(request)}, and the site has none"
 
 
 def _no_backend(state: State, request: Request) -> str:

@@ -52,6 +52,7 @@ class Job:
     the exit code of each that ended (None: lost), in the order in which they did; `failure` says how the
     first one ended that failed. `outcome` is what a stopping job will have been. `reason` says why it waits
     again or how it ended. `grace` is the time between SIGTERM and SIGKILL.
+    `single`: a site has its attempt, and runs it as one.
     """
 
     id: str
@@ -90,6 +91,12 @@ class Job:
     code: int | None = None
     outcome: Outcome | None = None
     reason: str = ""
+    single: bool = False
+
+    @property
+    def runs(self) -> int:
+        """How many runs an attempt has: one a node, at a site one for all of them."""
+        return 1 if self.single else len(self.places)
 
     @property
     def display(self) -> str:

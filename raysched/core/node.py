@@ -38,7 +38,8 @@ class GPUInfo:
     enforce on it, `replicas` the tenants that it takes when time-sliced. `fault` says in words why it must
     not be used (an XID error, failed row remapping); empty: it is healthy. `pci` is its address on the PCI
     bus and `capability` its CUDA compute capability, such as `8.0`; empty: not known. `links` are the ways
-    to the node's other GPUs, where they are known."""
+    to the node's other GPUs, where they are known. `parts`: into how many equal parts a site gives it out, 0:
+    only whole; a site's GPU has the memory 0 where nobody knows it."""
 
     uuid: str
     index: int
@@ -52,6 +53,7 @@ class GPUInfo:
     pci: str = ""
     capability: str = ""
     links: tuple[Link, ...] = ()
+    parts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,9 @@ class NodeInfo:
     `cpus` in ten-thousandths of a core, `memory` in MiB; `backends` are those that reach it; `address` is
     the host name or IP address by which the other nodes do (empty: its name). `driver` and `cuda` are the
     versions of NVIDIA's driver and of the newest CUDA that it runs; `problem` says why its GPUs can't be
-    read, empty if they can. `containers` names the engine that runs containers there (empty: none)."""
+    read, empty if they can. `containers` names the engine that runs containers there (empty: none).
+    `site`: it is of a cluster whose own scheduler chooses the GPUs (`core/site.py`); `closed` says why that
+    starts nothing new on it."""
 
     name: str
     backends: tuple[str, ...]
@@ -74,6 +78,8 @@ class NodeInfo:
     cuda: str | None = None
     problem: str = ""
     containers: str = ""
+    site: bool = False
+    closed: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,18 +13,18 @@ Shares of one card are never several GPUs. MIG instances are devices of their ow
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import count
 from typing import Literal, NamedTuple
 
-from raysched.core import cuts
+from raysched.core import cuts, site
 from raysched.core.isolation import mechanism
 from raysched.core.lease import Place, Slice
 from raysched.core.mig import Cut, Layout, Profile
 from raysched.core.node import GPU, GPUInfo, Node
+from raysched.core.product import matches
 from raysched.core.profiles import profile_named, share_of, smallest_profile
 from raysched.core.request import WHOLE, Request, Sharing, memory_of_share, share_of_memory
 from raysched.core.state import State
@@ -62,7 +62,8 @@ class Lack:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where a request fits now, how the GPUs are shared there, and the backend that would launch it."""
+    """Where a request fits now, how the GPUs are shared there, and the backend that would launch it. At a
+    site there are no places yet: its own scheduler finds them."""
 
     backend: str
     sharing: Sharing
@@ -113,10 +114,31 @@ def place(state: State, request: Request, kept: Kept = NOTHING_KEPT) -> Placemen
     """The best place for `request` now, or None where there is none."""
     for way in ways(request):
         for backend in way.backends:
+            if there := site_of(state, backend):
+                if asked(there, way) is not None:
+                    return Placement(backend, site.sharing_at(way), ())
+                continue
             places = _places(open_nodes(state, backend, way), way, kept)
             if places:
                 return Placement(backend, way.sharing, places)
     return None
+
+
+def site_of(state: State, backend: str) -> site.Site | None:
+    """The site that a backend reaches, if it reaches one."""
+    if backend not in state.sites:
+        infos = (node.info for node in state.nodes.values() if node.info.site)
+        nodes = tuple(info for info in infos if backend in info.backends)
+        state.sites[backend] = site.Site(nodes) if nodes else None
+    return state.sites[backend]
+
+
+def asked(there: site.Site, request: Request) -> site.Demand | None:
+    """What a request asks of a site, or None where that can never give it."""
+    try:
+        return site.demand(there, request)
+    except site.Unfit:
+        return None
 
 
 def open_nodes(state: State, backend: str, request: Request) -> list[Node]:
@@ -137,6 +159,10 @@ def possible(state: State, request: Request) -> Request | None:
     """The way in which `request` would fit if nothing else ran, on the nodes that are known, or None."""
     for way in ways(request):
         for backend in way.backends:
+            if there := site_of(state, backend):
+                if asked(there, way) is not None:
+                    return way
+                continue
             nodes = [emptied(node) for node in state.nodes.values() if reaches(backend, node, way)]
             if _places(nodes, way, NOTHING_KEPT):
                 return way
@@ -436,25 +462,6 @@ def _profile(gpu: GPU, request: Request) -> Profile:
     profile = profile_for(gpu.info, request)
     assert profile is not None, f"{gpu.info.uuid} has no profile for {request}"
     return profile
-
-
-@lru_cache(maxsize=4096)
-def matches(model: str, types: tuple[str, ...]) -> bool:
-    """Whether a product name is of one of the types: whole words, whatever the case. No types: any is."""
-    if not types:
-        return True
-    words = _words(model)
-    return any(_contains(words, _words(kind)) for kind in types)
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"[a-z0-9]+", text.lower())
-
-
-def _contains(words: list[str], part: list[str]) -> bool:
-    return (
-        any(words[at : at + len(part)] == part for at in range(len(words) - len(part) + 1)) if part else False
-    )
 
 
 # ---------------------------------------------------------------- what is nearest

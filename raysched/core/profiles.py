@@ -41,6 +41,14 @@ def _read(name: str) -> tuple[int, int, str] | None:
     return (int(match[1]), int(match[2]), match[3]) if match else None
 
 
+def alike(one: str, other: str) -> bool:
+    """Whether two names mean the same profile."""
+    first, second = _read(one), _read(other)
+    if first is None or second is None or (first[0], first[2]) != (second[0], second[2]):
+        return False
+    return abs(first[1] - second[1]) * TOLERANCE <= max(first[1], second[1])
+
+
 @lru_cache(maxsize=4096)
 def smallest_profile(geometry: Geometry, memory: int, share: int = 0) -> Profile | None:
     """The smallest profile with at least `memory` MiB and this share of the compute, or None. Profiles with

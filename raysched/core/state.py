@@ -8,6 +8,7 @@ from raysched.core.host import KnownHost
 from raysched.core.jobs import Job
 from raysched.core.lease import Lease
 from raysched.core.node import Node
+from raysched.core.site import Site
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,8 @@ class State:
     was about, and `digests` the digest of what was asked; `owned` the ids of the jobs that a client process
     holds; `homes` the node that each GPU was last seen on; `hosts` the inventory of
     machines behind SSH, by name. `count` numbers jobs as they come. `clock` is the
-    last reading of the ledger's clock, `latest` the latest time of a fact.
+    last reading of the ledger's clock, `latest` the latest time of a fact. `sites` are those that backends
+    reach, as `placement` worked it out; they are neither compared nor written down.
     """
 
     nodes: dict[str, Node] = field(default_factory=dict[str, Node])
@@ -44,6 +46,9 @@ class State:
     homes: dict[str, str] = field(default_factory=dict[str, str])
     hosts: dict[str, KnownHost] = field(default_factory=dict[str, KnownHost])
     count: int = 0
+    sites: dict[str, Site | None] = field(
+        default_factory=dict[str, "Site | None"], init=False, repr=False, compare=False
+    )
     clock: Reading | None = None
     latest: int = 0
 

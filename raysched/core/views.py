@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from raysched.core import cutting, explain
+from raysched.core import cutting, explain, site
 from raysched.core.commands import JobRequest, Submit
 from raysched.core.decide import decide, grant
-from raysched.core.environment import job_variables
+from raysched.core.environment import job_variables, site_variables
 from raysched.core.evolve import evolve
 from raysched.core.gpu_views import profile_name
 from raysched.core.isolation import expected
@@ -19,6 +19,7 @@ from raysched.core.placement import possible
 from raysched.core.queue import Look, survey
 from raysched.core.request import Request
 from raysched.core.state import State
+from raysched.core.wanted import demand_of
 from raysched.core.words import asks, listing, seconds, short, stamp
 from raysched.core.work import Run
 from raysched.errors import Conflict, NotFound, RayschedError
@@ -69,8 +70,8 @@ def _ranks_view(job: Job) -> list[View]:
         {
             "rank": rank,
             "node": place.node,
-            "state": _rank_state(job, rank),
-            "exit_code": job.exits.get(rank),
+            "state": _rank_state(job, 0 if job.single else rank),
+            "exit_code": job.exits.get(0 if job.single else rank),
         }
         for rank, place in enumerate(job.places)
     ]
@@ -203,6 +204,8 @@ def explain_view(state: State, job: Job, now: int) -> View:
 
 def _told(state: State, job: Job) -> str:
     where = ", ".join(sorted({place.node for place in job.places}))
+    if job.single and job.state == "starting":
+        return f"is being handed to {job.backend}"
     if job.lease and state.leases[job.lease].state == "held":
         return f"has its lease on {where}, where a GPU is being cut for it"
     return {
@@ -287,7 +290,27 @@ def _planned(
     return [{**view, "display": state.jobs[id].display, **outcomes[id]} for id in state.groups[asked.id]]
 
 
+def _handed_over(state: State, job: Job) -> View:
+    """What starting means at a site: it is asked, and finds the place."""
+    demand = demand_of(state, job, job.backend or "")
+    return {
+        "outcome": "starts",
+        "why": f"handed to {job.backend}, which finds the place: {site.worded(demand, job.request)}",
+        "backend": job.backend,
+        "env": {
+            name: value
+            for name, value in sorted(
+                site_variables(job, Run(job.id, job.attempt, 0), f"{job.id}.{job.attempt}", demand).items()
+            )
+            if name not in (job.spec.get("env") or {})
+        },
+        "places": [],
+    }
+
+
 def _starts(state: State, job: Job) -> View:
+    if job.single:
+        return _handed_over(state, job)
     places = [place_view(state, place) for place in job.places]
     env = job_variables(job, Run(job.id, job.attempt, 0), f"{job.id}.{job.attempt}", state.nodes)
     spec_env = job.spec.get("env") or {}

@@ -8,13 +8,15 @@ from dataclasses import replace
 from raysched.core import cutting
 from raysched.core.cuts import free_instances, overlapping
 from raysched.core.decide import HOLDER, keeper
-from raysched.core.environment import job_variables, variables
+from raysched.core.environment import job_variables, site_ranks, site_variables, variables
 from raysched.core.jobs import ENDED, Job
 from raysched.core.lease import Lease
 from raysched.core.node import GPU
+from raysched.core.placement import asked, site_of, ways
+from raysched.core.site import NOWHERE, Demand
 from raysched.core.state import State
 from raysched.core.words import asks
-from raysched.core.work import Hold, Launch, Owned, Partition, Run, Stop, Wanted
+from raysched.core.work import Hold, Launch, Order, Owned, Partition, Run, Stop, Wanted
 
 
 def wanted(state: State, backend: str, version: int) -> Wanted:
@@ -48,14 +50,14 @@ def _work(state: State, lease: Lease) -> Iterator[Launch | Stop]:
     if job.kind != "command" or job.lease != lease.id:
         return
     failed = any(code != 0 for code in job.exits.values())
-    for rank in range(len(lease.places)):
+    for rank in range(job.runs):
         if rank in job.exits:
             continue
         run = Run(job.id, lease.attempt, rank)
         if job.state == "stopping" or failed:
-            yield Stop(run, job.grace / 1000, lease.places[rank].node)
+            yield Stop(run, job.grace / 1000, lease.places[rank].node if rank < len(lease.places) else "")
         else:
-            yield _launch(state, job, lease, run)
+            yield _ordered(state, job, lease, run) if job.single else _launch(state, job, lease, run)
 
 
 def _launch(state: State, job: Job, lease: Lease, run: Run) -> Launch:
@@ -73,6 +75,30 @@ def _launch(state: State, job: Job, lease: Lease, run: Run) -> Launch:
         image=job.spec.get("image"),
         devices=tuple(slice.device for slice in real),
     )
+
+
+def _ordered(state: State, job: Job, lease: Lease, run: Run) -> Launch:
+    """A launch at a site, which finds the place itself."""
+    entrypoint = job.spec["entrypoint"]
+    demand = demand_of(state, job, lease.backend)
+    options = job.spec.get(lease.backend) or {}
+    return Launch(
+        run=run,
+        lease=lease.id,
+        place=NOWHERE,
+        name=job.display,
+        entrypoint=entrypoint if isinstance(entrypoint, str) else tuple(entrypoint),
+        env=tuple(sorted(site_variables(job, run, lease.id, demand).items())),
+        package=job.package,
+        order=Order(demand, job.max_runtime, tuple(sorted(options.items())), site_ranks(job, run, demand)),
+    )
+
+
+def demand_of(state: State, job: Job, backend: str) -> Demand:
+    """What a job asks of the site of a backend, as that is now; one that shrank meanwhile refuses itself."""
+    site = site_of(state, backend)
+    found = (demand for way in ways(job.request) if site and (demand := asked(site, way)) is not None)
+    return next(found, Demand("gpu" if job.request.gpus else "", "", job.request.gpus, 1, False, 0, 0, 0))
 
 
 def _hold(state: State, lease: Lease) -> Hold:

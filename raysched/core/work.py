@@ -8,6 +8,7 @@ from typing import Any, Literal
 from raysched.core.lease import Group, Place
 from raysched.core.mig import Cut
 from raysched.core.request import Sharing
+from raysched.core.site import Demand
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -33,13 +34,25 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
+class Order:
+    """What a launch asks of a site: devices, at most `limit` ms (None: the site's own limit), and what the
+    spec says to this backend alone. `ranks` has the variables of each node where there are several
+    (`environment.site_ranks`)."""
+
+    demand: Demand
+    limit: int | None = None
+    options: tuple[tuple[str, Any], ...] = ()
+    ranks: tuple[tuple[tuple[str, str], ...], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Launch:
     """Everything that a backend needs to start a run; starting one that runs or has ended is silent.
 
     `entrypoint` is a command line for a shell (a string) or a list that is run without one. `env` holds the
     spec's variables and the lease's. `package` is the digest of the packed working directory. With an
     `image` the command runs in a container of it, which gets the `devices`: real GPUs and MIG instances, by
-    UUID.
+    UUID. A launch at a site has no place yet but an `order`.
     """
 
     run: Run
@@ -51,6 +64,7 @@ class Launch:
     package: str | None
     image: str | None = None
     devices: tuple[str, ...] = ()
+    order: Order | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +124,12 @@ class Seen:
     number if a signal ended it. `started` and `ended` are milliseconds since 1970 by the node's clock.
 
     lost: it had been started and is gone without leaving an exit code (a reboot, a deleted folder).
+    queued: its engine has it and has not started it, for the `reason`. taken: its engine took it away, for
+    others or as a node failed, and it may be started again.
     """
 
     run: Run
-    state: Literal["running", "exited", "lost"]
+    state: Literal["queued", "running", "exited", "lost", "taken"]
     started: int | None = None
     ended: int | None = None
     code: int | None = None

@@ -16,12 +16,13 @@ from raysched.specs.fields import Contradiction, Fields, problems_of
 from raysched.specs.inventory import HostSpec
 from raysched.specs.problems import listing, quoted
 from raysched.specs.simulation import Simulation
+from raysched.specs.slurm import SlurmBackend
 from raysched.specs.values import Duration, Text, WholeNumber, filled
 
 _RAY_ADDRESS = re.compile(r"auto|[^\s/:]+:[0-9]{1,5}|\[[0-9A-Fa-f:]+\]:[0-9]{1,5}")
 _STORE = re.compile(r"sqlite:////[^?]+|postgres(ql)?(\+psycopg)?://[^/]*/[^/?]+(\?.*)?")
 _PASSWORD = re.compile(r"(://[^/@]*?):[^/@]*@")
-_NOT_YET = {name: f"the {name} backend is not in this version: remove it" for name in ("k8s", "slurm")}
+_NOT_YET = {"k8s": "the k8s backend is not in this version: remove it"}
 
 SHORTEST_SILENCE = 15_000
 
@@ -112,6 +113,7 @@ class Backends(Fields):
 
     ray: Section[RayBackend] = Field(default=RayBackend(), description="The Ray cluster.")
     vm: Section[VMBackend] = Field(default=VMBackend(), description="This machine and others.")
+    slurm: SlurmBackend | None = Field(default=None, description="A Slurm site; null: none.")
 
 
 class Policy(Fields):

@@ -13,6 +13,7 @@ from raysched.specs.document import Document, read_file, read_yaml
 from raysched.specs.fields import Fields, problems_of
 from raysched.specs.problems import listing
 from raysched.specs.resources import Resources
+from raysched.specs.slurm import SlurmOptions
 from raysched.specs.values import (
     AnyMapping,
     Duration,
@@ -91,13 +92,15 @@ class JobSpec(Fields):
     )
     ray: Runner = Field(default=RunnerOptions(), description="For the ray backend only.")
     k8s: AnyMapping = Field(default_factory=dict, description="For the k8s backend only.")
-    slurm: AnyMapping = Field(default_factory=dict, description="For the slurm backend only.")
+    slurm: Annotated[SlurmOptions, BeforeValidator(filled)] = Field(
+        default=SlurmOptions(), description="For the slurm backend only."
+    )
     vm: Runner = Field(default=RunnerOptions(), description="For the vm backend only.")
 
     @property
     def grace(self) -> int:
         """Milliseconds between SIGTERM and SIGKILL."""
-        return self.ray.grace if self.backend == "ray" else self.vm.grace
+        return {"ray": self.ray, "slurm": self.slurm}.get(self.backend, self.vm).grace
 
     def as_json(self) -> dict[str, Any]:
         """The job with all its fields as JSON values, from which `check_job` makes an equal one."""

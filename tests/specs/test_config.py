@@ -77,7 +77,13 @@ def test_a_file_that_was_named_must_be_there(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("gatway: {}\n", "1: gatway: is no field here; did you mean gateway?"),
-        ("backends:\n  slurm: {}\n", "2: backends.slurm: the slurm backend is not in this version"),
+        ("backends:\n  slurm: {}\n", "2: backends.slurm.folder: is missing"),
+        ("backends: {slurm: {folder: here}}\n", "1: backends.slurm.folder: 'here' must start with / or ~/"),
+        ("backends: {slurm: {folder: /a, login: -oX}}\n", "1: backends.slurm.login: '-oX' is no destination"),
+        (
+            "backends: {slurm: {folder: /a, gpu_memory: {a100: 80}}}\n",
+            "1: backends.slurm.gpu_memory.a100: ",
+        ),
         ("backends:\n  k8s: {}\n", "2: backends.k8s: the k8s backend is not in this version"),
         ("backends: {vm: {host: []}}\n", "1: backends.vm.host: is no field here; did you mean hosts?"),
         ("backends: {vm: {hosts: [{}]}}\n", "1: backends.vm.hosts[0].name: is missing"),

@@ -341,12 +341,29 @@ def test_what_an_engine_would_take_for_something_else_is_no_image(image: str) ->
     assert "is no name of an image" in complaint(f"entrypoint: a\nimage: {image}\n")
 
 
-@pytest.mark.parametrize("backend", ["k8s", "slurm"])
-def test_backends_of_a_later_version_are_read(backend: str) -> None:
+def test_backends_of_a_later_version_are_read() -> None:
     """Whether one is configured, the ledger knows; what is theirs may say anything."""
-    assert (
-        load(f"entrypoint: a\nbackend: {backend}\n{backend}: {{any: [thing, {{a: 1}}]}}\n").backend == backend
-    )
+    assert load("entrypoint: a\nbackend: k8s\nk8s: {any: [thing, {a: 1}]}\n").backend == "k8s"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("{signal: KILL@60}", "slurm.signal: 'KILL@60' must be one of USR1"),
+        ("{signal: USR1}", "slurm.signal: 'USR1' must be one of USR1"),
+        ("{options: [--gres=gpu:8]}", "slurm.options: --gres is set by raysched"),
+        ("{options: [--time=1]}", "slurm.options: --time is set by raysched"),
+        ("{options: ['--nice=1\\n--gres=gpu:8']}", "slurm.options: "),
+        ("{options: [-n5]}", "must be one option of sbatch on one line"),
+        ("{options: --exclusive}", "slurm.options: must be a list of options"),
+        ("{partition: ''}", "slurm.partition: "),
+        ("{partion: a}", "slurm.partion: is no field here; did you mean partition?"),
+    ],
+)
+def test_what_is_said_to_slurm_is_checked(words: str, message: str) -> None:
+    """Nothing that raysched sets can be set a second time, and no line adds another."""
+    fields = words.replace("\\n", "\\n")
+    assert message in complaint(f"entrypoint: a\nslurm: {fields.replace(chr(39), chr(34))}\n")
 
 
 def test_the_grace_is_that_of_the_backend() -> None:

@@ -318,11 +318,13 @@ class Memory(Shape):
 
 class Node(Shape):
     """A machine and its GPUs; `driver` is null without one, `cuda` the newest that it runs; `problem` says
-    why its GPUs can't be read. Nothing new starts where it is `draining`."""
+    why its GPUs can't be read. Nothing new starts where it is `draining`; `closed` says why its site starts
+    nothing new there, empty: it does."""
 
     name: str
     alive: bool
     draining: bool
+    closed: str
     simulated: bool
     driver: str | None
     cuda: str | None

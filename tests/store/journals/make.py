@@ -32,6 +32,7 @@ from raysched.core.commands import (
     Once,
     Outside,
     OwnerLost,
+    Placed,
     Release,
     RemoveHost,
     Report,
@@ -41,7 +42,7 @@ from raysched.core.commands import (
     Usage,
 )
 from raysched.core.host import Host
-from raysched.core.lease import Group
+from raysched.core.lease import Group, Place, Slice
 from raysched.core.mig import Instance, Layout
 from raysched.core.node import GPUInfo, NodeInfo
 from raysched.core.request import WHOLE, Request
@@ -186,6 +187,19 @@ def hosts(story: Story) -> None:
     story.tell(Gone(lease, ("host-b",)), Tick())
 
 
+def site(story: Story) -> None:
+    """A site of another scheduler: a job waits there, is put somewhere, and a second one still waits."""
+    gpu = GPUInfo("SLURM-node-s-0", 0, "a100", 81920, parts=4)
+    node = NodeInfo("node-s", ("slurm",), (gpu,), 64 * WHOLE, 262_144, site=True, closed="drained: fans")
+    story.tell(NodeSeen(node))
+    for id in ("queued", "waiting"):
+        story.submit(id, Request(share=3000, sharing="fraction", backends=("slurm",)))
+        story.tell(Report(Seen(Run(id, 1, 0), "queued", reason="others are before it (Priority)")))
+    story.report("queued", "running")
+    place = Place("node-s", (Slice(gpu.uuid, 5000, 40960),), WHOLE, 0)
+    story.tell(Placed(story.lease("queued"), (place,)))
+
+
 def last_things(story: Story) -> None:
     """A whole GPU, jobs that wait, a node that is lost, old jobs that are forgotten."""
     story.submit("whole", WHOLE_GPU)
@@ -245,6 +259,7 @@ def main(name: str) -> None:
     leases(story)
     mig(story)
     hosts(story)
+    site(story)
     last_things(story)
     journal.close()
     for beside in ("lock", "mark"):

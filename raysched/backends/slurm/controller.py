@@ -1,0 +1,54 @@
+"""What a site can be asked, whichever way it is reached: by commands here, over SSH, or by slurmrestd."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from raysched.backends.slurm.records import Job, Node
+
+
+class Unanswered(Exception):
+    """Nobody answered, so that nobody knows whether what was asked was done."""
+
+
+class Refused(Exception):
+    """Slurm said no; `final`: it would say no every time."""
+
+    def __init__(self, reason: str, *, final: bool) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.final = final
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A script to submit. `options` are sbatch's, each `--name=value` or `--name`."""
+
+    options: tuple[str, ...]
+    script: str
+
+
+class Controller(Protocol):
+    """Slurm's controller. Every method may raise Unanswered."""
+
+    async def submit(self, batch: Batch) -> None:
+        """Hand a job, or an array, to Slurm. Raises Refused."""
+        ...
+
+    async def jobs(self) -> list[Job]:
+        """All jobs that Slurm remembers, at least those of this user."""
+        ...
+
+    async def nodes(self) -> list[Node]:
+        """All nodes."""
+        ...
+
+    async def cancel(self, ids: Sequence[str], signal: str | None = None) -> None:
+        """End jobs, or send a signal to the script of each; silent for those that are gone."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections."""
+        ...

@@ -1,0 +1,156 @@
+"""What is said to Slurm alone: under `slurm:` of a job, and under `backends.slurm` of the configuration."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from raysched.specs.fields import Fields
+from raysched.specs.problems import quoted
+from raysched.specs.values import Duration, Size, Text
+
+OURS = (
+    "account",
+    "array",
+    "chdir",
+    "comment",
+    "constraint",
+    "cpus-per-task",
+    "error",
+    "export",
+    "gpus",
+    "gpus-per-node",
+    "gpus-per-task",
+    "gres",
+    "help",
+    "input",
+    "job-name",
+    "mem",
+    "mem-per-cpu",
+    "mem-per-gpu",
+    "nodes",
+    "no-requeue",
+    "ntasks",
+    "ntasks-per-node",
+    "output",
+    "parsable",
+    "partition",
+    "qos",
+    "requeue",
+    "reservation",
+    "signal",
+    "test-only",
+    "time",
+    "wait",
+    "wrap",
+)
+"""Options of sbatch that raysched sets, from fields of their own."""
+
+_OPTION = re.compile(r"--(?P<name>[a-z][a-z-]*)(=[^\x00-\x1f]+)?")
+_WORD = re.compile(r"[^\s\x00-\x1f,][^\x00-\x1f]*")
+_SIGNAL = re.compile(r"(?P<name>[A-Z]+[0-9]*)@(?P<seconds>[0-9]{1,5})")
+_SIGNALS = ("USR1", "USR2", "HUP", "INT", "ALRM")
+_LOGIN = re.compile(r"[^\s\x00-\x1f-][^\s\x00-\x1f]*")
+
+
+def parse_word(value: str) -> str:
+    """A name that an administrator gave. Raises ValueError."""
+    if not _WORD.fullmatch(value):
+        raise ValueError(f"{quoted(value)} is no name: write one line that does not begin with a space")
+    return value
+
+
+def parse_signal(value: str) -> str:
+    """A signal and the seconds before the end at which it comes: `USR1@60`. Raises ValueError."""
+    found = _SIGNAL.fullmatch(value)
+    if found is None or found["name"] not in _SIGNALS:
+        raise ValueError(f"{quoted(value)} must be one of {', '.join(_SIGNALS)}, then @SECONDS: USR1@60")
+    return value
+
+
+def parse_options(value: object) -> tuple[str, ...]:
+    """Further options of sbatch, each as one text `--name=value`. Raises ValueError."""
+    if not isinstance(value, list | tuple):
+        raise ValueError("must be a list of options of sbatch, such as [--exclusive, --licenses=matlab:1]")
+    options: list[str] = []
+    for option in value:
+        found = _OPTION.fullmatch(option) if isinstance(option, str) else None
+        if found is None:
+            raise ValueError(f"{quoted(str(option))} must be one option of sbatch on one line: --name=value")
+        if found["name"] in OURS:
+            raise ValueError(f"--{found['name']} is set by raysched: use the field of the job file instead")
+        options.append(str(option))
+    return tuple(options)
+
+
+def parse_login(value: str) -> str:
+    """A destination of ssh. Raises ValueError."""
+    if not _LOGIN.fullmatch(value):
+        raise ValueError(f"{quoted(value)} is no destination of ssh: write HOST or USER@HOST")
+    return value
+
+
+def parse_shared_folder(value: str) -> str:
+    """A folder that starts with / or ~/. Raises ValueError."""
+    if not Path(value).expanduser().is_absolute():
+        raise ValueError(f"{quoted(value)} must start with / or ~/")
+    return value
+
+
+Word = Annotated[Text, AfterValidator(parse_word)]
+Options = Annotated[
+    tuple[str, ...], BeforeValidator(parse_options, json_schema_input_type=list[str]), Field(default=())
+]
+
+
+class SlurmOptions(Fields):
+    """What a job says to Slurm."""
+
+    account: Word | None = Field(default=None, description="The account that is charged.")
+    partition: Word | None = Field(default=None, description="The partition; null: the default one.")
+    qos: Word | None = Field(default=None, description="The quality of service.")
+    reservation: Word | None = Field(default=None, description="The reservation to run in.")
+    constraint: Word | None = Field(default=None, description="Features that the nodes must have.")
+    signal: Annotated[Text, AfterValidator(parse_signal)] | None = Field(
+        default=None,
+        description="A warning to the command, that many seconds before the time limit or a preemption.",
+        examples=["USR1@60"],
+    )
+    options: Options = Field(
+        default=(), description="Further options of sbatch.", examples=[["--exclusive", "--nice=100"]]
+    )
+    grace: Duration = Field(
+        default=10_000,
+        description="The time between SIGTERM and SIGKILL when a job is stopped.",
+        json_schema_extra={"default": "10s"},
+    )
+
+
+def parse_gpu_memory(value: object) -> Any:
+    """Types and sizes. Raises ValueError."""
+    if not isinstance(value, dict):
+        raise ValueError("must hold types of GPUs with their memory, such as {a100: 80GiB}")
+    return value
+
+
+class SlurmBackend(Fields):
+    """A Slurm site."""
+
+    folder: Annotated[Text, AfterValidator(parse_shared_folder)] = Field(
+        description="Where runs are kept: a folder that this machine and all nodes see under the same path."
+    )
+    login: Annotated[Text, AfterValidator(parse_login)] | None = Field(
+        default=None, description="Where sbatch is run, as ssh knows it; null: here."
+    )
+    python: Word = Field(default="python3", description="Python 3.9 or later on the nodes.")
+    account: Word | None = Field(default=None, description="For jobs that name none.")
+    partition: Word | None = Field(default=None, description="For jobs that name none.")
+    qos: Word | None = Field(default=None, description="For jobs that name none.")
+    gpu_memory: Annotated[dict[str, Size], BeforeValidator(parse_gpu_memory)] = Field(
+        default_factory=dict,
+        description="The memory of a GPU by its type, which Slurm does not tell.",
+        examples=[{"a100": "80GiB"}],
+    )

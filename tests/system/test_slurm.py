@@ -1,0 +1,124 @@
+"""A whole raysched with a real Slurm site: from the job file to Slurm's reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from running import System, wait_until
+from slurm_site import SlurmSite
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[SlurmSite]:
+    running = SlurmSite()
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="module")
+def beside(site: SlurmSite, _ray: None) -> Iterator[System]:
+    """A system with that site: leave no job behind."""
+    running = System("1xA100-80GB")
+    running.env["SLURM_CONF"] = site.env["SLURM_CONF"]
+    config = running.folder / "raysched.yaml"
+    words = f"{{folder: {running.folder}/shared, gpu_memory: {{a100: 80GiB}}}}"
+    config.write_text(f"{config.read_text()}backends: {{slurm: {words}}}\n")
+    try:
+        running.up()
+        wait_until(lambda: "n3" in nodes(running), "the site is there", 60)
+        yield running
+    finally:
+        running.close()
+
+
+def nodes(system: System) -> dict[str, Any]:
+    return {node["name"]: node for node in system.json("gpus")["nodes"]}
+
+
+def job(system: System, id: str) -> Any:
+    (found,) = system.client().job(id)
+    return found
+
+
+def ended(system: System, id: str) -> Any:
+    return wait_until(lambda: (one := job(system, id))["ended"] and one, f"{id} has ended", 60)
+
+
+def output(system: System, id: str) -> str:
+    return b"".join(system.client().logs(id)).decode()
+
+
+def test_jobs_of_every_kind_run_where_slurm_puts_them(beside: System) -> None:
+    """The ledger counts what Slurm gave, while they run and not after."""
+    say = "echo $CUDA_VISIBLE_DEVICES; read -r line < go || true; exit 3"
+    wait = f"mkfifo go; (sleep 600 > go) & {say}"
+    wanted = {
+        "whole": {"gpus": 2, "gpu_type": "A100"},
+        "part": {"gpu_fraction": 0.3},
+        "slice": {"mig_profile": "3g.39gb"},
+    }
+    ids = {name: beside.submit(name, wait, backend="slurm", resources=what) for name, what in wanted.items()}
+
+    def placed(name: str) -> Any:
+        lease = job(beside, ids[name])["lease"]
+        return lease and lease["places"]
+
+    places = {name: wait_until(lambda name=name: placed(name), f"{name} is placed", 60)[0] for name in ids}
+    assert [gpu["share"] for gpu in places["whole"]["gpus"]] == [10_000, 10_000]
+    assert [(gpu["share"], gpu["memory_mib"]) for gpu in places["part"]["gpus"]] == [(5000, 40960)]
+    assert places["slice"]["node"] == "n3"
+    held = {node: sum(gpu["share_used"] for gpu in shown["gpus"]) for node, shown in nodes(beside).items()}
+    assert sorted(held[name] for name in ("n1", "n2", "n3")) == [5000, 10_000, 20_000]
+    for name, id in ids.items():
+        wait_until(lambda id=id: output(beside, id).endswith("\n"), f"{name} has begun", 60)
+        indices = [str(gpu["index"]) for gpu in places[name]["gpus"]]
+        assert output(beside, id).split() == [",".join(indices)]
+        beside.cli("cancel", id)
+        assert ended(beside, id)["state"] == "cancelled"
+    wait_until(
+        lambda: not any(gpu["tenants"] for n in nodes(beside).values() for gpu in n["gpus"]), "free", 30
+    )
+
+
+def test_an_array_and_its_codes(beside: System) -> None:
+    """Case slurm-03: each element is a job of its own."""
+    resources = {"gpus": 0, "cpus": 1}
+    spec = {"name": "sweep", "entrypoint": "exit $RAYSCHED_ARRAY_INDEX", "working_dir": None, "array": 6}
+    jobs = beside.client().submit([{**spec, "backend": "slurm", "resources": resources}], [None])
+    assert [ended(beside, one["id"])["exit_code"] for one in jobs] == [0, 1, 2, 3, 4, 5]
+
+
+def test_slurms_own_reason_is_told(site: SlurmSite, beside: System) -> None:
+    """And the node that is drained, with the administrator's words; a job that waits is cancelled."""
+    site.run("scontrol", "update", "NodeName=n2", "State=DRAIN", "Reason=fans broken")
+    try:
+        id = beside.submit("waits", "true", backend="slurm", resources={"gpus": 4})
+        why = "waits in Slurm: nodes that it needs are down, drained or reserved"
+        wait_until(lambda: why in beside.json("explain", id)["why"], "the reason is told", 60)
+        wait_until(lambda: nodes(beside)["n2"]["closed"] == "drained: fans broken", "it is shown", 60)
+        beside.cli("cancel", id)
+        assert ended(beside, id)["exit_code"] == 143
+        wait_until(
+            lambda: not any(id in line and "PENDING" in line for line in site.jobs()), "it is gone", 30
+        )
+    finally:
+        site.run("scontrol", "update", "NodeName=n2", "State=RESUME")
+
+
+def test_what_the_site_can_never_give_is_refused_before(site: SlurmSite, beside: System) -> None:
+    """Case slurm-02: nothing waits for ever."""
+    before = site.jobs()
+    spec = {"name": "a", "entrypoint": "true", "working_dir": None, "backend": "slurm"}
+    for resources, reason in (
+        ({"gpus": 2, "gpu_fraction": 0.75}, "a site gives parts of one GPU a job"),
+        ({"gpu_fraction": 0.25, "isolation": "hard"}, "a site's shards do not hold memory"),
+        ({"mig_profile": "2g.20gb"}, "the site has 1g.10gb and 3g.40gb"),
+    ):
+        (planned,) = beside.client().plan([{**spec, "resources": resources}])
+        assert planned["outcome"] == "refused"
+        assert reason in planned["why"]
+    assert site.jobs() == before
