@@ -114,8 +114,8 @@ def _counted(request: Request, kind: Kind, model: str, share: int, parts: int, h
     cpus = -(-request.cpus // WHOLE)
     each, rest = divmod(wanted, nodes or 1)
     together = rest > 0 or (request.nodes is None and nodes > 1 and have[nodes - 1] < each)
-    lacks = kind and (sum(have[:nodes]) < wanted or (not together and have[nodes - 1] < each))
-    if not nodes or len(have) < nodes or lacks:
+    few = not nodes or len(have) < nodes
+    if few or (kind and (sum(have[:nodes]) < wanted or (not together and have[nodes - 1] < each))):
         most = sum(have) if request.nodes is None else have[0] if have else 0
         where = "the site has" if request.nodes is None else "its largest node has"
         raise Unfit(f"gpus: asks for {asks(request)}, and {where} {most} such GPU{'s' * (most != 1)}")
