@@ -235,7 +235,7 @@ class Model:
     def _uncut(self, card: Card) -> bool:
         """Whether a GPU is not in MIG mode, or can be taken out of it."""
         layout, geometry = card.info.layout, card.info.mig
-        if not layout.enabled or self.slices(card.info.uuid):
+        if not layout.enabled:
             return True
         if geometry is None or not geometry.switchable or card.used_by_strangers:
             return False

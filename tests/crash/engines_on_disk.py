@@ -48,6 +48,9 @@ class DiskBackend:
         known = id in self.world.running or (id in self.world.codes and id not in self.world.forgotten)
         if known:
             return
+        if launch.lease in self.world.over:  # noted there, as a run folder does: this start comes too late
+            self._act("a start", "exit", id, 143)
+            return
         if self.chance.random() < REFUSED:
             raise EngineRefused("the engine is busy", final=self.chance.random() < 0.2)
         self._act("a start", "start", id, launch.lease, written([launch.place]))
@@ -109,7 +112,7 @@ class HoldingDiskBackend(DiskBackend):
         self.world.read()
         for id in [id for id, (lease, _) in self.world.running.items() if lease == hold.lease]:
             self._act("a release", "exit", id, 137)
-        if hold.lease in self.world.held:
+        if hold.lease not in self.world.over:
             self._act("a release", "release", hold.lease)
 
     async def held(self) -> dict[str, bool]:

@@ -6,7 +6,7 @@ twice can be seen for ever:
     start RUN LEASE PLACES    a command was started
     exit RUN CODE             it ended; without a start before it: it never will be started
     hold LEASE PLACES         Ray holds a lease
-    release LEASE             and holds it no more
+    release LEASE             it was given back: Ray holds it no more, and nothing of it starts any more
     forget RUN                its files were deleted
 """
 
@@ -39,6 +39,7 @@ class World:
     memory: dict[str, int]
     running: dict[str, tuple[str, list[Part]]] = field(default_factory=dict)
     held: dict[str, list[Part]] = field(default_factory=dict)
+    over: set[str] = field(default_factory=set)
     codes: dict[str, int] = field(default_factory=dict)
     forgotten: set[str] = field(default_factory=set)
     started: Counter[str] = field(default_factory=Counter)
@@ -75,6 +76,7 @@ class World:
             case "start":
                 self.started[id] += 1
                 assert self.started[id] == 1, f"{id} was started twice"
+                assert rest[0] not in self.over, f"{id} was started after its lease was given back"
                 self.running[id] = rest[0], parts_of(rest[1])
                 on_ray = any(node in self.managed for node, *_ in self.running[id][1])
                 assert rest[0] in self.held or not on_ray, f"{id} was started before Ray held its lease"
@@ -87,6 +89,7 @@ class World:
                 self._check_capacity()
             case "release":
                 self.held.pop(id, None)
+                self.over.add(id)
                 assert id not in {lease for lease, _ in self.running.values()}, f"{id} still runs"
             case "forget":
                 assert id not in self.running, f"{id} was forgotten while it runs"
