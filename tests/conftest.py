@@ -8,12 +8,22 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from engines import need
+from hypothesis import HealthCheck, settings
 from running import System
 
 SIMULATED = "2xA100-80GB"
 
 # Started in the background by a shell, pytest and all its children would ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Tests never time things: on a busy machine Hypothesis would call a draw or an example too slow.
+settings.register_profile(
+    "patient",
+    settings.get_profile(settings.get_current_profile_name()),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session")

@@ -495,7 +495,7 @@ def _tick(state: State, _: commands.Tick, now: int) -> Iterator[Fact]:
             yield from _lose(state, job, f"node {lost.info.name} is gone", now)
         elif job is not None and _overdue(job, now):
             yield facts.Stopping(now, job.id, "failed", too_long(job))
-        elif lease.state == "held" and job is not None:
+        elif lease.state == "held" and job is not None and job.state == "starting":
             yield from _still_held(state, lease, job, now)
     yield from hosts.sweep(state, now)
     yield from _lapse(state, now)

@@ -680,7 +680,12 @@ class Model:
         card.refused[command.cut] = self.now
         for grant in [grant for grant, _ in self.slices(command.gpu)]:
             if grant.state in ("granted", "held") and self._needs(grant, card, command.cut):
-                self._take_back(self.jobs[grant.job], self.now)
+                self._cut_fails(grant)
+
+    def _cut_fails(self, grant: Grant) -> None:
+        """A lease whose GPUs are not cut goes back, unless its work runs all the same."""
+        if self.jobs[grant.job].state == "starting":
+            self._take_back(self.jobs[grant.job], self.now)
 
     def _needs(self, grant: Grant, card: Card, cut: Cut | None) -> bool:
         """Whether a lease that is not bound yet needs the instance at `cut` made or destroyed, or (without a
@@ -709,21 +714,21 @@ class Model:
                 self._lose(self.jobs[grant.job])
             elif job is not None and self._overdue(job):
                 job.state, job.outcome = "stopping", "failed"
-            elif grant.state == "held" and self.hindered(grant):
-                self._take_back(self.jobs[grant.job], self.now)
-            elif grant.state == "held" and self.now - self.jobs[grant.job].granted >= CUTTING:
+            elif grant.state != "held" or job is None or job.state != "starting":
+                continue
+            elif self.hindered(grant) or self.now - job.granted >= CUTTING:
                 self._give_up_cutting(grant)
         for card in (card for machine in self.machines.values() for card in machine.cards.values()):
             card.refused = {cut: at for cut, at in card.refused.items() if at > self.now - REFUSAL}
 
     def _give_up_cutting(self, grant: Grant) -> None:
-        """What a lease still waits for counts as refused, and another place is looked for."""
-        for node, slice in grant.slices():
+        """Another place is looked for. What a lease only waits for, for too long, counts as refused."""
+        for node, slice in grant.slices() if not self.hindered(grant) else ():
             card = self.machines[node].cards[slice.gpu]
             if not self.is_cut(grant, node, slice):
                 switched = card.info.layout.enabled == (slice.cut is not None)
                 card.refused[slice.cut if switched else None] = self.now
-        self._take_back(self.jobs[grant.job], self.now)
+        self._cut_fails(grant)
 
     def _away(self, node: str, since: int) -> bool:
         lost = self.machines[node].lost
