@@ -21,15 +21,18 @@ from tempfile import TemporaryDirectory
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from tests.backends.container_kills import VICTIMS, kills  # noqa: E402
 from tests.crash import outside  # noqa: E402
 from tests.fake_nvml.build import compile_fake  # noqa: E402
 from tests.gpu.streams import stream  # noqa: E402
+from tests.podman import podman  # noqa: E402
 from tests.simulation.shards import simulations, story  # noqa: E402
 
 CORES = os.cpu_count() or 1
 CRASHES = 10_000
 EXAMPLES = 3_000
 EVENTS = 1_000_000
+KILLS = 400
 STEPS = 10_000
 
 
@@ -90,6 +93,14 @@ def gpus(seed: str, _: int) -> str:
     return f"{STEPS} steps with {told['cuts']} cuts: after each the GPUs were as the ledger thought"
 
 
+def containers(seed: str, _: int) -> str:
+    """Runs in containers of which one process is killed at a random moment."""
+    with podman() as made, TemporaryDirectory() as folder:
+        told = kills(made, Path(folder), seed, KILLS)
+    ends = ", ".join(f"{told[victim]} {victim}" for victim in VICTIMS)
+    return f"{KILLS} runs in containers ({ends} killed): none began twice, nothing was left of any"
+
+
 def mutants(_: str, __: int) -> str:
     """One broken rule after the other."""
     done = subprocess.run([sys.executable, "tests/mutants/run.py"], cwd=ROOT, check=False)
@@ -103,6 +114,7 @@ PROOFS: dict[str, Callable[[str, int], str]] = {
     "model": model,
     "events": events,
     "gpus": gpus,
+    "containers": containers,
     "mutants": mutants,
 }
 

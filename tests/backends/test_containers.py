@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from container_kills import kills
 from podman import IMAGE, Podman, podman
 
 from raysched.backends import containers
@@ -241,6 +242,12 @@ def test_concurrent_starts_run_it_once(boxes: Boxes, tmp_path: Path) -> None:
     boxes.do(start_all())
     boxes.until(launch.run, "exited")
     assert (tmp_path / "runs" / str(launch.run) / "work" / "begun").read_text() == "begun\n"
+
+
+def test_a_container_never_begins_twice_and_never_outlives_its_run(box: Podman, tmp_path: Path) -> None:
+    """`make torture` does it 400 times."""
+    told = kills(box, tmp_path, "1", 8)
+    assert told["lost"] + told["exited"] == 8
 
 
 # ------------------------------------------------------------ what can't be had
