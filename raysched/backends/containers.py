@@ -150,7 +150,7 @@ def _name(launch: Launch) -> str:
 def _options(engine: Engine, env: Mapping[str, str], work: Path) -> list[str]:
     """What every container of ours is run with."""
     mount = f"type=bind,{_csv('source', work)},{_csv('target', work)}"
-    host = ["--network", "host", "--ipc", "host", "--security-opt", "label=disable"]
+    host = ["--network", "host", *_memory(), "--security-opt", "label=disable"]
     return [
         *host,
         "--mount",
@@ -201,6 +201,12 @@ def _cdi_specs() -> str:
             files = [path for path in folder.iterdir() if path.suffix in (".yaml", ".yml", ".json")]
             texts += [path.read_text(encoding="utf-8", errors="replace") for path in files]
     return "\n".join(texts)
+
+
+def _memory() -> list[str]:
+    """The host's shared memory; but where the kernel's message queues are not mounted, as in some containers,
+    an engine without root fails over them."""
+    return ["--ipc", "host"] if os.geteuid() == 0 or os.path.exists("/dev/mqueue") else []
 
 
 def _user(engine: Engine) -> list[str]:
