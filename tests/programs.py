@@ -71,3 +71,27 @@ class Driver:
         finally:
             self.process.kill()
             self.process.wait()
+
+
+MEET = r"""
+import os, socket, time
+rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+if rank == 0:
+    with socket.create_server(where) as door:
+        guests = [door.accept()[0] for _ in range(size - 1)]
+        met = sorted([0, *(int(guest.makefile().readline()) for guest in guests)])
+        for guest in guests:
+            guest.sendall(f"{met}\n".encode())
+else:
+    while True:
+        try:
+            door = socket.create_connection(where)
+            break
+        except ConnectionRefusedError:
+            time.sleep(0.05)
+    door.sendall(f"{rank}\n".encode())
+    met = door.makefile().readline().strip()
+print("met", met, "at", where[1], flush=True)
+"""
+"""The ranks of a job, one a node, meet at the address and the port that they are told."""

@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+from programs import MEET
 from running import System, wait_until
 
 from raysched.core.mig import Cut
@@ -19,27 +20,6 @@ pytestmark = pytest.mark.ray
 THREE, SEVEN = 9, 0
 SHOW = "echo $RAYSCHED_NODE_RANK $CUDA_VISIBLE_DEVICES"
 TWO = {"gpus": 2, "nodes": 2}
-MEET = r"""
-import os, socket, time
-rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-if rank == 0:
-    with socket.create_server(where) as door:
-        guests = [door.accept()[0] for _ in range(size - 1)]
-        met = sorted([0, *(int(guest.makefile().readline()) for guest in guests)])
-        for guest in guests:
-            guest.sendall(f"{met}\n".encode())
-else:
-    while True:
-        try:
-            door = socket.create_connection(where)
-            break
-        except ConnectionRefusedError:
-            time.sleep(0.05)
-    door.sendall(f"{rank}\n".encode())
-    met = door.makefile().readline().strip()
-print("met", met, "at", where[1], flush=True)
-"""
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from programs import MEET
 from running import System, wait_until
 from ssh_hosts import HostWorld, world
 
@@ -76,7 +77,7 @@ def submit(system: System) -> Iterator[Callable[..., str]]:
     """Submits jobs, which are ended after the test."""
     jobs: list[str] = []
 
-    def submit(entrypoint: str, gpu_type: str | None = None, **fields: Any) -> str:
+    def submit(entrypoint: Any, gpu_type: str | None = None, **fields: Any) -> str:
         resources = {"gpus": 1, "gpu_type": gpu_type} if gpu_type else {"gpus": 0}
         resources |= fields.pop("resources", {})
         jobs.append(system.submit("over-ssh", entrypoint, resources=resources, **fields))
@@ -171,6 +172,34 @@ def test_a_host_that_loses_its_power_loses_its_job_which_is_tried_again(
     hosts.hosts["beta"].start()
     wait_until(lambda: system.client().job(job)[0]["attempt"] == 2, "it is tried again")
     _until(system, job, "running")
+
+
+GANG = {"gpus": 2, "nodes": 2, "gpu_type": ["A100", "H100"]}
+
+
+def test_the_ranks_of_a_gang_meet_over_the_network(
+    system: System, hosts: HostWorld, submit: Callable[..., str]
+) -> None:
+    job = submit(["python3", "-c", MEET], resources=GANG)
+    ended = _ended(system, job)
+    assert {rank["node"] for rank in ended["ranks"]} == {"alpha", "beta"}
+    lines = system.cli("logs", job).stdout.splitlines()
+    assert [line.split(" at ")[0] for line in lines] == ["rank 0 | met [0, 1]", "rank 1 | met [0, 1]"], ended
+
+
+def test_a_host_that_loses_its_power_ends_the_whole_gang_which_is_tried_again(
+    system: System, hosts: HostWorld, submit: Callable[..., str]
+) -> None:
+    job = submit("exec sleep 4711", resources=GANG, retries=1)
+    alpha, beta = hosts.hosts["alpha"], hosts.hosts["beta"]
+    wait_until(lambda: alpha.processes("sleep 4711") and beta.processes("sleep 4711"), "both ranks run")
+    first = alpha.processes("sleep 4711")
+    beta.power_off()
+    beta.start()
+    wait_until(lambda: system.client().job(job)[0]["attempt"] == 2, "it is tried again")
+    wait_until(lambda: alpha.processes("sleep 4711") and beta.processes("sleep 4711"), "both ranks run again")
+    assert len(alpha.processes("sleep 4711")) == len(beta.processes("sleep 4711")) == 1
+    assert alpha.processes("sleep 4711") != first
 
 
 def test_hosts_are_listed_checked_added_and_removed(system: System, hosts: HostWorld) -> None:
