@@ -8,7 +8,15 @@ from collections.abc import Mapping
 
 from raysched.core.work import Launch
 
-NOT_FOR_JOBS = ("RAY_", "RAYSCHED_", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
+NOT_FOR_JOBS = (
+    "RAY_",
+    "RAYSCHED_",
+    "CUDA_VISIBLE_DEVICES",
+    "NVIDIA_VISIBLE_DEVICES",
+    "CUDA_MPS_",
+    "XLA_CLIENT_MEM_FRACTION",
+    "XLA_PYTHON_CLIENT_MEM_FRACTION",
+)
 """Beginnings of names that a job doesn't inherit: what they say is about another process, or for the lease
 to decide."""
 

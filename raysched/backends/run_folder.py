@@ -64,6 +64,7 @@ class RunFolder:
             with self._locked() as mine:
                 if not mine or self.begun or self._was_deleted() or self._is_over(launch.lease):
                     return
+                _check_daemon(launch)
                 self._prepare(launch, base_env, package)
         except OSError as error:
             raise EngineRefused(f"the run can't be prepared in {self.path}: {runner.words(error)}") from error
@@ -247,3 +248,12 @@ class RunFolder:
         finally:
             if descriptor is not None:
                 runner.unlock(descriptor)
+
+
+def _check_daemon(launch: Launch) -> None:
+    """A CUDA program that does not find its MPS daemon runs without, and nothing would say so. Raises
+    EngineRefused."""
+    env = dict(launch.env)
+    pipe = env.get("CUDA_MPS_PIPE_DIRECTORY", "")
+    if env.get("RAYSCHED_SHARING") == "mps" and not os.path.exists(os.path.join(pipe, "control")):
+        raise EngineRefused(f"the MPS daemon of its GPU is gone: nothing listens in {pipe}")

@@ -76,9 +76,28 @@ def _gpus() -> Iterator[Check]:
     many = f"{len(found.gpus)} ({models}), driver {found.driver_version}"
     yield Check("GPUs", True, ", ".join([many, *_mig(found.gpus)]))
     for gpu in found.gpus:
+        yield Check(f"GPU {gpu.index}", True, _isolation(gpu, found.cuda))
         if gpu.fault:
             hint = "raysched places nothing on it until it is healthy"
             yield Check(f"GPU {gpu.index}", False, f"{gpu.uuid}: {gpu.fault}", hint)
+
+
+def _isolation(gpu: GPUInfo, cuda: str | None) -> str:
+    """What can hold tenants to their shares of a GPU, and what there would have to be for more."""
+    from raysched.gpu.mps import missing
+
+    hard, more = ["a whole GPU"], list[str]()
+    if gpu.mig is None:
+        more.append("MIG: not on this model")
+    elif gpu.mig.switchable or gpu.layout.enabled:
+        hard.append("MIG")
+    else:
+        more.append("MIG: turn it on as root, `nvidia-smi -mig 1`, or run Ray as root")
+    if lacking := missing(gpu.capability, cuda):
+        more.append(f"MPS: needs {lacking}")
+    else:
+        hard.append("MPS")
+    return "; ".join([f"{gpu.model}: a tenant is held to its share by {' or '.join(hard)}", *more])
 
 
 def _mig(gpus: Sequence[GPUInfo]) -> list[str]:

@@ -14,6 +14,7 @@ from raysched.cluster import record, system
 from raysched.cluster.record import Record
 from raysched.errors import Conflict, Unreachable
 from raysched.folders import state_folder
+from raysched.gpu.mps import Daemons
 
 SETTLE_S = 30.0
 """How long jobs may take to end, beyond their own grace, before `down --cancel` gives up."""
@@ -48,6 +49,7 @@ def down(*, cancel: bool = False, keep: bool = False) -> View:
         homes.clear(home, found)
         if not answer["kept"]:  # what runs on keeps its MIG instances
             shutil.rmtree(Path(found.folder) / "simulated", ignore_errors=True)
+            Daemons().stop_all()
         return {**answer, "ray": "left" if found.own is None else "stopped"}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from raysched.core.cuts import busy_instances, cut_mask, overlapping
 from raysched.core.lease import Lease, Place, Slice
-from raysched.core.mig import Cut, Instance, Layout
+from raysched.core.mig import DAEMON, Cut, Instance, Layout
 from raysched.core.node import GPU, NodeInfo
 from raysched.core.state import State
 
@@ -17,6 +17,8 @@ def instances(state: State, lease: Lease, seen: NodeInfo | None = None) -> tuple
     found: list[str] = []
     for place, slice in _slices(lease):
         layout = _layout(state, place, slice, seen)
+        if bool(layout.mps) != (lease.sharing == "mps"):
+            return None
         if slice.cut is None:
             if layout.enabled:
                 return None
@@ -26,6 +28,13 @@ def instances(state: State, lease: Lease, seen: NodeInfo | None = None) -> tuple
             return None
         found.append(there.uuid)
     return tuple(found)
+
+
+def pipes(state: State, lease: Lease, seen: NodeInfo | None = None) -> tuple[str, ...]:
+    """The pipe directories of the MPS daemons of a lease, one a slice; none where it is not under MPS."""
+    if lease.sharing != "mps":
+        return ()
+    return tuple(_layout(state, place, slice, seen).mps for place, slice in _slices(lease))
 
 
 def given(lease: Lease) -> tuple[str, ...]:
@@ -56,6 +65,8 @@ def broken(lease: Lease, seen: NodeInfo) -> str | None:
         layout = layouts.get(slice.gpu) if place.node == seen.name else None
         if layout is None:
             continue
+        if lease.sharing == "mps" and layout.mps != slice.pipe:
+            return f"the MPS daemon of {slice.gpu} on {place.node} is gone: nothing holds its tenants now"
         if slice.cut is None and layout.enabled:
             return f"{slice.gpu} on {place.node} was turned to MIG mode by somebody else"
         if slice.cut is not None:
@@ -72,7 +83,9 @@ def missing_cuts(gpu: GPU, slices: tuple[Slice, ...]) -> list[Cut]:
 
 def needs(lease: Lease, gpu: GPU, cut: Cut | None) -> bool:
     """Whether a lease that is not bound yet needs the instance at `cut` made or destroyed, or (without one)
-    the MIG mode of the GPU switched."""
+    the MIG mode of the GPU switched, or its MPS daemon."""
+    if cut == DAEMON:
+        return lease.sharing == "mps"
     slices, geometry = gpu.tenants[lease.id], gpu.info.mig
     mig = lease.sharing == "mig"
     if cut is None or not mig:
@@ -105,6 +118,8 @@ def waited_for(state: State, lease: Lease) -> list[tuple[str, str, Cut | None]]:
         gpu = state.nodes[place.node].gpus[slice.gpu]
         if gpu.info.layout.enabled != (slice.cut is not None):
             found.append((place.node, slice.gpu, None))
+        elif lease.sharing == "mps" and not gpu.info.layout.mps:
+            found.append((place.node, slice.gpu, DAEMON))
         elif slice.cut is not None and gpu.instance(slice.cut) is None:
             found.append((place.node, slice.gpu, slice.cut))
     return found

@@ -100,7 +100,7 @@ def _hold(
     instances = cutting.instances(state, lease, seen)
     if instances is None:
         return facts.Held(now, lease.id, groups)
-    return facts.Bound(now, lease.id, groups, instances)
+    return facts.Bound(now, lease.id, groups, instances, cutting.pipes(state, lease, seen))
 
 
 # ---------------------------------------------------------------- jobs

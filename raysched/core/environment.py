@@ -6,9 +6,9 @@ import zlib
 from collections.abc import Mapping, Sequence
 
 from raysched.core.jobs import Job
-from raysched.core.lease import Place
+from raysched.core.lease import Place, Slice
 from raysched.core.node import Node
-from raysched.core.request import Sharing
+from raysched.core.request import WHOLE, Sharing
 from raysched.core.site import Demand
 from raysched.core.words import number
 from raysched.core.work import Run
@@ -17,6 +17,8 @@ PORTS = range(20_000, 29_000)
 """The ports on which the ranks of a job may meet: below those that Linux gives to outgoing connections, above
 those of Ray's workers, and without torchrun's own 29500."""
 LOOPBACK = "127.0.0.1"
+NEW_NAME = "XLA_CLIENT_MEM_FRACTION"
+"""What newer versions of JAX call XLA_PYTHON_CLIENT_MEM_FRACTION, which they heed too."""
 
 
 def variables(lease: str, sharing: Sharing, place: Place) -> dict[str, str]:
@@ -37,7 +39,33 @@ def variables(lease: str, sharing: Sharing, place: Place) -> dict[str, str]:
         env["RAYSCHED_GPU_FRACTION"] = number(min(slice.share for slice in place.slices))
         env["RAYSCHED_GPU_MEMORY_MIB"] = str(min(slice.memory for slice in place.slices))
         env["RAYSCHED_SHARING"] = sharing
+    if sharing == "mps":
+        env.update(_under_mps(place.slices[0]))
     return env
+
+
+def _under_mps(slice: Slice) -> dict[str, str]:
+    """What makes a CUDA program a client of its GPU's MPS daemon, and holds it to its share there. Only GPUs
+    that the process sees may have a limit: one entry that names another voids them all."""
+    return {
+        "CUDA_MPS_PIPE_DIRECTORY": slice.pipe or "mps-new",
+        "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": str(max(1, slice.share * 100 // WHOLE)),
+        "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT": f"{slice.gpu}={slice.memory}M",
+    }
+
+
+def advice(sharing: Sharing, place: Place) -> dict[str, str]:
+    """What keeps frameworks that heed it to their part of a GPU's memory, where the GPU is not the tenant's
+    own; `RAYSCHED_GPU_MEMORY_FRACTION` is for programs that set it themselves. A spec may say otherwise."""
+    totals = [slice.memory * WHOLE // slice.total for slice in place.slices if slice.total]
+    if sharing in ("exclusive", "mig") or not totals:
+        return {}
+    fraction = number(max(1, min(totals)))
+    return {
+        "RAYSCHED_GPU_MEMORY_FRACTION": fraction,
+        "XLA_PYTHON_CLIENT_MEM_FRACTION": fraction,
+        "TF_FORCE_GPU_ALLOW_GROWTH": "true",
+    }
 
 
 def meeting_port(job: str, attempt: int) -> int:
@@ -119,8 +147,13 @@ def job_variables(job: Job, run: Run, lease: str, nodes: Mapping[str, Node]) -> 
     addresses = [_address(nodes, place.node) for place in job.places]
     devices = max(len(place.slices) for place in job.places)
     env = rank_variables(run.rank, addresses, meeting_port(job.id, run.attempt), devices)
-    env.update(job.spec.get("env") or {})
-    env.update(variables(lease, job.sharing or job.request.sharing, place))
+    own: dict[str, str] = job.spec.get("env") or {}
+    sharing = job.sharing or job.request.sharing
+    env.update(advice(sharing, place))
+    if NEW_NAME in own:  # JAX fails where it has both
+        env.pop("XLA_PYTHON_CLIENT_MEM_FRACTION", None)
+    env.update(own)
+    env.update(variables(lease, sharing, place))
     env.update(
         RAYSCHED_JOB=job.id,
         RAYSCHED_JOB_NAME=job.name,

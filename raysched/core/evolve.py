@@ -272,17 +272,19 @@ def _bound(state: State, fact: facts.Bound) -> None:
     lease.state, lease.groups = "bound", fact.groups
     job = state.jobs[lease.job]
     if fact.instances:
-        _give_instances(state, lease, fact.instances)
-        job.places = lease.places
+        _give(state, lease, "instance", fact.instances)
+    if fact.pipes:
+        _give(state, lease, "pipe", fact.pipes)
+    job.places = lease.places
     if job.kind == "lease" and job.state == "starting":
         job.state, job.started = "running", fact.at
 
 
-def _give_instances(state: State, lease: Lease, instances: tuple[str, ...]) -> None:
-    """The slices of a lease are these MIG instances, in the order of its places."""
-    uuids = iter(instances)
+def _give(state: State, lease: Lease, what: str, values: tuple[str, ...]) -> None:
+    """Each slice of a lease has one of these, in the order of its places."""
+    given = iter(values)
     lease.places = tuple(
-        replace(place, slices=tuple(replace(slice, instance=next(uuids)) for slice in place.slices))
+        replace(place, slices=tuple(replace(slice, **{what: next(given)}) for slice in place.slices))
         for place in lease.places
     )
     for place in lease.places:

@@ -191,6 +191,10 @@ def _blocked_by(state: State, request: Request, kept: Kept, gpu: GPU) -> str:
             )
         case "fault":
             return _faulty(gpu)
+        case "daemon":
+            return f"{name} waits until its MPS daemon has ended"
+        case "refused" if request.sharing == "mps":
+            return f"{name} can't be shared by MPS: {gpu.refusals[0].reason}"
         case "refused":
             return f"{name} can't be cut for it: {gpu.refusals[0].reason}"
         case "replicas":

@@ -179,12 +179,14 @@ class Held:
 @dataclass(frozen=True, slots=True)
 class Bound:
     """The lease is held everywhere; its work may start. `instances` are the UUIDs of its MIG instances, one
-    a slice in the order of its places; none where it has none."""
+    a slice in the order of its places, `pipes` the pipe directories of its MPS daemons; none where it has
+    none."""
 
     at: int
     lease: str
     groups: tuple[Group, ...]
     instances: tuple[str, ...] = ()
+    pipes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

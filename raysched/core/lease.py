@@ -16,13 +16,16 @@ releasing: the work is over, its processes and holds are being ended, and the ca
 @dataclass(frozen=True, slots=True)
 class Slice:
     """Part of one GPU: `share` in ten-thousandths, `memory` in MiB. Of a GPU in MIG mode it is the instance
-    at `cut`, whose UUID is `instance` once it exists."""
+    at `cut`, whose UUID is `instance` once it exists; under MPS `pipe` is the directory by which the GPU's
+    daemon is reached, once it runs. `total` is all the memory of the GPU (MiB; 0: not known, or MIG)."""
 
     gpu: str
     share: int
     memory: int
     cut: Cut | None = None
     instance: str | None = None
+    pipe: str = ""
+    total: int = 0
 
     @property
     def device(self) -> str:

@@ -62,6 +62,10 @@ class Cut:
     start: int
 
 
+DAEMON = Cut(-1, -1)
+"""What stands for a GPU's MPS daemon where it could not be started or stopped: no profile has that id."""
+
+
 @dataclass(frozen=True, slots=True)
 class Instance:
     """An instance that exists, by the UUID that CUDA knows it by (`MIG-...`)."""
@@ -72,10 +76,12 @@ class Instance:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How a GPU is cut now: whether it is in MIG mode, and its instances in the order of their start."""
+    """How a GPU is cut now: whether it is in MIG mode, and its instances in the order of their start. `mps`
+    is the pipe directory of the MPS daemon that raysched runs for it, empty where it runs none."""
 
     enabled: bool = False
     instances: tuple[Instance, ...] = ()
+    mps: str = ""
 
 
 UNCUT = Layout()

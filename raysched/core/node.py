@@ -150,7 +150,8 @@ class GPU:
     @property
     def untouched(self) -> bool:
         """Whether a whole-GPU request could have it: nobody holds it and nobody uses it."""
-        return self.sharing is None and not self.closed and not self.used_by_strangers
+        free = self.sharing is None and not self.closed and not self.info.layout.mps
+        return free and not self.used_by_strangers
 
     def held_cuts(self) -> list[Cut]:
         """The placements that tenants hold, whether or not their instances exist yet."""

@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple
 from raysched.core import cuts, site
 from raysched.core.isolation import mechanism
 from raysched.core.lease import Place, Slice
-from raysched.core.mig import Cut, Layout, Profile
+from raysched.core.mig import DAEMON, Cut, Layout, Profile
 from raysched.core.node import GPU, GPUInfo, Node
 from raysched.core.product import matches
 from raysched.core.profiles import profile_named, share_of, smallest_profile
@@ -35,6 +35,7 @@ LackKind = Literal[
     "mechanism",
     "outside",
     "fault",
+    "daemon",
     "taken",
     "tenants",
     "foreign",
@@ -367,6 +368,8 @@ def lack(gpu: GPU, request: Request, kept: Kept = NOTHING_KEPT) -> Lack | None:
         return Lack("outside")
     if info.fault:
         return Lack("fault")
+    if info.layout.mps and not gpu.tenants:
+        return Lack("daemon")
     if gpu.sharing == "exclusive":
         return Lack("taken")
     if (gpu.node, info.uuid) in kept.gpus:
@@ -385,6 +388,8 @@ def _lack_whole(gpu: GPU) -> Lack | None:
 def _lack_share(gpu: GPU, request: Request) -> Lack | None:
     if gpu.sharing not in (None, request.sharing):
         return Lack("sharing")
+    if request.sharing == "mps" and gpu.refusals and gpu.refusal(DAEMON):
+        return Lack("refused")
     if request.sharing == "time_slice" and len(gpu.tenants) >= gpu.info.replicas:
         return Lack("replicas", gpu.info.replicas, gpu.info.replicas + 1)
     need = slice_of(gpu, request)
@@ -427,14 +432,14 @@ def slice_of(gpu: GPU, request: Request) -> Slice:
     that part of the memory, memory without a share that part of the compute, and a time-slice its turn."""
     uuid, total = gpu.info.uuid, gpu.info.memory
     if request.sharing == "exclusive":
-        return Slice(uuid, WHOLE, max(total, request.memory or 0))
+        return Slice(uuid, WHOLE, max(total, request.memory or 0), total=total)
     if request.sharing == "time_slice":
-        return Slice(uuid, WHOLE // gpu.info.replicas, _turn_memory(gpu.info, request))
+        return Slice(uuid, WHOLE // gpu.info.replicas, _turn_memory(gpu.info, request), total=total)
     if request.memory is None:
         share = request.share or WHOLE
-        return Slice(uuid, share, memory_of_share(share, total))
+        return Slice(uuid, share, memory_of_share(share, total), total=total)
     share = request.share if request.share is not None else share_of_memory(request.memory, total)
-    return Slice(uuid, share, request.memory)
+    return Slice(uuid, share, request.memory, total=total)
 
 
 def _turn_memory(info: GPUInfo, request: Request) -> int:

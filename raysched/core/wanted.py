@@ -8,7 +8,7 @@ from dataclasses import replace
 from raysched.core import cutting
 from raysched.core.cuts import free_instances, overlapping
 from raysched.core.decide import HOLDER, keeper
-from raysched.core.environment import job_variables, site_ranks, site_variables, variables
+from raysched.core.environment import advice, job_variables, site_ranks, site_variables, variables
 from raysched.core.jobs import ENDED, Job
 from raysched.core.lease import Lease
 from raysched.core.node import GPU
@@ -116,6 +116,7 @@ def _hold(state: State, lease: Lease) -> Hold:
 def partitions(state: State, node: str) -> tuple[Partition, ...]:
     """How the agent of a node has to change its GPUs now, for the leases that are held and wait for it.
 
+    An MPS daemon ends with its last tenant: nothing new is granted on that GPU before (`placement.lack`).
     No instance that a tenant has or that strangers use is destroyed, and no MIG mode switched while anybody
     uses the GPU: what stands in the way of a lease is not asked for.
     """
@@ -126,14 +127,17 @@ def partitions(state: State, node: str) -> tuple[Partition, ...]:
 
 
 def _partition(state: State, gpu: GPU) -> Partition | None:
+    layout, geometry = gpu.info.layout, gpu.info.mig
+    if layout.mps and not gpu.tenants and gpu.present:
+        return Partition(gpu.info.uuid, layout.enabled)
     waiting = [state.leases[id] for id in gpu.tenants if state.leases[id].state == "held"]
     ready = [lease for lease in waiting if cutting.hindered(gpu, lease) is None]
     if not ready or not gpu.present:
         return None
-    layout, geometry = gpu.info.layout, gpu.info.mig
     if gpu.sharing != "mig":
-        cuts = tuple(instance.cut for instance in layout.instances)
-        return Partition(gpu.info.uuid, False, destroy=cuts) if layout.enabled else None
+        cuts, mps = tuple(instance.cut for instance in layout.instances), gpu.sharing == "mps"
+        done = not layout.enabled and bool(layout.mps) == mps
+        return None if done else Partition(gpu.info.uuid, False, destroy=cuts, mps=mps)
     create = [cut for lease in ready for cut in cutting.missing_cuts(gpu, gpu.tenants[lease.id])]
     if geometry is None or not create:
         return None
@@ -173,5 +177,6 @@ def owned_job(state: State, id: str) -> Owned:
     lease = state.leases.get(job.lease) if job.lease else None
     if lease is None or lease.state != "bound":
         return Owned(job.id, "waiting", job.reason)
-    env = variables(lease.id, lease.sharing, lease.places[0])
+    first = lease.places[0]
+    env = {**advice(lease.sharing, first), **variables(lease.id, lease.sharing, first)}
     return Owned(job.id, "bound", "", lease.id, lease.places, lease.groups, tuple(sorted(env.items())))

@@ -110,12 +110,14 @@ class Wanted:
 @dataclass(frozen=True, slots=True)
 class Partition:
     """How a node agent has to change one GPU: first `destroy` these instances, then turn the MIG mode on or
-    off as `mig` says, then `create` these. What is so already is left as it is; all else on the GPU too."""
+    off as `mig` says, then `create` these; a daemon for MPS runs for it after that, or none, as `mps` says.
+    What is so already is left as it is; all else on the GPU too."""
 
     gpu: str
     mig: bool
     destroy: tuple[Cut, ...] = ()
     create: tuple[Cut, ...] = ()
+    mps: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from raysched.core.mig import Cut, Instance, Layout
+from raysched.core.node import Mechanism
 from raysched.gpu.driver import ProcessUse
 
 
@@ -22,7 +23,8 @@ from raysched.gpu.driver import ProcessUse
 class Card:
     """One simulated GPU. `made` counts the instances that it ever had, so that no UUID comes twice; `refused`
     holds what the driver would not do (a cut, or None for the MIG mode) and why; `pause` is the time in
-    seconds that each change takes."""
+    seconds that each change takes. `offers` are the mechanisms beside MIG that a test lets it have, `mps` is
+    the pipe directory of its MPS daemon while that runs."""
 
     enabled: bool = False
     instances: list[Instance] = field(default_factory=list[Instance])
@@ -31,11 +33,14 @@ class Card:
     refused: list[tuple[Cut | None, str]] = field(default_factory=list["tuple[Cut | None, str]"])
     processes: list[ProcessUse] = field(default_factory=list[ProcessUse])
     pause: float = 0.0
+    offers: list[Mechanism] = field(default_factory=list[Mechanism])
+    mps: str = ""
 
     @property
     def layout(self) -> Layout:
         """How it is cut now."""
-        return Layout(self.enabled, tuple(sorted(self.instances, key=lambda each: each.cut.start)))
+        instances = tuple(sorted(self.instances, key=lambda each: each.cut.start))
+        return Layout(self.enabled, instances, self.mps)
 
     def refusal(self, cut: Cut | None) -> str | None:
         """Why the driver would not do this, None where it would."""
@@ -94,6 +99,8 @@ def _card(fields: dict[str, Any]) -> Card:
         refused=[(None if cut is None else Cut(**cut), reason) for cut, reason in fields["refused"]],
         processes=[ProcessUse(**each) for each in fields["processes"]],
         pause=fields["pause"],
+        offers=fields["offers"],
+        mps=fields["mps"],
     )
 
 

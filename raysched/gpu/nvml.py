@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pynvml
@@ -18,6 +19,7 @@ from raysched.gpu.driver import Discovery, GPUUse, PartitionRefused
 from raysched.gpu.geometries import named
 from raysched.gpu.health import Health
 from raysched.gpu.models import model_of_product
+from raysched.gpu.mps import Daemons, usable
 from raysched.gpu.topology import Topology
 from raysched.gpu.visible import visible
 
@@ -33,16 +35,19 @@ class NVMLDriver:
     What can't be read is as it was last seen, with a fault that says so: an error of the driver takes no GPU
     away from anybody. A driver that was reloaded is found again.
 
-    Process ids are those that the driver reports: inside a container with process ids of its own they are
-    the host's, and match nothing there.
+    `pipes` is the folder of the MPS daemons' pipe directories, by default one under /tmp. Process ids are
+    those that the driver reports: inside a container with process ids of its own they are the host's, and
+    match nothing there.
     """
 
-    def __init__(self, cuda_visible_devices: str | None) -> None:
+    def __init__(self, cuda_visible_devices: str | None, pipes: Path | None = None) -> None:
         self._visible = cuda_visible_devices
         self._health = Health()
         self._topology = Topology()
+        self._daemons = Daemons(pipes)
         self._geometries: dict[tuple[str, bool | None], Geometry] = {}
         self._seen: dict[str, GPUInfo] = {}
+        self._cuda: str | None = None
         self._open = False
         self._start()
 
@@ -82,6 +87,7 @@ class NVMLDriver:
     def _look(self) -> Discovery:
         version = pynvml.nvmlSystemGetDriverVersion()
         cuda = asked(pynvml.nvmlSystemGetCudaDriverVersion_v2)
+        self._cuda = f"{cuda // 1000}.{cuda % 1000 // 10}" if cuda else self._cuda
         places = [_identity(place) for place in range(pynvml.nvmlDeviceGetCount())]
         ours = list(self._ours(places))
         gone = [_unread(place, found) for place, found in enumerate(places) if isinstance(found, Exception)]
@@ -96,7 +102,7 @@ class NVMLDriver:
             version,
             simulated=False,
             gpus=tuple(sorted(gpus, key=lambda gpu: gpu.index)),
-            cuda=f"{cuda // 1000}.{cuda % 1000 // 10}" if cuda else None,
+            cuda=self._cuda,
             problem="; ".join(problems),
         )
 
@@ -118,22 +124,29 @@ class NVMLDriver:
         if before and before.mig and instances.enabled(handle) is None:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_UNKNOWN)  # no GPU loses its MIG
         mig = self._geometry(uuid, handle)
-        mechanisms: tuple[Mechanism, ...] = ("mig",) if mig else ()
         pci = asked(pynvml.nvmlDeviceGetPciInfo, handle)
-        capability = asked(pynvml.nvmlDeviceGetCudaComputeCapability, handle)
+        version = asked(pynvml.nvmlDeviceGetCudaComputeCapability, handle)
+        capability = "{}.{}".format(*version) if version else before.capability if before else ""
+        layout = instances.layout(handle, mig, before.layout if before else UNCUT)
         return GPUInfo(
             uuid,
             index,
             model_of_product(pynvml.nvmlDeviceGetName(handle)),
             _total(usage.memory(handle), mig, before),
             mig=mig,
-            layout=instances.layout(handle, mig, before.layout if before else UNCUT),
-            mechanisms=mechanisms,
+            layout=replace(layout, mps=self._daemons.pipe(uuid)),
+            mechanisms=self._mechanisms(mig, capability),
             fault=self._health.fault(uuid, handle),
             pci=pci.busId if pci else before.pci if before else "",
-            capability="{}.{}".format(*capability) if capability else before.capability if before else "",
+            capability=capability,
             links=self._topology.links(uuid, handle, gpus),
         )
+
+    def _mechanisms(self, mig: Geometry | None, capability: str) -> tuple[Mechanism, ...]:
+        found: list[Mechanism] = ["mig"] if mig else []
+        if usable(capability, self._cuda):
+            found.append("mps")
+        return tuple(found)
 
     def _geometry(self, uuid: str, handle: Any) -> Geometry | None:
         """What a GPU can be cut into, asked once for each of its modes: it takes many calls."""
@@ -151,26 +164,43 @@ class NVMLDriver:
         if not self._open:
             return {}
         try:
-            return {uuid: use for _, uuid, handle in self._ours() if (use := _use(uuid, handle))}
+            return {uuid: use for _, uuid, handle in self._ours() if (use := self._use(uuid, handle))}
         except pynvml.NVMLError as problem:
             _log.warning("%s.", worded("list the GPUs", problem))
             return {}
 
+    def _use(self, uuid: str, handle: Any) -> GPUUse | None:
+        """What is in use of a GPU; None where it does not answer. Its MPS daemon is nobody's process."""
+        try:
+            memory = usage.memory(handle)
+            found = usage.processes(handle, instances.devices(handle))
+        except pynvml.NVMLError as problem:
+            _log.warning("GPU %s can't be read: %s.", uuid, problem)
+            return None
+        used = None if memory is None else usage.mib(memory.used)
+        return GPUUse(used, tuple(each for each in found if not self._daemons.owns(uuid, each.pid)))
+
     # ------------------------------------------------------------ cutting
 
     def partition(self, change: Partition) -> None:
-        """Cut a GPU: destroy, switch the mode, create, and look again before each step that takes something
-        away whether a process is there. Raises PartitionRefused."""
+        """Cut a GPU: end its MPS daemon, destroy, switch the mode, create, start a daemon; and look again
+        before each step that takes something away whether a process is there. Raises PartitionRefused."""
         try:
-            mig = self._geometry(change.gpu, self._handle(change.gpu))
-            if mig is None:
-                raise PartitionRefused(f"{change.gpu} has no MIG, or can't tell what it can be cut into")
-            self._cut(change, mig)
+            if not change.mps:
+                self._daemons.stop(change.gpu)
+            self._cut(change)
+            if change.mps:
+                self._daemons.start(change.gpu)
         except pynvml.NVMLError as problem:
             raise PartitionRefused(f"{change.gpu} can't be cut: {problem}") from problem
 
-    def _cut(self, change: Partition, mig: Geometry) -> None:
+    def _cut(self, change: Partition) -> None:
         handle = self._handle(change.gpu)
+        mig = self._geometry(change.gpu, handle)
+        if mig is None:
+            if change.mig or change.destroy:
+                raise PartitionRefused(f"{change.gpu} has no MIG, or can't tell what it can be cut into")
+            return
         for cut in change.destroy:
             there = {each.cut: each.uuid for each in instances.layout(handle, mig).instances}
             users = [
@@ -242,13 +272,3 @@ def _total(memory: Any, mig: Geometry | None, before: GPUInfo | None) -> int:
     if before is not None:
         return before.memory
     return max(profile.memory for profile in mig.profiles) if mig else 0
-
-
-def _use(uuid: str, handle: Any) -> GPUUse | None:
-    try:
-        memory = usage.memory(handle)
-        used = None if memory is None else usage.mib(memory.used)
-        return GPUUse(used, usage.processes(handle, instances.devices(handle)))
-    except pynvml.NVMLError as problem:
-        _log.warning("GPU %s can't be read: %s.", uuid, problem)
-        return None

@@ -4,13 +4,15 @@ a test put there."""
 from __future__ import annotations
 
 import re
+import shutil
+import tempfile
 import time
 import uuid
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
-from raysched.core.mig import Cut, Geometry, Instance
+from raysched.core.mig import DAEMON, Cut, Geometry, Instance
 from raysched.core.node import GPUInfo, Mechanism
 from raysched.core.work import Partition
 from raysched.errors import ConfigError
@@ -37,6 +39,7 @@ class SimulatedDriver:
     def __init__(self, text: str, node: str, folder: Path | None = None) -> None:
         self._gpus = tuple(_made_up(index, model, node) for index, model in enumerate(parse_simulation(text)))
         self._cards = Cards(path_of(folder, node) if folder else None)
+        self._pipes = (folder or Path(tempfile.gettempdir())) / "simulated" / "mps"
 
     def discover(self) -> Discovery:
         """The same GPUs each time, as they are cut now."""
@@ -45,7 +48,8 @@ class SimulatedDriver:
 
     def _now(self, gpu: GPUInfo) -> GPUInfo:
         card = self._cards[gpu.uuid]
-        return replace(gpu, layout=card.layout, fault=card.fault)
+        mechanisms = (*gpu.mechanisms, *card.offers)
+        return replace(gpu, layout=card.layout, fault=card.fault, mechanisms=mechanisms)
 
     def sample(self) -> dict[str, GPUUse]:
         """Nothing is measured; processes are those that a test put there."""
@@ -54,11 +58,34 @@ class SimulatedDriver:
     def partition(self, change: Partition) -> None:
         """Cut a GPU, one step after the other. Raises PartitionRefused as the real driver would."""
         gpu = next((gpu for gpu in self._gpus if gpu.uuid == change.gpu), None)
-        if gpu is None or gpu.mig is None:
+        if gpu is None or (gpu.mig is None and (change.mig or change.destroy)):
             raise PartitionRefused(f"{change.gpu} has no MIG")
+        if not change.mps and self._cards[gpu.uuid].mps:
+            with self._step(gpu) as card:
+                self._end_daemon(card)
+        if gpu.mig is not None:
+            self._cut(gpu, gpu.mig, change)
+        if change.mps and not self._cards[gpu.uuid].mps:
+            with self._step(gpu) as card:
+                self._start_daemon(card, gpu)
+
+    def _start_daemon(self, card: Card, gpu: GPUInfo) -> None:
+        """There is no daemon, only the directory that tenants look for."""
+        _obey(card, DAEMON)
+        pipe = self._pipes / gpu.uuid
+        pipe.mkdir(parents=True, exist_ok=True)
+        (pipe / "control").touch()
+        card.mps = str(pipe)
+
+    def _end_daemon(self, card: Card) -> None:
+        _obey(card, DAEMON)
+        shutil.rmtree(card.mps, ignore_errors=True)
+        card.mps = ""
+
+    def _cut(self, gpu: GPUInfo, mig: Geometry, change: Partition) -> None:
         for cut in change.destroy:
             with self._step(gpu) as card:
-                _destroy(card, gpu.mig, cut)
+                _destroy(card, mig, cut)
         with self._step(gpu) as card:
             _switch(card, gpu, change.mig)
         for cut in change.create:

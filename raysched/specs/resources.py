@@ -158,6 +158,12 @@ class Resources(Fields):
                 ("sharing", "gpu_fraction", "gpu_memory"),
                 f"can't be {self.sharing} without gpu_fraction or gpu_memory, the part for each tenant",
             )
+        if self.sharing == "mps" and self.gpus > (self.nodes or 1):
+            yield Contradiction(
+                ("gpus", "sharing"),
+                f"can't be {self.gpus} with sharing: mps: a program reaches the MPS daemon of one GPU only; "
+                "ask for one, or for as many nodes",
+            )
         if self.sharing == "mig":
             yield Contradiction(("sharing", "mig_profile", "use_mig"), "needs mig_profile, such as 1g.10gb")
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from raysched.core.mig import Cut, Instance, Layout
+from raysched.core.node import Mechanism
 from raysched.gpu.cards import Cards, path_of
 from raysched.gpu.driver import ProcessUse
 
@@ -26,7 +28,8 @@ class SimulatedGPUs:
             card.fault = fault
 
     def refuse(self, gpu: str, cut: Cut | None, reason: str) -> None:
-        """Let the driver refuse to make or destroy an instance, or (None) to switch the MIG mode."""
+        """Let the driver refuse to make or destroy an instance, to switch the MIG mode (None), or to start or
+        end the MPS daemon (`core.mig.DAEMON`)."""
         with self._cards.change(gpu) as card:
             card.refused.append((cut, reason))
 
@@ -54,6 +57,18 @@ class SimulatedGPUs:
         """Let no process be on a GPU any more."""
         with self._cards.change(gpu) as card:
             card.processes.clear()
+
+    def offer(self, gpu: str, *mechanisms: Mechanism) -> None:
+        """Let a GPU have these means, beside MIG, to hold tenants to their shares: `mps` with a daemon that
+        the node agent starts and ends."""
+        with self._cards.change(gpu) as card:
+            card.offers = list(mechanisms)
+
+    def end_daemon(self, gpu: str) -> None:
+        """Let the MPS daemon of a GPU die."""
+        with self._cards.change(gpu) as card:
+            shutil.rmtree(card.mps, ignore_errors=True)
+            card.mps = ""
 
     def slow(self, gpu: str, seconds: float) -> None:
         """Let every change of how a GPU is cut take so long."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from raysched.core import commands
 from raysched.core.commands import Command, JobRequest
 from raysched.core.lease import Lease, Place, Slice
-from raysched.core.mig import Cut, Geometry, Instance, Profile
+from raysched.core.mig import DAEMON, Cut, Geometry, Instance, Profile
 from raysched.core.node import GPUInfo, NodeInfo
 from raysched.core.request import Request
 from raysched.core.work import Run, Seen
@@ -68,6 +68,7 @@ class Grant:
     places: tuple[Place, ...]
     state: str = "granted"
     instances: dict[tuple[str, Cut | None], str] = field(default_factory=dict)
+    daemons: dict[str, str] = field(default_factory=dict)
 
     def slices(self) -> list[tuple[str, Slice]]:
         """The node and the part of the GPU for each."""
@@ -179,17 +180,17 @@ class Model:
         """What a request would hold of a GPU that is not cut."""
         uuid, total = card.info.uuid, card.info.memory
         if request.sharing == "exclusive":
-            return Slice(uuid, WHOLE, total)
+            return Slice(uuid, WHOLE, total, total=total)
         of_share = None if request.share is None else request.share * total // WHOLE
         if request.sharing == "time_slice":
             turns = card.info.replicas
             memory = request.memory if request.memory is not None else of_share
-            return Slice(uuid, WHOLE // turns, total // turns if memory is None else memory)
+            return Slice(uuid, WHOLE // turns, total // turns if memory is None else memory, total=total)
         if request.memory is None:
-            return Slice(uuid, request.share, of_share)
+            return Slice(uuid, request.share, of_share, total=total)
         if request.share is None:
-            return Slice(uuid, max(1, request.memory * WHOLE // total), request.memory)
-        return Slice(uuid, request.share, request.memory)
+            return Slice(uuid, max(1, request.memory * WHOLE // total), request.memory, total=total)
+        return Slice(uuid, request.share, request.memory, total=total)
 
     def serves(self, card: Card, request: Request) -> bool:
         """Whether a GPU is of a kind that can serve a request at all."""
@@ -218,6 +219,10 @@ class Model:
         if not self.serves(card, request) or card.outside or card.info.fault:
             return 0
         if self.mode(card.info.uuid) not in (None, request.sharing):
+            return 0
+        if card.info.layout.mps and not self.slices(card.info.uuid):
+            return 0  # its daemon is being ended
+        if request.sharing == "mps" and DAEMON in card.refused:
             return 0
         if request.sharing == "mig":
             return self._instances_free(card, request)
@@ -398,6 +403,7 @@ class Model:
             for there in self.machines[node].cards[slice.gpu].info.layout.instances:
                 if there.cut == slice.cut:
                     grant.instances[slice.gpu, slice.cut] = there.uuid
+            grant.daemons[slice.gpu] = self.machines[node].cards[slice.gpu].info.layout.mps
         job = self.jobs[grant.job]
         if job.asked.kind == "lease" and job.state == "starting":
             job.state = "running"
@@ -405,6 +411,8 @@ class Model:
     def is_cut(self, grant: Grant, node: str, slice: Slice) -> bool:
         """Whether a GPU is cut as a lease needs it."""
         layout = self.machines[node].cards[slice.gpu].info.layout
+        if bool(layout.mps) != (grant.sharing == "mps"):
+            return False
         if slice.cut is None:
             return not layout.enabled
         return layout.enabled and slice.cut in [there.cut for there in layout.instances]
@@ -643,6 +651,9 @@ class Model:
         if grant.state == "bound":
             whole = all(self.is_cut(grant, machine.info.name, slice) for slice in slices)
             had = [(slice, uuid) for slice in slices if (uuid := grant.instances.get((slice.gpu, slice.cut)))]
+            now = {gpu.uuid: gpu.layout.mps for gpu in machine.info.gpus}
+            if any(now[slice.gpu] != grant.daemons[slice.gpu] for slice in slices):
+                return self._lose(job)
             if not whole or any(there[slice.gpu].get(slice.cut) != uuid for slice, uuid in had):
                 return self._lose(job)
         if grant.state == "held":
@@ -691,6 +702,8 @@ class Model:
         """Whether a lease that is not bound yet needs the instance at `cut` made or destroyed, or (without a
         cut) the mode switched."""
         mig = grant.sharing == "mig"
+        if cut == DAEMON:
+            return grant.sharing == "mps"
         if cut is None or not mig:
             return card.info.layout.enabled != mig
         exist = {there.cut for there in card.info.layout.instances}
@@ -727,7 +740,8 @@ class Model:
             card = self.machines[node].cards[slice.gpu]
             if not self.is_cut(grant, node, slice):
                 switched = card.info.layout.enabled == (slice.cut is not None)
-                card.refused[slice.cut if switched else None] = self.now
+                lacking = slice.cut or DAEMON
+                card.refused[lacking if switched else None] = self.now
         self._cut_fails(grant)
 
     def _away(self, node: str, since: int) -> bool:

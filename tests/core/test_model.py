@@ -36,7 +36,7 @@ from raysched.core.commands import (
     Tick,
     Usage,
 )
-from raysched.core.mig import Cut, Instance, Layout
+from raysched.core.mig import DAEMON, Cut, Instance, Layout
 from raysched.core.node import NodeInfo
 from raysched.core.request import WHOLE, Request
 from raysched.core.scheduler import Scheduler
@@ -233,7 +233,7 @@ class Twins(RuleBasedStateMachine):
 
     def refuse(self, name, part):
         """A driver does not do the first thing."""
-        first = (*part.destroy, *part.create, None)[0]
+        first = (*part.destroy, *part.create, DAEMON)[0]
         switches = part.mig != self.layouts[part.gpu].enabled
         self.do(CutRefused(name, part.gpu, None if switches else first, "busy"))
 
@@ -256,8 +256,15 @@ class Twins(RuleBasedStateMachine):
             beside = [cells(CARDS[part.gpu].mig, other.cut) for other in left]
             assert not set().union(*beside) & cells(CARDS[part.gpu].mig, cut), "two MIG instances overlap"
             left.append(Instance(f"MIG-{self.made}", cut))
-        self.layouts[part.gpu] = layout_of(part.mig, left)
+        mps = self.layouts[part.gpu].mps or f"pipe-{self.made}" if part.mps else ""
+        self.made += 1
+        self.layouts[part.gpu] = replace(layout_of(part.mig, left), mps=mps)
         self.describe(name)
+
+    @rule(gpu=st.sampled_from([gpu.uuid for gpu in NODES["b"].gpus]))
+    def a_daemon_dies(self, gpu):
+        self.layouts[gpu] = replace(self.layouts[gpu], mps="")
+        self.describe("b")
 
     @rule(
         data=st.data(),

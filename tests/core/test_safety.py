@@ -35,7 +35,7 @@ from raysched.core.facts import Fact
 from raysched.core.gpu_views import Usage as Measured
 from raysched.core.gpu_views import gpus_view
 from raysched.core.jobs import ENDED, NEXT
-from raysched.core.mig import UNCUT, Cut, Instance, Layout
+from raysched.core.mig import DAEMON, UNCUT, Cut, Instance, Layout
 from raysched.core.node import NodeInfo
 from raysched.core.request import Request
 from raysched.core.scheduler import Scheduler
@@ -132,7 +132,9 @@ class Ledger(RuleBasedStateMachine):
         made = [cut for cut in change.create if cut not in {there.cut for there in left}]
         self.made += len(made)
         left += [Instance(f"MIG-{self.made}-{cut.profile}-{cut.start}", cut) for cut in made]
-        self.layouts[change.gpu] = Layout(change.mig, tuple(sorted(left, key=lambda there: there.cut.start)))
+        mps = f"pipe-{change.gpu}" if change.mps else ""
+        instances = tuple(sorted(left, key=lambda there: there.cut.start))
+        self.layouts[change.gpu] = Layout(change.mig, instances, mps)
 
     def do(self, *commands) -> None:
         for command in commands:
@@ -152,7 +154,7 @@ class Ledger(RuleBasedStateMachine):
         asked = partitions(self.core.state, name)
         for change in asked:
             if refused:
-                cuts = [None, *change.destroy, *change.create]
+                cuts = [None, DAEMON, *change.destroy, *change.create]
                 self.do(CutRefused(name, change.gpu, data.draw(st.sampled_from(cuts)), "no"))
             else:
                 self.cut(change)

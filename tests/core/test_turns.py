@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from raysched.core.commands import Cancel, CutRefused, Gone
+from raysched.core.mig import DAEMON, Layout
 from raysched.core.request import WHOLE, Request
+from raysched.core.wanted import wanted
 from raysched.errors import Refused
 from tests.core.world import A100, World, changed, memory, node, share, whole
 
@@ -78,6 +81,7 @@ def test_ways_of_sharing_are_never_mixed_on_one_gpu():
         for other in requests.keys() - {first}:
             assert world.submit(other, requests[other]).state == "waiting"
         world.finish(first)
+        world.cut()  # an MPS daemon ends with its last tenant
         assert sum(state == "starting" for state in world.states().values()) == 1
 
 
@@ -140,3 +144,70 @@ def test_a_hard_request_never_lands_on_a_gpu_where_nothing_enforces_it():
     world.submit("j", share(0.6, isolation="hard"), array=2)
     assert world.gpus("j.0") == ["GPU-a-1"]
     assert world.job("j.1").state == "waiting"
+
+
+# ------------------------------------------------------------ MPS
+
+
+def mps_world():
+    return World(changed(node("a", 1), mechanisms=("mps",)))
+
+
+def test_a_tenant_under_mps_starts_only_once_the_daemon_runs():
+    world = mps_world()
+    world.submit("a", mps(share=2500))
+    world.hold("a")
+    assert world.lease("a").state in ("granted", "held")
+    (change,) = world.cut()
+    assert (change.mps, change.mig) == (True, False)
+    assert world.lease("a").state == "bound"
+    (launch,) = wanted(world.state, "vm", 0).launches
+    env, (slice,) = dict(launch.env), world.lease("a").places[0].slices
+    assert env["CUDA_MPS_PIPE_DIRECTORY"] == f"/tmp/{slice.gpu}"
+    assert env["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] == "25"
+    assert env["CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"] == f"{slice.gpu}={slice.memory}M"
+    assert env["CUDA_VISIBLE_DEVICES"] == slice.gpu
+    world.submit("b", mps(share=2500))
+    world.hold("b")
+    assert world.lease("b").state == "bound", "the daemon runs already"
+    assert not world.cut()
+
+
+def test_a_daemon_ends_with_its_last_tenant_and_nobody_comes_before_it_has():
+    """Who came while it ends would run without MPS, and not know."""
+    world = mps_world()
+    for name in ("a", "b"):
+        world.submit(name, mps(share=2500))
+        world.run(name)
+    world.finish("a")
+    assert not world.cut(), "one tenant is left"
+    world.finish("b")
+    assert world.submit("c", mps(share=2500)).state == "waiting"
+    assert world.submit("d", whole()).state == "waiting"
+    assert "MPS daemon" in world.why("c").why
+    (change,) = world.cut()
+    assert not change.mps
+    assert world.state.jobs["c"].state == "starting"
+
+
+def test_the_death_of_a_daemon_ends_its_tenants():
+    world = mps_world()
+    world.submit("a", mps(share=2500))
+    world.run("a")
+    uuid = world.lease("a").places[0].slices[0].gpu
+    world.layout("a", uuid, Layout())
+    assert world.state.jobs["a"].state == "failed"
+    assert "MPS daemon" in world.state.jobs["a"].reason
+
+
+def test_a_daemon_that_does_not_start_is_the_reason_why_one_waits():
+    world = mps_world()
+    world.submit("a", mps(share=2500))
+    world.hold("a")
+    uuid = world.lease("a").places[0].slices[0].gpu
+    world.do(CutRefused("a", uuid, DAEMON, "its MPS daemon does not start: no"))
+    world.do(Gone("a.1"))
+    assert world.state.jobs["a"].state == "waiting"
+    assert "does not start: no" in world.why("a").why
+    world.do(Cancel("a", "me"))
+    assert world.submit("b", share(0.1)).state == "starting", "without MPS it can be had"

@@ -121,7 +121,8 @@ class World:
         for cut in change.create:
             self.made += 1
             left.append(Instance(f"MIG-{self.made}", cut))
-        return Layout(change.mig, tuple(sorted(left, key=lambda there: there.cut.start)))
+        instances = tuple(sorted(left, key=lambda there: there.cut.start))
+        return Layout(change.mig, instances, f"/tmp/{change.gpu}" if change.mps else "")
 
     def layout(self, name: str, gpu: str, layout: Layout) -> list[Fact]:
         """A GPU is cut like this now."""

@@ -34,6 +34,7 @@ from raysched.store.journal import Journal
 NODE = "a"
 GPUS = {"GPU-3f2a0001-aaaa-1": "A100-80GB", "GPU-3f2a0002-bbbb-2": "A100-80GB", "GPU-3f2a0003-cccc-3": "A30"}
 PROFILES = ("1g.10gb", "1g.20gb", "2g.20gb", "3g.40gb", "4g.40gb", "7g.80gb", "1g.6gb", "2g.12gb", "4g.24gb")
+MOST_WAIT = 6
 GI, GIS = struct.Struct("6i"), 16
 HEAD = struct.Struct("3iI")
 GPU_SIZE = HEAD.size + GIS * GI.size
@@ -128,6 +129,8 @@ class Stream:
         self.now += self.random.randrange(1, 60_000)
         kinds = (self.submit, self.release, self.stranger, self.by_hand)
         (kind,) = self.random.choices(kinds, (50, 45, 3, 2))
+        if kind == self.submit and len(self.book.state.waiting) > MOST_WAIT:
+            kind = self.release
         kind(number)
         self.settle()
         self.agree()
@@ -155,9 +158,12 @@ class Stream:
                 return Request(gpus=draw.choice((1, 1, 1, 2)))
 
     def release(self, _: int) -> None:
-        jobs = [job.id for job in self.book.state.jobs.values() if job.state not in ENDED]
-        if jobs:
-            self.tell(commands.Release(self.random.choice(jobs)))
+        """Somebody gives back what he has, or, where many wait, no longer waits."""
+        jobs = [job for job in self.book.state.jobs.values() if job.state not in ENDED]
+        have = [job.id for job in jobs if job.lease is not None]
+        wait = [job.id for job in jobs if job.lease is None]
+        if chosen := have if have and self.random.random() < 0.8 else wait:
+            self.tell(commands.Release(self.random.choice(chosen)))
 
     def stranger(self, _: int) -> None:
         """Somebody without a lease comes to a GPU, or all such people go."""

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysched.core.mig import Cut, Layout
+from raysched.core.mig import DAEMON, Cut, Layout
 from raysched.core.node import GPUInfo
 from raysched.core.work import Partition
 from raysched.gpu.driver import Driver, PartitionRefused, open_driver
@@ -176,3 +176,32 @@ def test_two_instances_never_overlap(data: st.DataObject, model: str) -> None:
     layout = cuts(only(driver).layout)
     cells = [cell for each in layout for cell in range(each.start, each.start + sizes[each.profile])]
     assert len(cells) == len(set(cells)) <= mig.cells
+
+
+# ------------------------------------------------------------ MPS
+
+
+def test_no_mps_is_made_up_unless_a_test_lets_it_be(driver: Driver, gpus: SimulatedGPUs) -> None:
+    uuid = only(driver).uuid
+    assert only(driver).mechanisms == ("mig",)
+    gpus.offer(uuid, "mps")
+    assert only(driver).mechanisms == ("mig", "mps")
+
+
+def test_a_daemon_is_there_until_it_is_ended_or_dies(driver: Driver, gpus: SimulatedGPUs) -> None:
+    uuid = only(driver).uuid
+    driver.partition(Partition(uuid, False, mps=True))
+    pipe = Path(only(driver).layout.mps)
+    assert (pipe / "control").exists()
+    gpus.end_daemon(uuid)
+    assert only(driver).layout == Layout()
+    driver.partition(Partition(uuid, False, mps=True))
+    driver.partition(Partition(uuid, False))
+    assert (only(driver).layout, pipe.exists()) == (Layout(), False)
+
+
+def test_a_daemon_may_not_start(driver: Driver, gpus: SimulatedGPUs) -> None:
+    uuid = only(driver).uuid
+    gpus.refuse(uuid, DAEMON, "no such program")
+    with pytest.raises(PartitionRefused, match="no such program"):
+        driver.partition(Partition(uuid, False, mps=True))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from raysched.core.cuts import overlapping
 from raysched.core.lease import Place, Slice
-from raysched.core.mig import Cut, Instance, Layout
+from raysched.core.mig import DAEMON, Cut, Instance
 from raysched.core.node import GPUInfo, NodeInfo
 from raysched.core.request import WHOLE
 from raysched.core.work import Launch, Partition, Run, Seen
@@ -221,6 +221,17 @@ class Machine:
         for cut in change.create:
             self._create(card, cut)
             yield
+        if change.mps != bool(card.info.layout.mps):
+            self._daemon(card, change.mps)
+            yield
+
+    def _daemon(self, card: Card, runs: bool) -> None:
+        """Start or end the MPS daemon of a GPU."""
+        if self.chaos.happens("cut refused"):
+            raise PartitionRefused("the daemon does not do it", DAEMON)
+        pipe = f"/tmp/{self.chaos.id()}" if runs else ""
+        card.info = replace(card.info, layout=replace(card.info.layout, mps=pipe))
+        self.chaos.note("daemon:", card.info.uuid, runs)
 
     def _destroy(self, card: Card, cut: Cut) -> None:
         instances = card.info.layout.instances
@@ -260,7 +271,7 @@ class Machine:
 
     def lay_out(self, card: Card, enabled: bool, instances: tuple[Instance, ...]) -> None:
         """From now on the GPU is cut so."""
-        card.info = replace(card.info, layout=Layout(enabled, instances))
+        card.info = replace(card.info, layout=replace(card.info.layout, enabled=enabled, instances=instances))
         self.chaos.note("cut:", card.info.uuid, enabled, *(instance.cut for instance in instances))
 
     # ------------------------------------------------------------ what goes wrong

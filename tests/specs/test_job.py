@@ -124,6 +124,12 @@ def test_mps_needs_a_part_of_the_gpu() -> None:
     assert all(word in line for word in ("sharing", "mps", "gpu_fraction or gpu_memory"))
 
 
+def test_mps_is_for_one_gpu_a_node() -> None:
+    line = complaint(resources("sharing: mps, gpu_fraction: 0.5, gpus: 2"))
+    assert all(word in line for word in ("gpus", "mps", "one GPU", "nodes"))
+    assert load(resources("sharing: mps, gpu_fraction: 0.5, gpus: 2, nodes: 2")).resources.nodes == 2
+
+
 @pytest.mark.parametrize("value", ["3g.40gb", "3G.40GB", "3g.39gb", "1g.10gb+me"])
 def test_the_name_of_a_mig_profile(value: str) -> None:
     """Case spec-04: as nvidia-smi prints it, whatever the case."""

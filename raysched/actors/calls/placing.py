@@ -8,7 +8,7 @@ import ray
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from raysched.core.environment import variables
+from raysched.core.environment import advice, variables
 from raysched.core.lease import Place
 from raysched.core.request import WHOLE, Sharing
 from raysched.core.work import Owned
@@ -46,7 +46,7 @@ def resources(owned: Owned, number: int) -> dict[str, Any]:
 def environment(owned: Owned, number: int) -> dict[str, str]:
     """The variables of a place: the lease's marker, its devices there, and its share."""
     place: Place = owned.places[number]
-    return variables(owned.lease or "", sharing(owned), place)
+    return {**advice(sharing(owned), place), **variables(owned.lease or "", sharing(owned), place)}
 
 
 def sharing(owned: Owned) -> Sharing:
