@@ -109,7 +109,7 @@ def in_container(launch: Launch, base: Mapping[str, str], work: Path) -> dict[st
         # What this says to the NVIDIA runtime, where that is the engine's default: no GPU by this way.
         variables["NVIDIA_VISIBLE_DEVICES"] = "void"
     by_name, by_value = _divided(variables, env)
-    options = [*_options(engine, env, work), *gpus]
+    options = [*_options(engine, env, work), *gpus, *_daemon(launch)]
     options += [word for name in sorted(by_name) for word in ("--env", name)]
     options += [word for name, value in sorted(by_value.items()) for word in ("--env", f"{name}={value}")]
     return {
@@ -230,6 +230,15 @@ def _init(engine: Engine, env: Mapping[str, str]) -> list[str]:
         there = shutil.which("catatonit", path=env.get("PATH", os.defpath)) or any(map(os.path.exists, INITS))
         return ["--init"] if there else []
     return ["--init"] if engine.name == "docker" else []
+
+
+def _daemon(launch: Launch) -> list[str]:
+    """The pipe directory of a tenant's MPS daemon: a program that does not find it runs without MPS."""
+    env = dict(launch.env)
+    if env.get("RAYSCHED_SHARING") != "mps":
+        return []
+    pipe = Path(env["CUDA_MPS_PIPE_DIRECTORY"])
+    return ["--mount", f"type=bind,{_csv('source', pipe)},{_csv('target', pipe)}"]
 
 
 def _csv(name: str, path: Path) -> str:

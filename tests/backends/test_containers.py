@@ -341,3 +341,17 @@ def test_other_engines_are_asked_for_the_gpus_by_their_own_option(
     assert line[line.index("--mount") + 1] == 'type=bind,"source=/a,b/work","target=/a,b/work"'
     assert ("--user" in line) == (not root)
     assert line[-6:] == ["--entrypoint", "/bin/sh", IMAGE, "-c", "--", "true"]
+
+
+def test_a_tenant_under_mps_reaches_its_daemon_from_within(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would run without MPS, and not know."""
+    program = tmp_path / "docker"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    env = (("CUDA_MPS_PIPE_DIRECTORY", "/tmp/mps/GPU-1"), ("RAYSCHED_SHARING", "mps"))
+    launch = replace(new_launch("true"), image=IMAGE, devices=("GPU-1",), env=env)
+    line = containers.in_container(launch, {"PATH": str(tmp_path)}, Path("/a/work"))["entrypoint"]
+    assert "type=bind,source=/tmp/mps/GPU-1,target=/tmp/mps/GPU-1" in line
+    assert line[line.index("--ipc") + 1] == "host"
