@@ -110,6 +110,14 @@ class Client:
         """Use a machine no more, once nobody holds anything there; all hosts that are left."""
         return self._command(f"/v1/hosts/{quote(name, safe='')}/remove", {})["hosts"]
 
+    def set_layout(self, gpu: str, profiles: Sequence[str] | None, *, plan: bool = False) -> Json:
+        """Cut a GPU, named by NODE/INDEX or the beginning of its UUID, so that it has exactly these MIG
+        instances, or (None) no MIG mode; what is done for it, and the job that does it. With `plan` nothing
+        is changed. Raises NotFound, Refused and Conflict."""
+        names = None if profiles is None else list(profiles)
+        body = {"profiles": names, "plan": plan, "user": user()}
+        return self._command(f"/v1/gpus/{quote(gpu, safe='')}/layout", body)
+
     def plan(self, specs: Sequence[Json]) -> list[Json]:
         """Where each job would run and why; nothing is changed."""
         body = {"jobs": [{"spec": spec, "package": None} for spec in specs], "user": user()}

@@ -25,7 +25,7 @@ from raysched.actors.desk import Desk
 from raysched.actors.heartbeats import Heartbeats
 from raysched.actors.names import NAMESPACE
 from raysched.actors.settings import Settings
-from raysched.core import commands, gpu_views, host_views, views
+from raysched.core import commands, gpu_views, host_views, layouts, views
 from raysched.core.commands import Command, JobRequest
 from raysched.core.compile import compile_host, compile_job, compile_resources
 from raysched.core.decide import known_key
@@ -200,6 +200,21 @@ class Ledger:
         """Start nothing new on a node, or use it again; answers with the node. Raises NotFound."""
         await self.tell([commands.Once(key, _digest("drain", node, on), (), (commands.Drain(node, on),))])
         return gpu_views.node_view(self.state, node, self._usage(), self._now())
+
+    async def set_layout(self, key: str, user: str, gpu: str, profiles: list[str] | None, plan: bool) -> View:
+        """Cut a GPU so that it has exactly these MIG instances, or (None) no MIG mode; with `plan` only say
+        what would be done. Raises NotFound, Refused where it can't be, Conflict where it can't be now."""
+        digest = _digest("layout", user, gpu, profiles)
+        found = layouts.find_gpu(self.state, gpu)
+        wanted = layouts.steps(found, profiles)
+        view = gpu_views.layout_view(found, wanted, None)
+        if not known_key(self.state, key, digest):
+            layouts.check(self.state.nodes[found.node], found, wanted)
+            if plan or wanted.nothing:
+                return view
+            named = None if profiles is None else tuple(profiles)
+            await self.tell([commands.SetLayout(_new_id(), key, user, found.info.uuid, named, digest)])
+        return {**view, "job": self.state.keys[key][0]}
 
     # ------------------------------------------------------------ views
 

@@ -11,7 +11,7 @@ import typer
 import typer.core
 import typer.main
 
-from raysched.cli import job_commands, store_commands, system_commands, vm_commands
+from raysched.cli import job_commands, mig_commands, store_commands, system_commands, vm_commands
 from raysched.cli.output import Output, say
 from raysched.errors import RayschedError
 
@@ -27,6 +27,7 @@ PANELS: dict[str, list[Callable[..., Any] | typer.Typer]] = {
         job_commands.status,
         job_commands.queue,
         system_commands.gpus,
+        mig_commands.app,
         job_commands.explain,
     ],
     "Run raysched": [

@@ -169,6 +169,19 @@ class CutRefused:
 
 
 @dataclass(frozen=True, slots=True)
+class SetLayout:
+    """Cut a GPU so that it has exactly instances of these profiles, or (None) no MIG mode. It becomes the job
+    `id`, which keeps the GPU meanwhile."""
+
+    id: str
+    key: str
+    user: str
+    gpu: str
+    profiles: tuple[str, ...] | None
+    digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Held:
     """A lease is held in Ray; one group a place."""
 
@@ -240,6 +253,7 @@ Command = (
     | Usage
     | Outside
     | CutRefused
+    | SetLayout
     | Held
     | Denied
     | Report

@@ -27,7 +27,21 @@ def instances(state: State, lease: Lease, seen: NodeInfo | None = None) -> tuple
         if there is None:
             return None
         found.append(there.uuid)
+        if is_layout(state, lease) and _others(state, place, slice, layout):
+            return None
     return tuple(found)
+
+
+def is_layout(state: State, lease: Lease) -> bool:
+    """Whether a lease is there to have a GPU cut, and ends when it is."""
+    job = state.jobs.get(lease.job)
+    return job is not None and job.kind == "layout"
+
+
+def _others(state: State, place: Place, slice: Slice, layout: Layout) -> bool:
+    """Whether a GPU has instances that nobody holds."""
+    held = state.nodes[place.node].gpus[slice.gpu].held_cuts()
+    return any(there.cut not in held for there in layout.instances)
 
 
 def pipes(state: State, lease: Lease, seen: NodeInfo | None = None) -> tuple[str, ...]:

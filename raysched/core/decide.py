@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from raysched.core import commands, cutting, facts, hosts, warnings
+from raysched.core import commands, cutting, facts, hosts, layouts, warnings
 from raysched.core.commands import Command
 from raysched.core.facts import Fact
 from raysched.core.impossible import impossible
@@ -65,7 +65,7 @@ def grant(state: State, job: Job, placement: Placement, now: int) -> list[Fact]:
         places=placement.places,
     )
     granted: list[Fact] = [facts.Granted(now, lease)]
-    return granted if managed(state, placement) else [*granted, _hold(state, lease, (), now)]
+    return granted if managed(state, placement) else [*granted, *_hold(state, lease, (), now)]
 
 
 def _mechanism(state: State, request: Request, placement: Placement) -> str:
@@ -95,12 +95,16 @@ def keeper(state: State, node: str) -> str | None:
 
 def _hold(
     state: State, lease: Lease, groups: tuple[Group, ...], now: int, seen: NodeInfo | None = None
-) -> Fact:
+) -> Iterator[Fact]:
     """A lease is held: its work may start if its GPUs are cut as it needs them. `seen` is news of a node."""
     instances = cutting.instances(state, lease, seen)
     if instances is None:
-        return facts.Held(now, lease.id, groups)
-    return facts.Bound(now, lease.id, groups, instances, cutting.pipes(state, lease, seen))
+        yield facts.Held(now, lease.id, groups)
+        return
+    yield facts.Bound(now, lease.id, groups, instances, cutting.pipes(state, lease, seen))
+    job = state.jobs.get(lease.job)
+    if job is not None and job.kind == "layout":
+        yield from _end(state, job, "succeeded", None, "the GPU is cut so", now)
 
 
 # ---------------------------------------------------------------- jobs
@@ -284,7 +288,7 @@ def _held(state: State, command: commands.Held, now: int) -> Iterator[Fact]:
     if lease.state == "bound" and lease.groups != command.groups:
         yield facts.Bound(now, lease.id, command.groups, cutting.given(lease))
     elif lease.state == "granted" or lease.groups != command.groups:
-        yield _hold(state, lease, command.groups, now)
+        yield from _hold(state, lease, command.groups, now)
 
 
 def _denied(state: State, command: commands.Denied, now: int) -> Iterator[Fact]:
@@ -305,7 +309,11 @@ def _denied(state: State, command: commands.Denied, now: int) -> Iterator[Fact]:
 
 
 def _take_back(state: State, job: Job, reason: str, now: int, until: int) -> Iterator[Fact]:
-    """Give the lease of a job back that has not begun; it waits again, at least `until` then."""
+    """Give the lease of a job back that has not begun; it waits again, at least `until` then, but for one
+    that is to cut this GPU and no other."""
+    if job.kind == "layout":
+        yield from _end(state, job, "failed", None, reason, now)
+        return
     yield facts.Returned(now, job.id, reason, until)
     yield from _let_go(state, job, now)
 
@@ -417,7 +425,9 @@ def _tenant_sees(state: State, lease: Lease, job: Job, info: NodeInfo, now: int)
         yield from _lose(state, job, broken, now)
         return
     if lease.state == "held" and cutting.instances(state, lease, info) is not None:
-        yield _hold(state, lease, lease.groups, now, info)
+        yield from _hold(state, lease, lease.groups, now, info)
+        if job.kind == "layout":
+            return
     warning = warnings.warning(state, lease, info)
     if warning != job.warning:
         yield facts.Warned(now, job.id, warning)
@@ -476,6 +486,11 @@ def _uncut(state: State, lease: Lease, reason: str, now: int) -> Iterator[Fact]:
     job = state.jobs[lease.job]
     if job.lease == lease.id and job.state == "starting":
         yield from _take_back(state, job, reason, now, now)
+
+
+def _set_layout(state: State, command: commands.SetLayout, now: int) -> Iterator[Fact]:
+    if not known_key(state, command.key, command.digest):
+        yield from layouts.granted(state, command, now)
 
 
 # ---------------------------------------------------------------- time
@@ -546,7 +561,7 @@ def _lose(state: State, job: Job, reason: str, now: int) -> Iterator[Fact]:
     """What a job ran on is gone."""
     if job.state == "stopping":
         yield from _end(state, job, job.outcome or "cancelled", None, job.reason, now)
-    elif job.kind == "lease":
+    elif job.kind != "command":
         yield from _end(state, job, "failed", None, reason, now)
     else:
         yield from _fail(state, job, None, reason, now)
@@ -573,6 +588,7 @@ _DECIDE: dict[type, Callable[[State, Any, int], Iterator[Fact]]] = {
     commands.HostOut: hosts.out_of_reach,
     commands.Drain: _drain,
     commands.CutRefused: _cut_refused,
+    commands.SetLayout: _set_layout,
     commands.Usage: _usage,
     commands.Outside: _outside,
     commands.Held: _held,

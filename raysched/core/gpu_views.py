@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raysched.core.cuts import busy_instances, room_left
+from raysched.core.layouts import Steps
 from raysched.core.lease import Lease
 from raysched.core.mig import Cut, Geometry
 from raysched.core.node import GPU, Node
@@ -142,6 +143,33 @@ def _instances_view(state: State, gpu: GPU, geometry: Geometry) -> list[View]:
             }
         )
     return views
+
+
+def layout_view(gpu: GPU, wanted: Steps, job: str | None) -> View:
+    """What is done, or would be, until a GPU is cut as it shall be; `job` is the one that does it."""
+    modes = {(False, True): "on", (True, False): "off"}
+    return {
+        "gpu": gpu.info.uuid,
+        "node": gpu.node,
+        "index": gpu.info.index,
+        "model": gpu.info.model,
+        "cells": gpu.info.mig.cells if gpu.info.mig else 0,
+        "destroy": [_cut_view(gpu, cut) for cut in wanted.destroy],
+        "mode": modes.get((gpu.info.layout.enabled, wanted.cuts is not None)),
+        "create": [_cut_view(gpu, cut) for cut in wanted.create],
+        "keep": [_cut_view(gpu, cut) for cut in wanted.keep],
+        "job": job,
+    }
+
+
+def _cut_view(gpu: GPU, cut: Cut) -> View:
+    profile = gpu.info.mig.profile(cut.profile) if gpu.info.mig else None
+    return {
+        "profile": profile.name if profile else f"profile {cut.profile}",
+        "start": cut.start,
+        "size": profile.size if profile else None,
+        "memory_mib": profile.memory if profile else None,
+    }
 
 
 def profile_name(gpu: GPU | None, cut: Cut | None) -> str | None:

@@ -10,7 +10,8 @@
 
 A job of kind `command` is launched by a backend. One of kind `lease` is held by a client (a pool of
 decorated calls, an actor, `raysched.lease`): it runs from the moment its lease is bound until it is
-released.
+released. One of kind `layout` (`raysched mig set`) never waits, and ends when its lease is bound: its GPU is
+cut then as it was asked for.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from raysched.core.lease import Place
 from raysched.core.request import Request, Sharing
 
 JobState = Literal["waiting", "starting", "running", "stopping", "succeeded", "failed", "cancelled"]
-Kind = Literal["command", "lease"]
+Kind = Literal["command", "lease", "layout"]
 Outcome = Literal["succeeded", "failed", "cancelled"]
 
 NEXT: dict[JobState, frozenset[JobState]] = {

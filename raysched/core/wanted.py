@@ -139,10 +139,13 @@ def _partition(state: State, gpu: GPU) -> Partition | None:
         done = not layout.enabled and bool(layout.mps) == mps
         return None if done else Partition(gpu.info.uuid, False, destroy=cuts, mps=mps)
     create = [cut for lease in ready for cut in cutting.missing_cuts(gpu, gpu.tenants[lease.id])]
-    if geometry is None or not create:
-        return None
     free = free_instances(gpu)
+    exactly = any(cutting.is_layout(state, lease) for lease in ready)
+    if geometry is None or not (create or (exactly and free)):
+        return None
     destroy = dict.fromkeys(old for cut in create for old in overlapping(geometry, cut, free))
+    if exactly:
+        destroy.update(dict.fromkeys(instance.cut for instance in free))
     return Partition(gpu.info.uuid, True, tuple(sorted(destroy)), tuple(sorted(create)))
 
 

@@ -89,6 +89,8 @@ class Daemons:
 
     def stop(self, gpu: str) -> None:
         """End the daemon of a GPU and its servers; silent where none runs. Raises PartitionRefused."""
+        if not (self._folder / gpu).exists():
+            return
         family = list(_family(self._folder / gpu))
         if self._pid(gpu) is not None:
             self._ask(gpu, "quit")

@@ -54,6 +54,9 @@ class ScriptedLedger:
         self.keys.append(key)
         return await self._answer("cancel", job, by)
 
+    async def set_layout(self, key: str, user: str, gpu: str, profiles: list[str] | None, plan: bool) -> Any:
+        return await self._answer("set_layout", user, gpu, profiles, plan)
+
     async def drain(self, key: str, node: str, on: bool) -> Any:
         self.keys.append(key)
         return await self._answer("drain", node, on)
@@ -124,13 +127,14 @@ def test_every_call_but_the_health_check_needs_the_token(
 ) -> None:
     paths = app.openapi()["paths"]
     calls = [(method, path) for path, methods in paths.items() for method in methods]
-    assert len(calls) == 19
+    assert len(calls) == 20
     for method, path in calls:
         if path == "/v1/health":
             continue
         where = (
             path.replace("{node}", "a")
             .replace("{host}", "h")
+            .replace("{gpu}", "a")
             .replace("{job}", "one")
             .replace("{digest}", "0" * 64)
         )
@@ -262,6 +266,15 @@ def test_every_command_has_a_key(ask: Ask, ledger: ScriptedLedger) -> None:
         ask("POST", path)
     assert ledger.keys[::2] == ["k", "k"]
     assert len(set(ledger.keys)) == 3
+
+
+def test_a_gpu_is_cut_or_only_planned_to_be(ask: Ask, ledger: ScriptedLedger) -> None:
+    ask("POST", "/v1/gpus/node-a/0/layout", json={"profiles": ["3g.40gb"], "plan": True})
+    ask("POST", "/v1/gpus/GPU-3f2a/layout", json={"profiles": None, "user": "ann"})
+    assert ledger.calls == [
+        ("set_layout", "the API", "node-a/0", ["3g.40gb"], True),
+        ("set_layout", "ann", "GPU-3f2a", None, False),
+    ]
 
 
 def test_a_node_is_drained_and_used_again(ask: Ask, ledger: ScriptedLedger) -> None:

@@ -393,3 +393,54 @@ def test_calls_take_turns_on_a_time_sliced_gpu(card: Card, tmp_path: Path) -> No
     )
     seen = card.system.python("turns.py", cwd=tmp_path).stdout
     assert seen == f"{card.uuid} time_slice 0.25\n"
+
+
+# ------------------------------------------------------------ raysched mig
+
+
+def test_a_gpu_is_cut_at_somebodys_word(card: Card) -> None:
+    """What would be done is said first; then it is done, and the next job takes what is there."""
+    name, cli = f"{card.node}/0", card.system.cli
+    cli("mig", "set", name, "off", check=False)
+    card.free()
+    planned = cli("mig", "set", name, "3g.40gb,2g.20gb,1g.10gb,1g.10gb", "--plan").stdout
+    assert "would" in planned
+    assert planned.count("create") == 4
+    assert card.layout == Layout()
+    done = card.system.json("mig", "set", name, "3g.40gb,2g.20gb,1g.10gb,1g.10gb")
+    assert done["mode"] == "on"
+    assert sorted(cut.profile for cut in card.cuts) == [THREE, TWO, ONE, ONE]
+    card.free()
+    before = card.layout
+    again = card.system.submit("job", SHOW, resources={"mig_profile": "3g.40gb"})
+    card.wait(again, "succeeded")
+    assert card.layout == before, "nothing had to be cut for it"
+    card.free()
+    shown = cli("mig").stdout
+    assert "MIG mode on" in shown
+    assert "3g.40gb at 4-7" in shown
+    cli("mig", "set", card.uuid[:12], "2g.20gb")
+    assert [cut.profile for cut in card.cuts] == [TWO]
+    card.free()
+    cli("mig", "set", name, "off")
+    assert card.layout == Layout()
+    card.free()
+
+
+def test_a_gpu_that_somebody_has_is_not_cut(card: Card) -> None:
+    held = card.system.submit("job", "sleep 600", resources={"gpu_fraction": 0.1})
+    card.wait(held, "running")
+    refused = card.system.cli("mig", "set", f"{card.node}/0", "7g.80gb", check=False)
+    assert refused.returncode == 82
+    assert "is held by" in refused.stderr
+    assert not card.layout.enabled
+
+
+def test_what_the_driver_refuses_is_said(card: Card) -> None:
+    card.system.cli("mig", "set", f"{card.node}/0", "off", check=False)
+    card.free()
+    card.will.refuse(card.uuid, None, "something uses it")
+    refused = card.system.cli("mig", "set", f"{card.node}/0", "7g.80gb", check=False)
+    assert refused.returncode == 82
+    assert "something uses it" in refused.stderr
+    card.free()

@@ -270,6 +270,40 @@ class Cutting(Shape):
     refusals: list[str]
 
 
+class WantedLayout(Shape):
+    """How a GPU shall be cut: exactly these instances, by their profiles, or (null) no MIG mode. With `plan`
+    nothing is changed."""
+
+    profiles: list[str] | None
+    plan: bool = False
+    user: str | None = None
+
+
+class NewInstance(Shape):
+    """A MIG instance: `size` memory slices from `start`."""
+
+    profile: str
+    start: int
+    size: int | None
+    memory_mib: MiB | None
+
+
+class NewLayout(Shape):
+    """What is done for it, or would be; `mode` is null where it stays, `job` the id of the job that does it
+    (null: nothing is done)."""
+
+    gpu: str
+    node: str
+    index: int
+    model: str
+    cells: int
+    destroy: list[NewInstance]
+    mode: Literal["on", "off"] | None
+    create: list[NewInstance]
+    keep: list[NewInstance]
+    job: str | None
+
+
 class GPU(Shape):
     """One GPU. `sharing` is how its tenants share it. `present` is false once the node no longer reports it.
     `outside`: somebody holds it in Ray without raysched. `fault` says why it is not used; empty: it is well.

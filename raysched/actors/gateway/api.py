@@ -78,6 +78,10 @@ class Ledger(Protocol):
         """Connect to a host anew."""
         ...
 
+    async def set_layout(self, key: str, user: str, gpu: str, profiles: list[str] | None, plan: bool) -> View:
+        """Cut a GPU, or say what would be done for it."""
+        ...
+
     async def latest(self) -> int:
         """The number of the last event so far."""
         ...
@@ -144,6 +148,12 @@ def _system(ledger: Ledger) -> APIRouter:
     @routes.post("/nodes/{node}/drain", response_model=answers.Node, summary="Start nothing new on a node")
     async def drain(node: str, body: answers.Draining | None = None, key: Key = None) -> Response:
         return JSONResponse(await ledger.drain(key or _new_key(), node, body is None or body.on))
+
+    @routes.post("/gpus/{gpu:path}/layout", response_model=answers.NewLayout, summary="Cut a GPU by MIG")
+    async def layout(gpu: str, body: answers.WantedLayout, key: Key = None) -> Response:
+        user = body.user or "the API"
+        done = await ledger.set_layout(key or _new_key(), user, gpu, body.profiles, body.plan)
+        return JSONResponse(done)
 
     return routes
 

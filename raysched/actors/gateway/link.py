@@ -43,6 +43,10 @@ class Link:
         """End a job or an array."""
         return await self._ledger("cancel", key, job, by)
 
+    async def set_layout(self, key: str, user: str, gpu: str, profiles: list[str] | None, plan: bool) -> View:
+        """Cut a GPU, or say what would be done for it."""
+        return await self._ledger("set_layout", key, user, gpu, profiles, plan)
+
     async def drain(self, key: str, node: str, on: bool) -> View:
         """Start nothing new on a node, or use it again."""
         return await self._ledger("drain", key, node, on)
