@@ -309,8 +309,7 @@ def _denied(state: State, command: commands.Denied, now: int) -> Iterator[Fact]:
 
 
 def _take_back(state: State, job: Job, reason: str, now: int, until: int) -> Iterator[Fact]:
-    """Give the lease of a job back that has not begun; it waits again, at least `until` then, but for one
-    that is to cut this GPU and no other."""
+    """Give the lease of a job back that has not begun; it waits until then, or ends if it is a layout's."""
     if job.kind == "layout":
         yield from _end(state, job, "failed", None, reason, now)
         return

@@ -39,7 +39,7 @@ def variables(lease: str, sharing: Sharing, place: Place) -> dict[str, str]:
         env["RAYSCHED_GPU_FRACTION"] = number(min(slice.share for slice in place.slices))
         env["RAYSCHED_GPU_MEMORY_MIB"] = str(min(slice.memory for slice in place.slices))
         env["RAYSCHED_SHARING"] = sharing
-    if sharing == "mps":
+    if sharing == "mps" and place.slices:
         env.update(_under_mps(place.slices[0]))
     return env
 

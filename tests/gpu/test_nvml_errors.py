@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 SAME_AS = {
@@ -25,6 +27,7 @@ SAME_AS = {
 """The functions of the library behind those of pynvml that have another name."""
 
 
+@pytest.mark.timeout(900)  # some 1,200 lives of a driver: 20 s of one core, and far longer on a busy machine
 def test_no_error_code_of_any_call_is_a_traceback_or_a_lost_lease(fake_nvml: Path, tmp_path: Path) -> None:
     """Each call that the product makes fails with each code of NVML's header: what is known stays known,
     with words for what is wrong, and all is well once the call works again."""
