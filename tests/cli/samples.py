@@ -228,6 +228,7 @@ def gpus() -> dict[str, Any]:
         "driver": "570.86",
         "cuda": "12.8",
         "problem": "",
+        "closed": "",
         "backends": ["ray", "vm"],
         "cpus": {"total": 32.0, "used": 8.0},
         "memory_mib": {"total": 257_000, "used": 12_288},
