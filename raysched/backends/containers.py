@@ -18,7 +18,7 @@ from typing import Any
 
 from raysched.backends.base import EngineRefused
 from raysched.backends.environment import inherited, own
-from raysched.core.work import Launch
+from raysched.core.work import Launch, Run
 
 ENGINES = ("docker", "podman", "nerdctl")
 """The engines that will do, the preferred one first."""
@@ -124,7 +124,7 @@ def _run(engine: Engine, launch: Launch, options: Sequence[str]) -> list[str]:
     """The command line that runs the container to its end."""
     line = launch.entrypoint
     command, *arguments = ("/bin/sh", "-c", "--", line) if isinstance(line, str) else line
-    named = ["--name", _name(launch), "--label", f"{LABEL}={launch.run}"]
+    named = ["--name", container_name(launch.run), "--label", f"{LABEL}={launch.run}"]
     start = [engine.path, "run", "--rm", *named, "--pull", "never"]
     return [*start, *options, "--entrypoint", command, str(launch.image), *arguments]
 
@@ -139,12 +139,13 @@ def _calls(engine: Engine, launch: Launch) -> dict[str, Any]:
         "there": [engine.path, "image", "inspect", image],
         "pull": [engine.path, "pull", image],
         "find": [engine.path, "ps", "--all", "--quiet", "--filter", f"label={LABEL}={launch.run}"],
-        "remove": [engine.path, "rm", "--force", *at_once, _name(launch)],
+        "remove": [engine.path, "rm", "--force", *at_once, container_name(launch.run)],
     }
 
 
-def _name(launch: Launch) -> str:
-    return f"raysched-{launch.run}"
+def container_name(run: Run) -> str:
+    """The name of a run's container: an argument of the processes that look after it."""
+    return f"raysched-{run}"
 
 
 def _options(engine: Engine, env: Mapping[str, str], work: Path) -> list[str]:

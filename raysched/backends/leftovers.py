@@ -6,6 +6,7 @@ import time
 from signal import SIGKILL
 
 from raysched.backends import runner
+from raysched.backends.containers import container_name
 from raysched.core.work import Run
 
 KILL_LIMIT = 2.0
@@ -32,9 +33,10 @@ def end_leftovers(run: Run) -> bool:
 
 
 def leftovers(run: Run) -> set[int]:
-    """The processes of a run, dead ones that nobody reaped left out."""
-    marker = f"RAYSCHED_RUN={run}".encode()
-    marked = {pid for pid in runner.processes() if marker in started_with(pid)}
+    """The processes of a run, dead ones that nobody reaped left out. Of a container also those that look
+    after it, and would go on though it never came to be."""
+    marker, name = f"RAYSCHED_RUN={run}".encode(), container_name(run).encode()
+    marked = {pid for pid in runner.processes() if marker in started_with(pid) or name in _words(pid)}
     if not marked:
         return marked
     return {pid for pid in marked | runner.descendants(marked) if runner.ticks(pid) is not None}
@@ -43,8 +45,17 @@ def leftovers(run: Run) -> set[int]:
 def started_with(pid: int) -> list[bytes]:
     """The environment that a process was started with, empty where it is gone or not ours to read. Raises
     OSError where nothing can be read now."""
+    return _strings(pid, "environ")
+
+
+def _words(pid: int) -> list[bytes]:
+    """The command line of a process."""
+    return _strings(pid, "cmdline")
+
+
+def _strings(pid: int, name: str) -> list[bytes]:
     try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
+        with open(f"/proc/{pid}/{name}", "rb") as file:
             return file.read().split(b"\0")
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return []

@@ -222,7 +222,10 @@ class RunFolder:
     def _end_container(self) -> bool:
         """Whether the container of a run without a runner is gone, and it is ended if not."""
         launch = self._read("launch.json") or {}
-        return "container" not in launch or runner.end_container(launch["container"], launch["env"])
+        if "container" not in launch:
+            return True
+        # Looked at again afterwards: a process that the engine had just begun to start was not seen before.
+        return runner.end_container(launch["container"], launch["env"]) and end_leftovers(self.run)
 
     # ------------------------------------------------------------ files
 

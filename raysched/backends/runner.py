@@ -62,7 +62,7 @@ LINE_LIMIT = 2048
 STOPPED_EARLY = (128 + signal.SIGTERM, "stopped before it started")
 """Exit code and reason of a run that was stopped before its command began."""
 
-PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 AWAITED = {signal.SIGCHLD, signal.SIGTERM}
 
 
@@ -72,6 +72,7 @@ class Command:
     def __init__(self, folder: str) -> None:
         launch = read_json(folder, "launch.json")
         self.folder = folder
+        self.runner = 0
         self.entrypoint: str | list[str] = launch["entrypoint"]
         self.env: dict[str, str] = launch["env"]
         self.cwd: str = launch["cwd"]
@@ -79,6 +80,7 @@ class Command:
 
     def start(self, output: int) -> int:
         """Fork the command, writing to the descriptor `output`, as leader of a session; return its pid."""
+        self.runner = os.getpid()
         pid = os.fork()
         if pid == 0:
             try:
@@ -109,9 +111,13 @@ class Command:
             complain(f"can't run {arguments[0]!r}: {words(error)}")
 
     def _bring_image(self, container: dict[str, Any]) -> None:
-        """See that the engine has the image; where it can't be had, say so and end."""
+        """See that the engine has the image; where it can't be had, say so and end. This takes long, and
+        until it is done nothing tells whose process this is: so it ends with its runner."""
         import subprocess
 
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != self.runner:
+            os._exit(ENGINE_FAILED)
         there = subprocess.run(container["there"], env=self.env, capture_output=True, check=False)
         if there.returncode != 0 and subprocess.run(container["pull"], env=self.env, check=False).returncode:
             complain(f"the image {container['image']} can't be pulled: {last_line(self.folder)}")
