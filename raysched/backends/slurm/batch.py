@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
 import signal
-import subprocess
 import sys
 import time
 
@@ -89,6 +87,8 @@ def environment(slurm: Mapping[str, str], launch: Mapping[str, object]) -> dict[
 
 def rank(folder: str) -> int:
     """Become the command, on one of the nodes of a job with several."""
+    import re  # takes long to import, and few need it
+
     launch = runner.read_json(folder, "launch.json")
     command = runner.Command(folder)
     here = os.environ["SLURM_PROCID"]
@@ -112,6 +112,8 @@ def rank(folder: str) -> int:
 
 def hosts(nodes: str) -> list[str]:
     """The names that a node list of Slurm's stands for, as Slurm says."""
+    import subprocess
+
     command = ["scontrol", "show", "hostnames", nodes]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
 

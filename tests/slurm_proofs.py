@@ -1,0 +1,179 @@
+"""Arrays and faults on a real Slurm, as `slurm_site.py` starts it; too long for the suite.
+
+python tests/slurm_proofs.py array [COUNT]     an array by raysched's backend, and by bare sbatch
+python tests/slurm_proofs.py faults [COUNT]    so many jobs; slurmctld and slurmd are killed at random
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+from slurm_site import NODES, SlurmSite
+
+from raysched.backends.slurm.backend import SlurmBackend
+from raysched.backends.slurm.commands import CommandController
+from raysched.backends.slurm.script import Defaults
+from raysched.core.site import NOWHERE, Demand
+from raysched.core.work import Launch, Order, Run, Seen
+
+CPU = Demand("", "", 0, 1, False, 1, 0, 0)
+COMMAND = "sleep 1; exit $((RAYSCHED_ARRAY_INDEX % 7))"
+LIMIT_S = 900.0
+
+
+def launches(group: str, count: int, entrypoint: str, attempt: int = 1) -> list[Launch]:
+    """The elements of an array."""
+    return [
+        Launch(
+            Run(f"{group}.{index}", attempt, 0),
+            f"{group}.{index}.{attempt}",
+            NOWHERE,
+            f"sweep[{index}]",
+            entrypoint,
+            (("RAYSCHED_ARRAY_INDEX", str(index)), ("RAYSCHED_RUN", f"{group}.{index}.{attempt}.0")),
+            None,
+            order=Order(CPU),
+        )
+        for index in range(count)
+    ]
+
+
+async def until_ended(backend: SlurmBackend, wanted: list[Launch]) -> dict[Run, Seen]:
+    """How each run ended. What is not seen is started, as the reconciler does."""
+    starting: dict[Run, asyncio.Task[None]] = {}
+    deadline = time.monotonic() + LIMIT_S
+    while True:
+        seen = {each.run: each for each in await backend.observe()}
+        for launch in wanted:
+            task = starting.get(launch.run)
+            if launch.run not in seen and (task is None or task.done()):
+                starting[launch.run] = asyncio.create_task(backend.start(launch))
+        ended = {run: one for run, one in seen.items() if one.state not in ("queued", "running")}
+        if len(ended) == len(wanted):
+            return ended
+        assert time.monotonic() < deadline, Counter(one.state for one in seen.values())
+        await backend.changed(5.0)
+
+
+def array(site: SlurmSite, folder: Path, count: int) -> None:
+    """Time an array both ways."""
+    controller, plain = CommandController(environment=site.env), Defaults(python="/usr/bin/python3")
+    backend = SlurmBackend(folder, controller, dict(os.environ), folder, defaults=plain)
+    start = time.monotonic()
+    ended = asyncio.run(until_ended(backend, launches("arr", count, COMMAND)))
+    ours = time.monotonic() - start
+    codes = {int(run.job.partition(".")[2]): one.code for run, one in ended.items()}
+    assert codes == {index: index % 7 for index in range(count)}
+    script = folder / "bare.sh"
+    script.write_text("#!/bin/sh\nsleep 1; exit $((SLURM_ARRAY_TASK_ID % 7))\n")
+    options = ["--output=/dev/null", "--ntasks-per-node=1", "--cpus-per-task=1", f"--array=0-{count - 1}"]
+    start = time.monotonic()
+    subprocess.run(
+        ["sbatch", "--wait", *options, str(script)], env=site.env, check=False, capture_output=True
+    )
+    bare = time.monotonic() - start
+    print(f"{count} elements: raysched {ours:.1f} s, bare sbatch --wait {bare:.1f} s: {ours / bare:.2f} x")
+
+
+def faults(site: SlurmSite, folder: Path, count: int, seed: int) -> None:
+    """Kill Slurm's daemons at random while jobs run; a run that Slurm takes away gets another attempt."""
+    rng = random.Random(seed)
+    done = threading.Event()
+    killed: Counter[str] = Counter()
+
+    def havoc() -> None:
+        while not done.wait(rng.uniform(1, 8)):
+            if rng.random() < 0.5:
+                killed["slurmctld"] += 1
+                site.kill_controller()
+                time.sleep(rng.uniform(0, 2))
+                site.start_controller()
+            else:
+                killed["slurmd"] += 1
+                node = rng.choice(NODES)
+                site.kill_node(node)
+                time.sleep(rng.uniform(0, 2))
+                site.start_node(node)
+
+    marks = folder / "marks"
+    marks.mkdir()
+    mark = f'echo x >> "{marks}/$RAYSCHED_RUN"; '
+    backend = SlurmBackend(folder / "runs", CommandController(environment=site.env), dict(os.environ), folder)
+    thread = threading.Thread(target=havoc)
+    thread.start()
+    try:
+        last, attempts = asyncio.run(all_attempts(backend, count, mark))
+    finally:
+        done.set()
+        thread.join()
+    wrong = {index: one for index, one in last.items() if one.code != index % 7}
+    twice = [path.name for path in marks.iterdir() if path.read_text() != "x\n"]
+    print(f"seed {seed}: {count} jobs, {sum(attempts.values())} attempts, killed {dict(killed)}")
+    print(f"wrong ends: {len(wrong)} {list(wrong.items())[:3]}; runs started twice: {len(twice)} {twice[:3]}")
+    sys.exit(bool(wrong or twice))
+
+
+async def all_attempts(backend: SlurmBackend, count: int, mark: str) -> tuple[dict[int, Seen], Counter[int]]:
+    """The last end of each job, and how many attempts it had. They come one after the other."""
+    last: dict[int, Seen] = {}
+    attempts: Counter[int] = Counter()
+
+    async def one(index: int) -> None:
+        await asyncio.sleep(index * 0.3)
+        for attempt in range(1, 20):
+            attempts[index] += 1
+            (launch,) = launches(f"job{index}", 1, f"{mark}sleep 2; exit {index % 7}", attempt)
+            launch = replace(launch, run=Run(f"job{index}", attempt, 0), lease=f"job{index}.{attempt}")
+            launch = replace(launch, env=(("RAYSCHED_RUN", str(launch.run)),))
+            wanted[launch.run] = launch
+            while launch.run not in ends:
+                await asyncio.sleep(0.1)
+            last[index] = ends[launch.run]
+            if ends[launch.run].state != "taken":
+                return
+
+    wanted: dict[Run, Launch] = {}
+    ends: dict[Run, Seen] = {}
+    starting: dict[Run, asyncio.Task[None]] = {}
+    jobs = asyncio.gather(*(one(index) for index in range(count)))
+    deadline = time.monotonic() + LIMIT_S
+    while not jobs.done():
+        seen = {each.run: each for each in await backend.observe()}
+        for run, launch in list(wanted.items()):
+            task = starting.get(run)
+            if run not in seen and (task is None or task.done()):
+                starting[run] = asyncio.create_task(backend.start(launch))
+        ends.update({run: each for run, each in seen.items() if each.state not in ("queued", "running")})
+        assert time.monotonic() < deadline, [each for each in seen.values() if each.run not in ends][:5]
+        await backend.changed(1.0)
+    await jobs
+    return last, attempts
+
+
+def main() -> None:
+    """See the top."""
+    what = sys.argv[1] if len(sys.argv) > 1 else "array"
+    count = int(sys.argv[2]) if len(sys.argv) > 2 else {"array": 1000, "faults": 200}[what]
+    site = SlurmSite()
+    try:
+        with tempfile.TemporaryDirectory(prefix="slurm-runs-") as folder:
+            if what == "array":
+                array(site, Path(folder), count)
+            else:
+                faults(site, Path(folder), count, int(os.environ.get("SEED", time.time_ns() % 10**6)))
+    finally:
+        site.close()
+
+
+if __name__ == "__main__":
+    main()
