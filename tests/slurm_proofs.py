@@ -92,7 +92,7 @@ def faults(site: SlurmSite, folder: Path, count: int, seed: int) -> None:
     killed: Counter[str] = Counter()
 
     def havoc() -> None:
-        while not done.wait(rng.uniform(1, 8)):
+        while not done.wait(rng.uniform(0.5, 5)):
             if rng.random() < 0.5:
                 killed["slurmctld"] += 1
                 site.kill_controller()

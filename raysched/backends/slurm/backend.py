@@ -10,7 +10,6 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from signal import SIGKILL
 from typing import Any
 
 from raysched.backends import runner
@@ -35,6 +34,8 @@ LAG_S = 4.0
 MISSING_S = 30.0
 """How long Slurm may know nothing of a run that began before that counts as lost: its controller may have
 been restarted, and learns from the nodes what runs there."""
+ENDING_S = 15.0
+"""How long Slurm may take to say how it ended what a signal ended."""
 NODES_S = 10.0
 """Time between two questions about the nodes."""
 TAKEN = frozenset({"PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "LAUNCH_FAILED", "RECONFIG_FAIL", "REVOKED"})
@@ -83,7 +84,7 @@ class SlurmBackend:
         )
         self._ended: dict[Run, Seen] = {}
         self._doubtful: dict[Run, float] = {}
-        self._cancels: dict[str | None, set[str]] = {}
+        self._cancels: dict[Run, str | None] = {}
         self._cancelling: asyncio.Task[None] | None = None
         self._woken = asyncio.Event()
         self._pace = SOONEST_S
@@ -156,9 +157,12 @@ class SlurmBackend:
         code: int | None = exit.get("code")
         reason: str = exit.get("reason", f"{folder.path / 'exit.json'} is damaged")
         started, ended = exit.get("started"), exit.get("ended")
-        if reason == TOLD_TO_END or (code == 128 + SIGKILL and not reason and job is not None):
-            if job is not None and not job.over and not job.pending:
-                return Seen(folder.run, "running", started, reason="Slurm is ending it")
+        by_signal = code is not None and code > 128 and not reason and job is not None
+        if reason == TOLD_TO_END or by_signal:
+            ending = job is not None and not job.over and not job.pending
+            if ending and not self._lasts(folder.run, ENDING_S):
+                self._listing.hurry()
+                return Seen(folder.run, "running", started)
             taken, why = _why(job, _limit(folder))
             if reason == TOLD_TO_END or why:
                 reason = why or TOLD_TO_END
@@ -218,26 +222,27 @@ class SlurmBackend:
         never = await asyncio.to_thread(folder.ask_to_stop, grace)
         if folder.ended and not never:
             return
-        job = self._listing.find(run)
-        if never or job is None or job.pending:
-            await self._listing.ask()
         begun = not never and folder.begun
-        for id in self._listing.cancels(run):
-            self._cancel(id, "TERM" if begun else None)
+        self._cancel(run, "TERM" if begun else None)
         self._wake()
 
-    def _cancel(self, id: str, signal: str | None) -> None:
-        """Cancel a job, or signal it, together with what else is to be just now."""
-        self._cancels.setdefault(signal, set()).add(id)
+    def _cancel(self, run: Run, signal: str | None) -> None:
+        """Cancel a run's jobs, or signal them, together with what else is to be just now."""
+        self._cancels[run] = signal
         if self._cancelling is None or self._cancelling.done():
             self._cancelling = asyncio.create_task(self._cancel_all())
 
     async def _cancel_all(self) -> None:
+        """By what Slurm says now: an id of a moment ago may be another job's since."""
         await asyncio.sleep(0.02)
-        while self._cancels:
-            signal, ids = self._cancels.popitem()
-            with suppress(Unanswered):  # asked again as long as it is wanted
-                await self._controller.cancel(sorted(ids), signal)
+        while self._cancels and await self._listing.ask():  # else asked again as long as it is wanted
+            runs, self._cancels = self._cancels, {}
+            for signal in dict.fromkeys(runs.values()):
+                of_it = [run for run, wanted in runs.items() if wanted == signal]
+                targets = [target for run in of_it for target in self._listing.cancels(run)]
+                with suppress(Unanswered):
+                    await self._controller.cancel(targets, signal)
+        self._cancels.clear()
         self._listing.hurry()
 
     def _cancel_strays(self) -> None:
@@ -245,10 +250,11 @@ class SlurmBackend:
         if self._listing.error:
             return
         for run, job in self._listing.runs():
-            ended = run in self._ended and job.pending
-            folder = self._folder(run)
-            if not job.over and (ended or (not folder.path.exists() and run not in self._sender.sending)):
-                self._cancel(job.id, None)
+            ended = self._ended.get(run)
+            again = ended is not None and job.pending and self._listing.at > (ended.ended or 0)
+            gone = not self._folder(run).path.exists() and run not in self._sender.sending
+            if not job.over and (again or gone):
+                self._cancel(run, None)
 
     # ------------------------------------------------------------ the rest of the contract
 

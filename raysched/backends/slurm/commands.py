@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from raysched.backends.slurm import records
-from raysched.backends.slurm.controller import Batch, Refused, Unanswered
+from raysched.backends.slurm.controller import Batch, Refused, Target, Unanswered
 from raysched.backends.slurm.reasons import FINAL, UNANSWERED, refusal
 from raysched.backends.slurm.records import Job, Node
 
@@ -65,12 +65,16 @@ class CommandController:
         asked = ("sinfo",) if await self._is_old() else ("scontrol", "show", "nodes")
         return records.nodes(await self._json(*asked))
 
-    async def cancel(self, ids: Sequence[str], signal: str | None = None) -> None:
+    async def cancel(self, targets: Sequence[Target], signal: str | None = None) -> None:
         """See `Controller.cancel`."""
         how = () if signal is None else ("--batch", f"--signal={signal}")
-        for at in range(0, len(ids), MOST_IDS):
+        tasks = [target.id for target in targets if target.is_task]
+        # With a name beside the id both have to match. But of an array 22.05 then ends every task.
+        calls = [(f"--name={target.name}", target.id) for target in targets if not target.is_task]
+        calls += [tuple(tasks[at : at + MOST_IDS]) for at in range(0, len(tasks), MOST_IDS)]
+        for call in calls:
             try:
-                await self._run("scancel", *how, *ids[at : at + MOST_IDS])
+                await self._run("scancel", *how, *call)
             except Said as error:
                 log.info("scancel: %s", error.words.strip())  # it is gone, or about to start
 

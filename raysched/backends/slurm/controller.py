@@ -30,6 +30,20 @@ class Batch:
     script: str
 
 
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A job to end, by Slurm's id of a moment ago and by the name that it had then: a controller that lost
+    jobs gives their ids to others."""
+
+    id: str
+    name: str
+
+    @property
+    def is_task(self) -> bool:
+        """Whether it is one task of an array."""
+        return "_" in self.id
+
+
 class Controller(Protocol):
     """Slurm's controller. Every method may raise Unanswered."""
 
@@ -45,8 +59,9 @@ class Controller(Protocol):
         """All nodes."""
         ...
 
-    async def cancel(self, ids: Sequence[str], signal: str | None = None) -> None:
-        """End jobs, or send a signal to the script of each; silent for those that are gone."""
+    async def cancel(self, targets: Sequence[Target], signal: str | None = None) -> None:
+        """End jobs, or send a signal to the script of each; silent for those that are gone, or whose id is
+        another job's now."""
         ...
 
     async def close(self) -> None:

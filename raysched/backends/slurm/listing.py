@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 
 from raysched.backends import runner
-from raysched.backends.slurm.controller import Controller, Unanswered
+from raysched.backends.slurm.controller import Controller, Target, Unanswered
 from raysched.backends.slurm.records import Job
 from raysched.backends.slurm.script import Identity, element
 from raysched.core.work import Run
@@ -94,12 +94,15 @@ class Listing:
             if one[1] in job.waiting if job.waiting is not None else not own:
                 yield job
 
-    def cancels(self, run: Run) -> list[str]:
+    def cancels(self, run: Run) -> list[Target]:
         """What scancel takes for every job of a run that has not ended."""
         found = [job for job in (*self._runs.get(str(run), ()), *self._waiting(run)) if not job.over]
         one = element(run)
         task = one[1] if one else 0
-        return [f"{job.id.partition('_')[0]}_{task}" if job.is_waiting_array else job.id for job in found]
+        return [
+            Target(f"{job.id.partition('_')[0]}_{task}" if job.is_waiting_array else job.id, job.name)
+            for job in found
+        ]
 
     def runs(self) -> Iterator[tuple[Run, Job]]:
         """Every job of ours that stands for one run."""

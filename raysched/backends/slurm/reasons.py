@@ -50,7 +50,8 @@ FINAL = re.compile(
 """What sbatch would say every time."""
 
 UNANSWERED = re.compile(
-    r"unable to contact slurm controller|connection refused|socket timed out|connect failure"
+    r"unable to contact slurm controller|connection (refused|reset|aborted)|socket timed out|connect failure"
+    r"|missing socket|socket error|broken pipe|incomplete message|insane message"
     r"|communication connection failure|zero bytes were transmitted|slurm temporarily unable"
     r"|slurm backup controller in standby|unable to establish control|protocol authentication"
     r"|transport endpoint|unexpected message|resource temporarily unavailable|no route to host"
