@@ -90,6 +90,14 @@ class Client:
         """Nodes, their GPUs and the tenants of each."""
         return self._get("/v1/gpus")
 
+    def usage(self, by: str = "queue", since: float = 604_800) -> Json:
+        """What was granted and used in the last `since` seconds, by queue, user, job or gpu."""
+        return self._get("/v1/usage", {"by": by, "since": str(since)})
+
+    def advice(self, since: float = 604_800) -> Json:
+        """Which jobs could take a smaller share, by what was measured in the last `since` seconds."""
+        return self._get("/v1/advice", {"since": str(since)})
+
     def drain(self, node: str, *, on: bool = True) -> Json:
         """Start nothing new on a node, or use it again; the node. Raises NotFound."""
         return self._command(f"/v1/nodes/{quote(node, safe='')}/drain", {"on": on})

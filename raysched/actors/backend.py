@@ -45,11 +45,14 @@ class BackendActor:
 def _open(name: str, settings: Settings, ledger: RemoteLedger) -> Backend:
     """The backend of that name, on this machine."""
     if name == "vm":
+        from raysched.actors.metrics import NodeMetrics
         from raysched.backends.ssh.hosts import Hosts
         from raysched.backends.vm import VMBackend
+        from raysched.gpu.watch import Rules
 
         folder = Path(settings.folder)
-        hosts = Hosts(ledger, system_id(folder))
+        rules = Rules(settings.watchdog, settings.sample, NodeMetrics().show)
+        hosts = Hosts(ledger, system_id(folder), rules)
         return VMBackend(folder / "runs", settings.environment, settings.packages, hosts)
     if name == "slurm":
         return _open_slurm(settings, ledger)

@@ -23,14 +23,16 @@ from raysched.actors import crew
 from raysched.actors.clock import Clock, wall_clock
 from raysched.actors.desk import Desk
 from raysched.actors.heartbeats import Heartbeats
+from raysched.actors.metrics import LedgerMetrics
 from raysched.actors.names import NAMESPACE
 from raysched.actors.settings import Settings
-from raysched.core import commands, gpu_views, host_views, layouts, views
+from raysched.core import commands, gpu_views, host_views, layouts, views, watchdog
 from raysched.core.commands import Command, JobRequest
 from raysched.core.compile import compile_host, compile_job, compile_resources
 from raysched.core.decide import known_key
 from raysched.core.host import Host
 from raysched.core.jobs import ENDED, Job
+from raysched.core.measured import Guidance
 from raysched.core.node import NodeInfo
 from raysched.core.state import State
 from raysched.core.wanted import owned_job, packages
@@ -51,6 +53,7 @@ TICK_S = 1.0
 NODES_S = 2.0
 SWEEP_S = 60.0
 KEEP_S = 2.0
+METRICS_S = 5.0
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +71,7 @@ class Ledger:
         self.heartbeats = Heartbeats(settings.silence)
         self.looked = time.monotonic()
         self.usage: dict[str, gpu_views.Usage] = {}
+        self.metrics = LedgerMetrics()
         self.tasks = [
             asyncio.create_task(self._serve()),
             asyncio.create_task(self._take_inventory()),
@@ -76,6 +80,7 @@ class Ledger:
             asyncio.create_task(self._repeat(self._look_at_nodes, NODES_S)),
             asyncio.create_task(self._repeat(self._sweep, SWEEP_S)),
             asyncio.create_task(self._repeat(self._keep, KEEP_S)),
+            asyncio.create_task(self._repeat(self._show_metrics, METRICS_S)),
         ]
         for owner in self._owners():
             self._watch(owner)
@@ -256,12 +261,12 @@ class Ledger:
         return views.explain_view(self.state, (waiting or found)[0], now)
 
     def _usage(self) -> gpu_views.Usage:
-        gpus: dict[str, int] = {}
-        tenants: dict[tuple[str, str], int] = {}
-        for usage in self.usage.values():
-            gpus.update(usage.gpus)
-            tenants.update(usage.tenants)
-        return gpu_views.Usage(gpus, tenants)
+        usages = self.usage.values()
+        return gpu_views.Usage(
+            {gpu: reading for usage in usages for gpu, reading in usage.gpus.items()},
+            {tenant: reading for usage in usages for tenant, reading in usage.tenants.items()},
+            {gpu: there for usage in usages for gpu, there in usage.strangers.items()},
+        )
 
     async def locate(self, job: str, attempt: int | None, rank: int) -> View:
         """Which run's output is meant, the backend that has it, and whether it will still grow."""
@@ -291,9 +296,12 @@ class Ledger:
         """The runs that are remembered; a backend may delete the files of others."""
         return await self.desk.known(backend)
 
-    async def sample(self, node: str, usage: gpu_views.Usage) -> None:
-        """What an agent measured on its node just now; kept for the views, not written down."""
+    async def sample(self, node: str, usage: gpu_views.Usage) -> Guidance:
+        """What an agent measured on its node just now; kept for the views, not written down. The answer is
+        what the agent has to know of the leases there."""
         self.usage[node] = usage
+        seen = {stranger.lease for there in usage.strangers.values() for stranger in there}
+        return watchdog.guidance(self.state, node, filter(None, seen))
 
     async def endpoint(self) -> View:
         """Where the gateway is and with which token, for programs inside this Ray cluster."""
@@ -379,6 +387,9 @@ class Ledger:
 
     async def _keep(self) -> None:
         self.upkeep.look(self.desk.book.seq)
+
+    async def _show_metrics(self) -> None:
+        self.metrics.show(self.state, self._now())
 
     async def _repeat(self, step: Callable[[], Awaitable[None]], every: float) -> None:
         while True:

@@ -4,11 +4,13 @@ starts."""
 from __future__ import annotations
 
 import asyncio
+import signal
 from dataclasses import replace
 from pathlib import Path
 
 import ray
 
+from raysched.actors.metrics import NodeMetrics
 from raysched.actors.remote_ledger import RemoteLedger
 from raysched.actors.settings import Settings
 from raysched.backends.containers import Engines
@@ -18,7 +20,8 @@ from raysched.core.request import WHOLE
 from raysched.core.work import Partition
 from raysched.gpu.driver import Sample, open_driver
 from raysched.gpu.driving import Driving
-from raysched.gpu.watch import Watch
+from raysched.gpu.processes import Process, send
+from raysched.gpu.watch import Rules, Watch
 
 MIB = 1024 * 1024
 
@@ -34,7 +37,8 @@ class NodeAgent(NodeRuns):
         self.ray_id = ray_id
         self.driving = Driving(open_driver(simulate, node, folder=folder))
         self.engines = Engines(settings.environment)
-        self.watch = Watch(node, self, RemoteLedger())
+        rules = Rules(settings.watchdog, settings.sample, NodeMetrics().show)
+        self.watch = Watch(node, self, RemoteLedger(), rules=rules)
         self.task = asyncio.create_task(self.watch.run())
 
     def __repr__(self) -> str:
@@ -49,6 +53,7 @@ class NodeAgent(NodeRuns):
         that is being cut is done. Raises RayschedError where one does not end."""
         await self.watch.until_cut()
         await super().end_processes(lease_id, grace_s)
+        await self.watch.tell_use(lease_id)
 
     async def describe(self) -> NodeInfo:
         """The node as it is: what Ray manages of it, with the GPUs that the driver sees."""
@@ -82,3 +87,7 @@ class NodeAgent(NodeRuns):
     async def partition(self, change: Partition) -> None:
         """Cut a GPU. Raises PartitionRefused."""
         await self.driving.do(self.driving.driver.partition, change)
+
+    async def end_strays(self, processes: tuple[Process, ...], kill: bool) -> None:
+        """Send SIGTERM to exactly these processes, or with `kill` SIGKILL."""
+        send(processes, signal.SIGKILL if kill else signal.SIGTERM)

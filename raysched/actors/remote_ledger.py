@@ -12,6 +12,7 @@ from raysched.actors import names
 from raysched.core import gpu_views
 from raysched.core.commands import Command
 from raysched.core.host import Host
+from raysched.core.measured import Guidance
 from raysched.core.node import NodeInfo
 from raysched.core.work import Partition, Run, Wanted
 
@@ -47,9 +48,9 @@ class RemoteLedger:
         """See `Ledger.known`."""
         return await self._ask("known", backend)
 
-    async def sample(self, node: str, usage: gpu_views.Usage) -> None:
+    async def sample(self, node: str, usage: gpu_views.Usage) -> Guidance:
         """See `Ledger.sample`."""
-        await self._ask("sample", node, usage)
+        return await self._ask("sample", node, usage)
 
     async def _ask(self, method: str, *args: Any) -> Any:
         if self._handle is None:

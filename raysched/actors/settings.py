@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from raysched.core.host import Host
+from raysched.core.measured import USUAL, Policy
 from raysched.store.usual import file_url
 
 
@@ -36,6 +37,9 @@ class Settings:
     backends: tuple[str, ...] = ("ray", "vm")
     silence: float = 60.0
     """How many seconds a program that holds leases may be silent."""
+    watchdog: Policy = USUAL
+    sample: float = 2.0
+    """How many seconds lie between two samples of a GPU."""
     environment: dict[str, str] = field(default_factory=dict[str, str])
     hosts: tuple[Host, ...] = ()
     """The machines behind SSH that the configuration names."""

@@ -117,6 +117,12 @@ def _mode(gpu: Json) -> str:
     return "outside" if gpu["outside"] else gpu["mode"]
 
 
+def gpu_state(gpu: Json) -> Text:
+    """That word in its colour."""
+    mode = _mode(gpu)
+    return Text(mode, COLOURS[mode])
+
+
 def _held(gpu: Json, width: int | None) -> list[list[str]]:
     """A row a tenant; of a GPU that is cut, a row an instance, free ones too, in a pipe with its UUID."""
     if gpu["mode"] != "mig" and not _instances(gpu):

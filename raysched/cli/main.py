@@ -11,7 +11,14 @@ import typer
 import typer.core
 import typer.main
 
-from raysched.cli import job_commands, mig_commands, store_commands, system_commands, vm_commands
+from raysched.cli import (
+    job_commands,
+    mig_commands,
+    store_commands,
+    system_commands,
+    usage_commands,
+    vm_commands,
+)
 from raysched.cli.output import Output, say
 from raysched.errors import RayschedError
 
@@ -28,6 +35,9 @@ PANELS: dict[str, list[Callable[..., Any] | typer.Typer]] = {
         job_commands.queue,
         system_commands.gpus,
         mig_commands.app,
+        usage_commands.top,
+        usage_commands.usage,
+        usage_commands.advise,
         job_commands.explain,
     ],
     "Run raysched": [
@@ -38,6 +48,7 @@ PANELS: dict[str, list[Callable[..., Any] | typer.Typer]] = {
         vm_commands.app,
         store_commands.app,
         system_commands.schema,
+        usage_commands.grafana,
     ],
 }
 

@@ -55,6 +55,12 @@ def instant(iso: str | None) -> str:
     return moment.isoformat(sep=" ", timespec="seconds")
 
 
+def clock(iso: str) -> str:
+    """The time of day of an ISO 8601 instant in the local zone."""
+    moment = datetime.fromisoformat(iso.replace("Z", "+00:00")).astimezone()
+    return moment.strftime("%H:%M:%S")
+
+
 def clean(text: object) -> str:
     """Text from elsewhere on one line, with control characters spelled out, so that it can't move the
     cursor or colour what follows."""

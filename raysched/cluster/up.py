@@ -20,9 +20,10 @@ from raysched.cluster.interrupts import held, interruptible
 from raysched.cluster.listening import listen, url_host
 from raysched.cluster.record import Record
 from raysched.core.compile import compile_host
+from raysched.core.measured import Policy
 from raysched.errors import AlreadyUp, ConfigError, Conflict, PortBusy, RayschedError, Unreachable
 from raysched.folders import state_folder
-from raysched.specs.config import Config
+from raysched.specs.config import Config, Watchdog
 from raysched.store.usual import data_folder
 
 View = dict[str, Any]
@@ -82,6 +83,8 @@ def _plan(home: Path, config: Config, simulate: str | None, address: str | None,
         port=_port_from_before(before, number) if before else free_port(host, number),
         simulate=simulate,
         silence=config.policy.silence / 1000,
+        watchdog=_watchdog(config.policy.watchdog),
+        sample=config.policy.watchdog.sample / 1000,
         environment=dict(os.environ) | {"RAYSCHED_HOME": str(home)},
         hosts=tuple(compile_host(spec) for spec in config.backends.vm.hosts),
         store=config.store.url,
@@ -113,6 +116,10 @@ def _slurm(config: Config) -> SlurmSite | None:
         qos=site.qos,
         gpu_memory=site.gpu_memory,
     )
+
+
+def _watchdog(settings: Watchdog) -> Policy:
+    return Policy(settings.over_memory, settings.orphans, settings.without_lease, settings.grace)
 
 
 def _port_from_before(before: Record, port: int) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 from raysched.core.host import Host
 from raysched.core.jobs import GRACE, Kind
 from raysched.core.lease import Group, Place
+from raysched.core.measured import USUAL, Policy, Stretch, TenantUse
 from raysched.core.mig import Cut
 from raysched.core.node import NodeInfo
 from raysched.core.request import Request
@@ -142,12 +143,22 @@ class Drain:
 @dataclass(frozen=True, slots=True)
 class Usage:
     """What processes without a lease hold on one GPU, in MiB, and the UUIDs of the MIG instances that they
-    use."""
+    use; what those with one do, and what is to be done about it."""
 
     node: str
     gpu: str
     foreign: int
     instances: tuple[str, ...] = ()
+    tenants: tuple[TenantUse, ...] = ()
+    policy: Policy = USUAL
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The use that leases made of the GPUs of a node for a while."""
+
+    node: str
+    stretches: tuple[Stretch, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +262,7 @@ Command = (
     | HostOut
     | Drain
     | Usage
+    | Measured
     | Outside
     | CutRefused
     | SetLayout

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from raysched.core import commands, cutting, facts, hosts, layouts, warnings
+from raysched.core import commands, cutting, facts, hosts, layouts, warnings, watchdog
 from raysched.core.commands import Command
 from raysched.core.facts import Fact
 from raysched.core.impossible import impossible
@@ -21,7 +21,7 @@ from raysched.core.node import GPUInfo, Node, NodeInfo
 from raysched.core.placement import Placement, possible
 from raysched.core.request import WHOLE, Request
 from raysched.core.state import State
-from raysched.core.words import too_long
+from raysched.core.words import exit_of, too_long
 from raysched.errors import Conflict, NotFound, Refused
 
 HOLDER = "ray"
@@ -248,7 +248,7 @@ def _plausible(time: int | None, earliest: int | None, now: int) -> int:
 
 def _failure(job: Job, rank: int, code: int | None, reason: str) -> str:
     """How a rank failed, with its number and its node where the job has several."""
-    how = reason or _worded(code)
+    how = reason or exit_of(code)
     return how if job.runs == 1 else f"rank {rank} on {job.places[rank].node}: {how}"
 
 
@@ -264,13 +264,7 @@ def _conclude(state: State, job: Job, exits: dict[int, int | None], reason: str,
     elif bad is None:
         yield from _end(state, job, "succeeded", 0, "", now)
     else:
-        yield from _fail(state, job, code, reason or _worded(code), now)
-
-
-def _worded(code: int | None) -> str:
-    if code is None:
-        return "lost without an exit code"
-    return f"ended by signal {code - 128}" if code > 128 else f"exit code {code}"
+        yield from _fail(state, job, code, reason or exit_of(code), now)
 
 
 def _fail(state: State, job: Job, code: int | None, reason: str, now: int) -> Iterator[Fact]:
@@ -454,18 +448,22 @@ def _drain(state: State, command: commands.Drain, now: int) -> Iterator[Fact]:
 def _usage(state: State, command: commands.Usage, now: int) -> Iterator[Fact]:
     node = state.nodes.get(command.node)
     gpu = node.gpus.get(command.gpu) if node else None
-    if gpu is not None and (gpu.foreign, gpu.strangers) != (command.foreign, command.instances):
-        yield facts.GPUObserved(
-            now, command.node, command.gpu, command.foreign, gpu.outside, command.instances
-        )
+    if gpu is None:
+        return
+    yield from watchdog.observe(state, gpu, command, now)
+    for id, reason in watchdog.overdue(gpu, command, now):
+        yield from _put_out(state, state.leases.get(id), reason, now)
 
 
-def _outside(state: State, command: commands.Outside, now: int) -> Iterator[Fact]:
-    node = state.nodes.get(command.node)
-    for uuid, gpu in node.gpus.items() if node else ():
-        outside = uuid in command.gpus
-        if gpu.outside != outside:
-            yield facts.GPUObserved(now, command.node, uuid, gpu.foreign, outside, gpu.strangers)
+def _put_out(state: State, lease: Lease | None, reason: str, now: int) -> Iterator[Fact]:
+    """End a job that does not keep to its share."""
+    job = state.jobs.get(lease.job) if lease else None
+    if lease is None or job is None or job.lease != lease.id or job.state == "stopping":
+        return
+    if job.kind == "command" and _launched(state, job):
+        yield facts.Stopping(now, job.id, "failed", reason)
+    else:
+        yield from _end(state, job, "failed", None, reason, now)
 
 
 def _cut_refused(state: State, command: commands.CutRefused, now: int) -> Iterator[Fact]:
@@ -589,7 +587,8 @@ _DECIDE: dict[type, Callable[[State, Any, int], Iterator[Fact]]] = {
     commands.CutRefused: _cut_refused,
     commands.SetLayout: _set_layout,
     commands.Usage: _usage,
-    commands.Outside: _outside,
+    commands.Measured: watchdog.measured,
+    commands.Outside: watchdog.outside,
     commands.Held: _held,
     commands.Denied: _denied,
     commands.Report: _report,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from raysched.core import facts
+from raysched.core import facts, warnings
 from raysched.core.facts import Fact
 from raysched.core.state import State
 from raysched.core.words import listing, short, stamp
@@ -13,6 +13,7 @@ _OF_NO_JOB = (
     facts.NodeJoined
     | facts.NodeLost
     | facts.GPUObserved
+    | facts.Used
     | facts.LayoutChanged
     | facts.CutRefused
     | facts.RefusalLapsed
@@ -25,6 +26,9 @@ _OF_NO_JOB = (
     | facts.ClockSet
     | facts.Forgotten
 )
+
+
+_OF_A_LEASE = facts.Held | facts.Bound | facts.Placed | facts.Releasing | facts.Released | facts.BackInShare
 
 
 def event_view(state: State, seq: int, fact: Fact) -> dict[str, Any] | None:
@@ -50,7 +54,9 @@ def _job_of(state: State, fact: Fact) -> str | None:
         return fact.id
     if isinstance(fact, facts.Granted):
         return fact.lease.job
-    if isinstance(fact, facts.Held | facts.Bound | facts.Placed | facts.Releasing | facts.Released):
+    if isinstance(fact, facts.OverShare):
+        return fact.over.lease.rpartition(".")[0]
+    if isinstance(fact, _OF_A_LEASE):
         return fact.lease.rpartition(".")[0]
     if isinstance(fact, _OF_NO_JOB):
         return None
@@ -71,6 +77,10 @@ def _message(fact: Fact) -> str:
             return f"runs on {listing([place.node for place in fact.places])}"
         case facts.Held():
             return "waits until its GPUs are cut"
+        case facts.OverShare():
+            return f"uses {warnings.excess(fact.over.used, fact.over, fact.node)}"
+        case facts.BackInShare():
+            return f"uses no more of {short(fact.device)} than it has"
         case facts.Warned():
             return fact.warning or "all is well again"
         case facts.Returned() | facts.Retried() | facts.Stopping() | facts.Queued():

@@ -13,6 +13,7 @@ from raysched.core.facts import Fact
 from raysched.core.host import KnownHost
 from raysched.core.jobs import Job
 from raysched.core.lease import Lease, Place
+from raysched.core.measured import Over
 from raysched.core.mig import shared
 from raysched.core.node import GPU, GPUInfo, Node, NodeInfo, Refusal
 from raysched.core.state import Reading, State
@@ -112,6 +113,28 @@ def _gpu_observed(state: State, fact: facts.GPUObserved) -> None:
     gpu = _gpu(state, fact.node, fact.gpu)
     if gpu is not None:
         gpu.foreign, gpu.outside, gpu.strangers = fact.foreign, fact.outside, fact.instances
+
+
+def _over_share(state: State, fact: facts.OverShare) -> None:
+    gpu = _gpu(state, fact.node, fact.gpu)
+    if gpu is not None:
+        gpu.over = (*_without(gpu, fact.over.lease, fact.over.device), fact.over)
+
+
+def _back_in_share(state: State, fact: facts.BackInShare) -> None:
+    gpu = _gpu(state, fact.node, fact.gpu)
+    if gpu is not None:
+        gpu.over = _without(gpu, fact.lease, fact.device)
+
+
+def _without(gpu: GPU, lease: str, device: str) -> tuple[Over, ...]:
+    return tuple(over for over in gpu.over if (over.lease, over.device) != (lease, device))
+
+
+def _used(state: State, fact: facts.Used) -> None:
+    lease = state.leases.get(fact.use.lease)
+    if lease is not None:
+        lease.measured[fact.use.gpu] = fact.use.end
 
 
 def _layout_changed(state: State, fact: facts.LayoutChanged) -> None:
@@ -369,6 +392,7 @@ def _free(state: State, lease: str, places: Iterable[Place]) -> None:
 
 def _move_out(node: Node, gpu: GPU, lease: str) -> None:
     del gpu.tenants[lease]
+    gpu.over = tuple(over for over in gpu.over if over.lease != lease)
     if not gpu.tenants:
         gpu.sharing = None
         if not gpu.present:
@@ -389,6 +413,12 @@ def _clock_set(state: State, fact: facts.ClockSet) -> None:
         for gpu in node.gpus.values():
             if gpu.refusals:
                 gpu.refusals = tuple(replace(refusal, at=refusal.at + fact.shift) for refusal in gpu.refusals)
+            gpu.over = tuple(_shifted(over, fact.shift) for over in gpu.over)
+
+
+def _shifted(over: Over, shift: int) -> Over:
+    until = None if over.until is None else over.until + shift
+    return replace(over, since=over.since + shift, until=until)
 
 
 def _forgotten(state: State, fact: facts.Forgotten) -> None:
@@ -414,6 +444,9 @@ _FOLD: dict[type, Callable[[State, Any], None]] = {
     facts.NodeJoined: _node_joined,
     facts.NodeLost: _node_lost,
     facts.GPUObserved: _gpu_observed,
+    facts.OverShare: _over_share,
+    facts.BackInShare: _back_in_share,
+    facts.Used: _used,
     facts.LayoutChanged: _layout_changed,
     facts.CutRefused: _cut_refused,
     facts.RefusalLapsed: _refusal_lapsed,

@@ -12,6 +12,7 @@ from typing import Any
 from raysched.core.host import Host, Origin
 from raysched.core.jobs import GRACE, Kind, Outcome
 from raysched.core.lease import Group, Lease, Place
+from raysched.core.measured import Over, Stretch
 from raysched.core.mig import Cut, Layout
 from raysched.core.node import NodeInfo
 from raysched.core.request import Request
@@ -44,6 +45,36 @@ class GPUObserved:
     foreign: int
     outside: bool
     instances: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class OverShare:
+    """The processes of a lease hold more memory of a GPU than it has, or what is done about it changed."""
+
+    at: int
+    node: str
+    gpu: str
+    over: Over
+
+
+@dataclass(frozen=True, slots=True)
+class BackInShare:
+    """The processes of a lease no longer hold more memory of a device than it has."""
+
+    at: int
+    node: str
+    gpu: str
+    lease: str
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """The use that a lease made of a GPU for a while."""
+
+    at: int
+    node: str
+    use: Stretch
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,6 +349,9 @@ Fact = (
     NodeJoined
     | NodeLost
     | GPUObserved
+    | OverShare
+    | BackInShare
+    | Used
     | LayoutChanged
     | CutRefused
     | RefusalLapsed

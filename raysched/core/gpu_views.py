@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,11 +19,40 @@ View = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
-    """Memory in MiB that was last measured: of each GPU, and of each tenant by (GPU, lease)."""
+class Reading:
+    """What was last measured of a GPU, or of a tenant on it: memory in MiB, and the part of the GPU's compute
+    that was busy, in ten-thousandths, lately and as the `mean` of the last minute; of a GPU its power in
+    watts and its temperature in degrees Celsius. None: not measured."""
 
-    gpus: Mapping[str, int] = field(default_factory=dict[str, int])
-    tenants: Mapping[tuple[str, str], int] = field(default_factory=dict["tuple[str, str]", int])
+    memory: int | None = None
+    busy: int | None = None
+    mean: int | None = None
+    power: int | None = None
+    temperature: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stranger:
+    """A process on a GPU on which its lease has no part, or that has none. `memory` in MiB, None: not told;
+    `lease` is the one that its environment names."""
+
+    pid: int
+    name: str
+    user: str
+    memory: int | None
+    lease: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What was last measured: of each GPU, of each lease by (GPU, lease), and who else is on a GPU."""
+
+    gpus: Mapping[str, Reading] = field(default_factory=dict[str, Reading])
+    tenants: Mapping[tuple[str, str], Reading] = field(default_factory=dict["tuple[str, str]", Reading])
+    strangers: Mapping[str, tuple[Stranger, ...]] = field(default_factory=dict[str, "tuple[Stranger, ...]"])
+
+
+NOTHING = Reading()
 
 
 def gpus_view(state: State, usage: Usage, now: int) -> View:
@@ -60,6 +89,7 @@ def _node_view(state: State, node: Node, usage: Usage, now: int) -> View:
 
 
 def _gpu_view(state: State, gpu: GPU, usage: Usage, now: int) -> View:
+    reading = usage.gpus.get(gpu.info.uuid, NOTHING)
     return {
         "uuid": gpu.info.uuid,
         "index": gpu.info.index,
@@ -79,16 +109,52 @@ def _gpu_view(state: State, gpu: GPU, usage: Usage, now: int) -> View:
         "memory_mib": gpu.info.memory,
         "memory_held_mib": gpu.memory_used,
         "memory_free_mib": gpu.memory_free,
-        "memory_used_mib": usage.gpus.get(gpu.info.uuid),
+        "memory_used_mib": reading.memory,
         "foreign_mib": gpu.foreign,
+        "busy": reading.busy,
+        "busy_mean": reading.mean,
+        "power_w": reading.power,
+        "temperature_c": reading.temperature,
+        "strangers": [_stranger_view(each) for each in _strangers(gpu, usage)],
         "mig": _mig_view(state, gpu, gpu.info.mig) if gpu.info.mig else None,
         "tenants": [_tenant_view(state, gpu, state.leases[lease], usage, now) for lease in gpu.tenants],
+    }
+
+
+def _strangers(gpu: GPU, usage: Usage) -> Iterator[Stranger]:
+    """Who is on a GPU and has no part of it."""
+    there = usage.strangers.get(gpu.info.uuid, ())
+    return (stranger for stranger in there if stranger.lease not in gpu.tenants)
+
+
+def _stranger_view(stranger: Stranger) -> View:
+    return {
+        "pid": stranger.pid,
+        "name": stranger.name,
+        "user": stranger.user,
+        "memory_mib": stranger.memory,
+        "lease": stranger.lease,
+    }
+
+
+def _over_view(gpu: GPU, lease: Lease) -> View | None:
+    """How far a tenant is beyond its share of the memory, and what follows."""
+    over = next((over for over in gpu.over if over.lease == lease.id), None)
+    if over is None:
+        return None
+    return {
+        "used_mib": over.used,
+        "held_mib": over.held,
+        "since": stamp(over.since),
+        "action": over.action,
+        "ends": stamp(over.until),
     }
 
 
 def _tenant_view(state: State, gpu: GPU, lease: Lease, usage: Usage, now: int) -> View:
     job = state.jobs[lease.job]
     slices = gpu.tenants[lease.id]
+    reading = usage.tenants.get((gpu.info.uuid, lease.id), NOTHING)
     return {
         "job": job.id,
         "display": job.display,
@@ -100,7 +166,10 @@ def _tenant_view(state: State, gpu: GPU, lease: Lease, usage: Usage, now: int) -
         "for_s": seconds(job.granted, None, now),
         "share": sum(slice.share for slice in slices),
         "memory_mib": sum(slice.memory for slice in slices),
-        "memory_used_mib": usage.tenants.get((gpu.info.uuid, lease.id)),
+        "memory_used_mib": reading.memory,
+        "busy": reading.busy,
+        "busy_mean": reading.mean,
+        "over": _over_view(gpu, lease),
         "isolation": lease.isolation,
         "mechanism": lease.mechanism,
     }

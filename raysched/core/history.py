@@ -5,14 +5,15 @@ The state forgets jobs that ended long ago; records are for whoever reads the wh
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from raysched.core import facts
 from raysched.core.facts import Fact
 from raysched.core.jobs import Kind, Outcome
-from raysched.core.lease import Place
+from raysched.core.lease import Place, Slice
+from raysched.core.measured import Stretch
 from raysched.core.request import WHOLE
 
 LeaseOutcome = Outcome | Literal["returned"]
@@ -22,8 +23,8 @@ LeaseOutcome = Outcome | Literal["returned"]
 @dataclass(slots=True)
 class JobRecord:
     """One job. Times are milliseconds since 1970, None until they come; `granted` and `started` are those of
-    its first attempt. `attempts` counts grants; `since` is when it last began to wait, `lease` what it
-    has."""
+    its first attempt. `attempts` counts grants; `since` is when it last began to wait, `lease` what it has;
+    `by_memory` says that it asks for memory of a GPU and for no part of its compute."""
 
     job: str
     group: str
@@ -43,14 +44,16 @@ class JobRecord:
     reason: str = ""
     since: int = 0
     lease: str | None = None
+    by_memory: bool = False
 
 
 @dataclass(slots=True)
 class LeaseRecord:
     """One lease. `share` (ten-thousandths of one GPU) and `memory` (MiB) are what it holds of all its GPUs
-    together, `cpus` (ten-thousandths) and `host_memory` (MiB) of all its nodes. The job had `waited` so many
-    ms for it. It was `ended` when its work was over, and `released` when its capacity was free. At a site it
-    holds nothing before it is `placed`; all others are placed as they are granted."""
+    together, and `parts` (share, memory) of each; `cpus` (ten-thousandths) and `host_memory` (MiB) of all its
+    nodes. The job had `waited` so many ms for it. It was `ended` when its work was over, and `released` when
+    its capacity was free. At a site it holds nothing before it is `placed`; all others are placed as they are
+    granted. `used` is what was measured of it, with the time (ms since 1970) of each."""
 
     lease: str
     job: str
@@ -79,6 +82,8 @@ class LeaseRecord:
     code: int | None = None
     reason: str = ""
     placed: int | None = None
+    parts: dict[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
+    used: list[tuple[int, Stretch]] = field(default_factory=list["tuple[int, Stretch]"])
 
 
 class Records:
@@ -108,6 +113,7 @@ class Records:
                 kind=fact.kind,
                 submitted=fact.at,
                 since=fact.at,
+                by_memory=fact.request.memory is not None and fact.request.share is None,
             )
 
     def _granted(self, fact: facts.Granted) -> None:
@@ -137,6 +143,10 @@ class Records:
         lease.placed = lease.placed or fact.at
         for name, value in _held(fact.places).items():
             setattr(lease, name, value)
+
+    def _used(self, fact: facts.Used) -> None:
+        if (lease := self.leases.get(fact.use.lease)) is not None:
+            lease.used.append((fact.at, fact.use))
 
     def _bound(self, fact: facts.Bound) -> None:
         lease = self.leases[fact.lease]
@@ -192,12 +202,15 @@ class Records:
                 for name in _TIMES:
                     if (time := getattr(record, name, None)) is not None:
                         setattr(record, name, time + fact.shift)
+            for lease in self.leases.values():
+                lease.used = [(at + fact.shift, use) for at, use in lease.used]
 
 
 _TIMES = ("submitted", "since", "granted", "placed", "bound", "started", "ended", "released")
 _TAKE: dict[type, Callable[[Records, Any], None]] = {
     facts.Submitted: Records._submitted,
     facts.Granted: Records._granted,
+    facts.Used: Records._used,
     facts.Bound: Records._bound,
     facts.Placed: Records._placed,
     facts.Started: Records._started,
@@ -209,6 +222,14 @@ _TAKE: dict[type, Callable[[Records, Any], None]] = {
     facts.Released: Records._released,
     facts.ClockSet: Records._clock_set,
 }
+
+
+def _parts(slices: Sequence[Slice]) -> dict[str, tuple[int, int]]:
+    parts: dict[str, tuple[int, int]] = {}
+    for slice in slices:
+        share, memory = parts.get(slice.gpu, (0, 0))
+        parts[slice.gpu] = (share + slice.share, memory + slice.memory)
+    return parts
 
 
 def gpu_seconds(lease: LeaseRecord, now: int) -> float:
@@ -227,4 +248,5 @@ def _held(places: tuple[Place, ...]) -> dict[str, Any]:
         "memory": sum(slice.memory for slice in slices),
         "cpus": sum(place.cpus for place in places),
         "host_memory": sum(place.memory for place in places),
+        "parts": _parts(slices),
     }

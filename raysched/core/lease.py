@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from raysched.core.mig import Cut
@@ -60,7 +60,7 @@ class Lease:
 
     `mechanism` names what holds the tenant to its share: "exclusive", "mig", "mps", "memory_limit", "hami",
     or "variables" where only the environment tells it (soft). `groups` has one entry a place once the lease
-    is held in Ray.
+    is held in Ray. `measured` says for each of its GPUs until when (ms since 1970) its use is known.
     """
 
     id: str
@@ -73,3 +73,4 @@ class Lease:
     places: tuple[Place, ...]
     state: LeaseState = "granted"
     groups: tuple[Group, ...] = ()
+    measured: dict[str, int] = field(default_factory=dict[str, int])

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from raysched.core.lease import Slice
+from raysched.core.measured import Over
 from raysched.core.mig import UNCUT, Cut, Geometry, Instance, Layout
 from raysched.core.request import WHOLE, Sharing
 
@@ -99,7 +100,8 @@ class GPU:
     `tenants` maps a lease to its slices: several where it has several MIG instances.
     `foreign` is the memory in MiB that processes without a lease hold, `strangers` the MIG instances that
     they use, by UUID; `outside` is true while somebody holds the GPU in Ray without asking raysched;
-    `present` is false once the node no longer reports it. `refusals` are what its driver would not do.
+    `present` is false once the node no longer reports it. `refusals` are what its driver would not do, `over`
+    the leases whose processes hold more of it than they have.
     """
 
     info: GPUInfo
@@ -113,6 +115,7 @@ class GPU:
     present: bool = True
     strangers: tuple[str, ...] = ()
     refusals: tuple[Refusal, ...] = ()
+    over: tuple[Over, ...] = ()
 
     @property
     def mode(self) -> Mode:

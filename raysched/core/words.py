@@ -71,6 +71,13 @@ def short(uuid: str) -> str:
     return uuid[:12]
 
 
+def exit_of(code: int | None) -> str:
+    """How something ended, by its exit code; None: it left none."""
+    if code is None:
+        return "lost without an exit code"
+    return f"ended by signal {code - 128}" if code > 128 else f"exit code {code}"
+
+
 def too_long(job: Job) -> str:
     """The reason of a job that ran into its max_runtime."""
     return f"ran longer than its max_runtime of {(job.max_runtime or 0) / 1000:g} s"

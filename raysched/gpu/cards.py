@@ -17,6 +17,7 @@ from typing import Any
 from raysched.core.mig import Cut, Instance, Layout
 from raysched.core.node import Mechanism
 from raysched.gpu.driver import ProcessUse
+from raysched.gpu.processes import started
 
 
 @dataclass(slots=True)
@@ -24,7 +25,9 @@ class Card:
     """One simulated GPU. `made` counts the instances that it ever had, so that no UUID comes twice; `refused`
     holds what the driver would not do (a cut, or None for the MIG mode) and why; `pause` is the time in
     seconds that each change takes. `offers` are the mechanisms beside MIG that a test lets it have, `mps` is
-    the pipe directory of its MPS daemon while that runs."""
+    the pipe directory of its MPS daemon while that runs. `born` has the start (in clock ticks) of each
+    process that lived when it came: it is on the card until it ends, and others until they are told to leave.
+    `power` is in watts, `temperature` in degrees Celsius."""
 
     enabled: bool = False
     instances: list[Instance] = field(default_factory=list[Instance])
@@ -35,6 +38,14 @@ class Card:
     pause: float = 0.0
     offers: list[Mechanism] = field(default_factory=list[Mechanism])
     mps: str = ""
+    born: dict[int, int] = field(default_factory=dict[int, int])
+    power: int | None = None
+    temperature: int | None = None
+
+    @property
+    def users(self) -> list[ProcessUse]:
+        """The processes that are on it now."""
+        return [use for use in self.processes if self.born.get(use.pid) in (None, started(use.pid))]
 
     @property
     def layout(self) -> Layout:
@@ -101,6 +112,9 @@ def _card(fields: dict[str, Any]) -> Card:
         pause=fields["pause"],
         offers=fields["offers"],
         mps=fields["mps"],
+        born={int(pid): ticks for pid, ticks in fields["born"].items()},
+        power=fields["power"],
+        temperature=fields["temperature"],
     )
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from raysched.core.mig import Cut
 from raysched.core.node import GPUInfo
 from raysched.core.work import Partition
+from raysched.gpu.owners import User
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,27 +30,38 @@ class Discovery:
 @dataclass(frozen=True, slots=True)
 class ProcessUse:
     """A process that uses a GPU, and the MiB that it holds there; None where the driver does not say.
-    `instance` is the UUID of the MIG instance that it is in, None for one that is in none."""
+    `instance` is the UUID of the MIG instance that it is in, None for one that is in none. `busy` is the part
+    of the GPU's compute that it used since the last look, in ten-thousandths, None where that is not measured
+    for processes. `graphics`: it only draws, as a display server does."""
 
     pid: int
     memory_mib: int | None
     instance: str | None = None
+    busy: int | None = None
+    graphics: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class GPUUse:
-    """What is in use of one GPU in MiB, by whom. None: nothing was measured."""
+    """What is in use of one GPU in MiB, by whom. `busy` is the part of its compute, in ten-thousandths, that
+    was used since the last look, `instances` the same for MIG instances by UUID, as parts of the whole GPU;
+    `power` in watts, `temperature` in degrees Celsius. None: it was not measured."""
 
     memory_mib: int | None
     processes: tuple[ProcessUse, ...] = ()
+    busy: int | None = None
+    instances: dict[str, int] = field(default_factory=dict[str, int])
+    power: int | None = None
+    temperature: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What is in use of each GPU, by UUID, and the lease of each process that uses one; None: it has none."""
+    """What is in use of each GPU, by UUID, and whose the processes are that use one; one that is gone, or in
+    another container, is left out."""
 
     uses: dict[str, GPUUse]
-    leases: dict[int, str | None]
+    users: dict[int, User]
 
 
 class PartitionRefused(Exception):

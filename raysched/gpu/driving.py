@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from raysched.gpu.driver import Driver, Sample
-from raysched.gpu.processes import leases_of
+from raysched.gpu.owners import Owners
 
 T = TypeVar("T")
 
@@ -17,6 +17,7 @@ class Driving:
 
     def __init__(self, driver: Driver) -> None:
         self.driver = driver
+        self._owners = Owners()
         self._lock = asyncio.Lock()
 
     async def do(self, call: Callable[..., T], *arguments: object) -> T:
@@ -29,5 +30,5 @@ class Driving:
         """Who uses the GPUs now."""
         uses = await self.do(self.driver.sample)
         pids = [process.pid for use in uses.values() for process in use.processes]
-        leases = await asyncio.to_thread(leases_of, pids) if pids else {}
-        return Sample(uses, leases)
+        users = await asyncio.to_thread(self._owners.of, pids) if pids else {}
+        return Sample(uses, users)

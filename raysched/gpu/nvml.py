@@ -13,7 +13,7 @@ import pynvml
 from raysched.core.mig import UNCUT, Geometry
 from raysched.core.node import GPUInfo, Mechanism
 from raysched.core.work import Partition
-from raysched.gpu import instances, usage
+from raysched.gpu import activity, instances, usage
 from raysched.gpu.answers import NO_GPUS, asked, code, worded
 from raysched.gpu.driver import Discovery, GPUUse, PartitionRefused
 from raysched.gpu.geometries import named
@@ -48,6 +48,7 @@ class NVMLDriver:
         self._geometries: dict[tuple[str, bool | None], Geometry] = {}
         self._seen: dict[str, GPUInfo] = {}
         self._cuda: str | None = None
+        self._activity = activity.Activity()
         self._open = False
         self._start()
 
@@ -173,12 +174,27 @@ class NVMLDriver:
         """What is in use of a GPU; None where it does not answer. Its MPS daemon is nobody's process."""
         try:
             memory = usage.memory(handle)
-            found = usage.processes(handle, instances.devices(handle))
+            devices = instances.devices(handle)
+            processes = usage.processes(handle, devices)
+            busy = self._busy(uuid, handle, devices)
         except pynvml.NVMLError as problem:
             _log.warning("GPU %s can't be read: %s.", uuid, problem)
             return None
-        used = None if memory is None else usage.mib(memory.used)
-        return GPUUse(used, tuple(each for each in found if not self._daemons.owns(uuid, each.pid)))
+        others = [process for process in processes if not self._daemons.owns(uuid, process.pid)]
+        return GPUUse(
+            None if memory is None else usage.mib(memory.used),
+            tuple(replace(process, busy=busy.of(process.pid)) for process in others),
+            busy.gpu,
+            busy.instances,
+            activity.power(handle),
+            activity.temperature(handle),
+        )
+
+    def _busy(self, uuid: str, handle: Any, devices: list[tuple[str, Any]]) -> activity.Busy:
+        if not devices:
+            return self._activity.whole(uuid, handle)
+        mig = self._geometry(uuid, handle)
+        return self._activity.cut(handle, devices, mig.slices) if mig else activity.Busy()
 
     # ------------------------------------------------------------ cutting
 
@@ -239,6 +255,7 @@ class NVMLDriver:
             self._open = False
             self._health.deafen()
             self._health.forget()
+            self._activity.forget()
             asked(pynvml.nvmlShutdown)
 
     def _ours(self, places: list[Identity] | None = None) -> Iterator[tuple[int, str, Any]]:

@@ -49,10 +49,10 @@ def tree(pid: int) -> frozenset[Process]:
     )
 
 
-def leases_of(pids: Iterable[int]) -> dict[int, str | None]:
-    """The lease of each of these processes; None for one that has none or is gone."""
-    leases = {process.pid: lease for process, lease in _leases({}).items()}
-    return {pid: leases.get(pid) for pid in pids}
+def started(pid: int) -> int | None:
+    """When a process started, in clock ticks since the machine's start; None if it is gone."""
+    process = find(pid)
+    return None if process is None else process.started
 
 
 def processes_of(lease_id: str) -> frozenset[Process]:
@@ -79,9 +79,9 @@ def end_processes(lease_id: str, grace_s: float, exclude: Iterable[int] = ()) ->
         if overdue > _STUBBORN_S:
             raise RayschedError(_stuck(lease_id, left))
         if overdue >= 0:
-            _signal(left, signal.SIGKILL)
+            send(left, signal.SIGKILL)
         else:
-            _signal(left - asked, signal.SIGTERM)
+            send(left - asked, signal.SIGTERM)
             asked |= left
         time.sleep(pause)
 
@@ -96,7 +96,7 @@ def _left(lease_id: str, before: frozenset[Process], spared: set[int]) -> frozen
 def _leases(remembered: Mapping[Process, str]) -> dict[Process, str | None]:
     """The lease of every running process."""
     processes = _running()
-    marks = {process: _mark(process.pid) or remembered.get(process) for process in processes.values()}
+    marks = {process: mark(process.pid) or remembered.get(process) for process in processes.values()}
     return {
         process: next((marks[p] for p in _lineage(process, processes) if marks[p]), None)
         for process in processes.values()
@@ -113,11 +113,11 @@ def _lineage(process: Process, processes: Mapping[int, Process]) -> Iterator[Pro
 
 
 def _running() -> dict[int, Process]:
-    found = (_read(int(entry)) for entry in os.listdir("/proc") if entry.isdecimal())
+    found = (find(int(entry)) for entry in os.listdir("/proc") if entry.isdecimal())
     return {process.pid: process for process in found if process is not None}
 
 
-def _read(pid: int) -> Process | None:
+def find(pid: int) -> Process | None:
     """The process with that id; None if it is gone, or a zombie, which holds nothing any more."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
@@ -131,7 +131,7 @@ def _read(pid: int) -> Process | None:
     return Process(pid, started, parent, name)
 
 
-def _mark(pid: int) -> str | None:
+def mark(pid: int) -> str | None:
     """The lease that a process's environment names. Raises OSError where nothing can be read now (too many
     open files): a lease whose processes can't be seen for a moment is not over."""
     try:
@@ -143,14 +143,14 @@ def _mark(pid: int) -> str | None:
     return value.decode(errors="replace") or None
 
 
-def _signal(processes: Iterable[Process], number: signal.Signals) -> None:
+def send(processes: Iterable[Process], number: signal.Signals) -> None:
     """Send a signal to exactly these processes, never to a later one with the same id. One of another user
     is passed over: it shows in what is left."""
     for process in processes:
         with suppress(ProcessLookupError, PermissionError):
             descriptor = os.pidfd_open(process.pid)
             try:
-                if _read(process.pid) == process:
+                if find(process.pid) == process:
                     signal.pidfd_send_signal(descriptor, number)
             finally:
                 os.close(descriptor)

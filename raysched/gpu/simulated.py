@@ -14,6 +14,7 @@ from pathlib import Path
 
 from raysched.core.mig import DAEMON, Cut, Geometry, Instance
 from raysched.core.node import GPUInfo, Mechanism
+from raysched.core.request import WHOLE
 from raysched.core.work import Partition
 from raysched.errors import ConfigError
 from raysched.gpu.cards import Card, Cards, path_of
@@ -52,8 +53,8 @@ class SimulatedDriver:
         return replace(gpu, layout=card.layout, fault=card.fault, mechanisms=mechanisms)
 
     def sample(self) -> dict[str, GPUUse]:
-        """Nothing is measured; processes are those that a test put there."""
-        return {gpu.uuid: GPUUse(None, tuple(self._cards[gpu.uuid].processes)) for gpu in self._gpus}
+        """What a test put there; without that nothing is measured."""
+        return {gpu.uuid: _use(self._cards[gpu.uuid]) for gpu in self._gpus}
 
     def partition(self, change: Partition) -> None:
         """Cut a GPU, one step after the other. Raises PartitionRefused as the real driver would."""
@@ -108,11 +109,25 @@ def _made_up(index: int, model: str, node: str) -> GPUInfo:
     return GPUInfo(name, index, model, MODELS[model], mig=mig, mechanisms=mechanisms)
 
 
+def _use(card: Card) -> GPUUse:
+    """What is in use of a card: the sum of what its processes use."""
+    users = card.users
+    memory = [use.memory_mib for use in users if use.memory_mib is not None]
+    busy = [use.busy for use in users if use.busy is not None]
+    return GPUUse(
+        sum(memory) if memory else None,
+        tuple(users),
+        min(WHOLE, sum(busy)) if busy else None,
+        power=card.power,
+        temperature=card.temperature,
+    )
+
+
 def _destroy(card: Card, mig: Geometry, cut: Cut) -> None:
     there = next((each for each in card.instances if each.cut == cut), None)
     if there is None:
         return
-    if users := [str(use.pid) for use in card.processes if use.instance == there.uuid]:
+    if users := [str(use.pid) for use in card.users if use.instance == there.uuid]:
         raise PartitionRefused(
             f"{named(mig, cut)} can't be destroyed: process {', '.join(users)} uses it", cut
         )
@@ -124,8 +139,8 @@ def _switch(card: Card, gpu: GPUInfo, on: bool) -> None:
     if card.enabled == on:
         return
     what = f"MIG mode of {gpu.uuid} can't be turned {'on' if on else 'off'}"
-    if card.processes:
-        raise PartitionRefused(f"{what}: process {card.processes[0].pid} uses the GPU")
+    if users := card.users:
+        raise PartitionRefused(f"{what}: process {users[0].pid} uses the GPU")
     if card.instances:
         raise PartitionRefused(f"{what}: it still has MIG instances")
     _obey(card, None)

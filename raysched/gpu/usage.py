@@ -13,11 +13,12 @@ from raysched.gpu.driver import ProcessUse
 MIB = 2**20
 Read = Callable[[Any], list[Any]]
 
-LISTS: tuple[Read, ...] = (
-    pynvml.nvmlDeviceGetComputeRunningProcesses_v3,
-    pynvml.nvmlDeviceGetGraphicsRunningProcesses_v3,
-    pynvml.nvmlDeviceGetMPSComputeRunningProcesses_v3,
+LISTS: tuple[tuple[Read, bool], ...] = (
+    (pynvml.nvmlDeviceGetComputeRunningProcesses_v3, False),
+    (pynvml.nvmlDeviceGetMPSComputeRunningProcesses_v3, False),
+    (pynvml.nvmlDeviceGetGraphicsRunningProcesses_v3, True),
 )
+"""The lists of processes, and whether those in one only draw."""
 
 
 def memory(handle: Any) -> Any:
@@ -46,17 +47,17 @@ def processes(handle: Any, devices: list[tuple[str, Any]]) -> tuple[ProcessUse, 
     """
     uses: dict[int, ProcessUse] = {}
     for instance, device in [*devices, (None, handle)]:
-        for process in _listed(device):
+        for process, graphics in _listed(device):
             used = process.usedGpuMemory
-            use = ProcessUse(process.pid, None if used is None else mib(used), instance)
+            use = ProcessUse(process.pid, None if used is None else mib(used), instance, graphics=graphics)
             uses.setdefault(process.pid, use)
     return tuple(uses[pid] for pid in sorted(uses))
 
 
-def _listed(handle: Any) -> Iterator[Any]:
-    for read in LISTS:
+def _listed(handle: Any) -> Iterator[tuple[Any, bool]]:
+    for read, graphics in LISTS:
         try:
-            yield from read(handle)
+            yield from ((process, graphics) for process in read(handle))
         except pynvml.NVMLError as problem:
             if code(problem) not in (*UNKNOWN, FORBIDDEN):
                 raise

@@ -6,18 +6,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from raysched.core import commands, gpu_views
 from raysched.core.commands import Command
+from raysched.core.measured import USUAL, Guidance, Policy
 from raysched.core.node import NodeInfo
 from raysched.core.work import Partition
 from raysched.gpu.driver import PartitionRefused, Sample
+from raysched.gpu.meter import Meter
+from raysched.gpu.processes import Process
+from raysched.gpu.strays import Stray, Strays
 
 DESCRIBE_S = 5.0
 """Time between two descriptions of the node to the ledger, which writes down only what changed."""
-SAMPLE_S = 2.0
+TELL_S = 600.0
+"""Time after which the use that leases made so far is written down; at their end it is as well."""
 RETRY_S = 2.0
 POLL_S = 10.0
 """How long the ledger is asked to wait for GPUs that have to be cut. What could not be cut for a reason that
@@ -41,6 +48,10 @@ class Machine(Protocol):
         """Cut a GPU; what is so already is left as it is. Raises PartitionRefused."""
         ...
 
+    async def end_strays(self, processes: tuple[Process, ...], kill: bool) -> None:
+        """Send SIGTERM to exactly these processes, or with `kill` SIGKILL; silent where one is gone."""
+        ...
+
 
 class Ledger(Protocol):
     """What a watch asks of the ledger. Any call may fail, and is made again."""
@@ -53,9 +64,30 @@ class Ledger(Protocol):
         """How the GPUs of a node have to be cut: as soon as that is not `version`, or after the time."""
         ...
 
-    async def sample(self, node: str, usage: gpu_views.Usage) -> None:
-        """Take what was measured on a node just now."""
+    async def sample(self, node: str, usage: gpu_views.Usage) -> Guidance:
+        """Take what was measured on a node just now; the answer says who has a part of its GPUs."""
         ...
+
+
+Show = Callable[[str, gpu_views.Usage, Guidance, Sequence[Stray]], None]
+"""Told after each sample: the node, what was measured, who has what, and who was asked to end."""
+
+
+def _show_nobody(node: str, usage: gpu_views.Usage, guidance: Guidance, ended: Sequence[Stray]) -> None:
+    """Nobody else wants to know."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How nodes are watched: what is done about those who take more than they have, how many seconds lie
+    between two samples, and who is shown them."""
+
+    policy: Policy = USUAL
+    every: float = 2.0
+    show: Show = _show_nobody
+
+
+USUAL_RULES = Rules()
 
 
 class Watch:
@@ -67,6 +99,7 @@ class Watch:
         machine: Machine,
         ledger: Ledger,
         seen: Callable[[NodeInfo], Command] = commands.NodeSeen,
+        rules: Rules = USUAL_RULES,
     ) -> None:
         self.node = node
         self.uuids: frozenset[str] = frozenset()
@@ -76,17 +109,27 @@ class Watch:
         self._cutting = asyncio.Lock()
         self._describing = asyncio.Lock()
         self._version = -1
+        self._rules = rules
+        self._meter = Meter(node, rules.policy)
+        self._strays = Strays(rules.policy)
+        self._guidance = Guidance()
 
     async def run(self) -> None:
         """Go on until cancelled."""
-        steps = ((self.describe, DESCRIBE_S), (self._sample, SAMPLE_S), (self._partition, 0.0))
+        steps = (
+            (self.describe, DESCRIBE_S),
+            (self._sample, self._rules.every),
+            (self._tell_use, TELL_S),
+            (self._partition, 0.0),
+        )
         await asyncio.gather(*(self._repeat(step, every) for step, every in steps))
 
     async def _repeat(self, step: Callable[[], Awaitable[None]], every: float) -> None:
         while True:
+            begun = time.monotonic()
             try:
                 await step()
-                await asyncio.sleep(every)
+                await asyncio.sleep(max(0.0, begun + every - time.monotonic()))
             except Exception:
                 log.exception("node %s: a step failed and is tried again", self.node)
                 await asyncio.sleep(RETRY_S)
@@ -137,27 +180,43 @@ class Watch:
         if not self.uuids:
             return
         sample = await self._machine.sample()
-        await self._ledger.sample(self.node, _usage(sample))
-        told = tuple(_strange(self.node, uuid, sample) for uuid in sample.uses)
-        await self._ledger.tell(told)
+        now = time.monotonic_ns() // 1_000_000
+        measured = self._meter.take(sample, self._guidance.tenants, now)
+        self._guidance = await self._ledger.sample(self.node, measured.usage)
+        await self._ledger.tell(measured.told)
+        due = self._strays.look(measured.seen, self._guidance.orphans, now)
+        for stray in due.new:
+            log.warning("node %s: %s", self.node, _worded(stray))
+        for stray in due.ask:
+            log.warning("node %s: it is told to end: %s", self.node, _worded(stray))
+        if due.ask:
+            await self._machine.end_strays(tuple(stray.process for stray in due.ask), False)
+        if due.kill:
+            await self._machine.end_strays(tuple(stray.process for stray in due.kill), True)
+        self._rules.show(self.node, measured.usage, self._guidance, due.ask)
+
+    # ------------------------------------------------------------ the use of each lease
+
+    async def tell_use(self, lease: str) -> None:
+        """Have the use that a lease made written down: it ends now."""
+        self._meter.close(_wall_clock(), lease)
+        await self._tell_closed()
+
+    async def _tell_use(self) -> None:
+        """Have the use that all leases made so far written down."""
+        self._meter.close(_wall_clock())
+        await self._tell_closed()
+
+    async def _tell_closed(self) -> None:
+        if told := self._meter.closed():
+            await self._ledger.tell((commands.Measured(self.node, told),))
+            self._meter.forget(told)
 
 
-def _usage(sample: Sample) -> gpu_views.Usage:
-    gpus = {uuid: use.memory_mib for uuid, use in sample.uses.items() if use.memory_mib is not None}
-    tenants: dict[tuple[str, str], int] = {}
-    for uuid, use in sample.uses.items():
-        for process in use.processes:
-            lease = sample.leases.get(process.pid)
-            if lease is not None and process.memory_mib is not None:
-                tenants[uuid, lease] = tenants.get((uuid, lease), 0) + process.memory_mib
-    return gpu_views.Usage(gpus, tenants)
+def _wall_clock() -> int:
+    return time.time_ns() // 1_000_000
 
 
-def _strange(node: str, gpu: str, sample: Sample) -> commands.Usage:
-    """What processes without a lease hold. One whose memory the driver does not tell counts as 1 MiB: the GPU
-    is in use, though nobody can say how much of it."""
-    uses = sample.uses[gpu].processes
-    strangers = [process for process in uses if sample.leases.get(process.pid) is None]
-    memory = sum(1 if process.memory_mib is None else process.memory_mib for process in strangers)
-    instances = {process.instance for process in strangers if process.instance is not None}
-    return commands.Usage(node, gpu, memory, tuple(sorted(instances)))
+def _worded(stray: Stray) -> str:
+    whose = f"of lease {stray.lease}, which is over," if stray.lease else "without a lease"
+    return f"process {stray.process.pid} ({stray.process.name}) {whose} is on {stray.gpu}"

@@ -86,6 +86,11 @@ _LEASES = {
     "waited_s": "Float64",
     "held_s": "Float64",
     "gpu_seconds": "Float64",
+    "measured_s": "Float64",
+    "gpu_seconds_used": "Float64",
+    "busy_peak": "Float64",
+    "memory_used_mean_mib": "Float64",
+    "memory_used_peak_mib": "Int64",
     "outcome": "string",
     "code": "Int64",
     "reason": "string",
@@ -122,9 +127,27 @@ def _leases(records: Iterable[LeaseRecord], now: int) -> pd.DataFrame:
             "waited_s": lease.waited / 1000,
             "held_s": held / 1000,
             "gpu_seconds": gpu_seconds(lease, now),
+            **_use(lease),
         }
         rows.add(*(known[name] if name in known else getattr(lease, name) for name in _LEASES))
     return rows.frame(_LEASES)
+
+
+def _use(lease: LeaseRecord) -> dict[str, Any]:
+    """What was measured of a lease; nothing where nothing was."""
+    uses = [use for _, use in lease.used]
+    busy = [use for use in uses if use.busy is not None]
+    by_gpu = {gpu: [use for use in uses if use.gpu == gpu] for gpu in dict.fromkeys(use.gpu for use in uses)}
+    times = {gpu: sum(use.ms for use in own) for gpu, own in by_gpu.items()}
+    means = [sum(use.memory * use.ms for use in own) / times[gpu] for gpu, own in by_gpu.items()]
+    peaks = [max(use.memory_peak for use in own) for own in by_gpu.values()]
+    return {
+        "measured_s": max(times.values()) / 1000 if times else None,
+        "gpu_seconds_used": sum(use.ms * (use.busy or 0) for use in busy) / WHOLE / 1000 if busy else None,
+        "busy_peak": max(use.busy_peak or 0 for use in busy) / WHOLE if busy else None,
+        "memory_used_mean_mib": sum(means) if means else None,
+        "memory_used_peak_mib": sum(peaks) if peaks else None,
+    }
 
 
 def _jobs(records: Iterable[JobRecord], leases: pd.DataFrame) -> pd.DataFrame:

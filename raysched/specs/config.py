@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar, TypeVar
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
@@ -25,6 +25,7 @@ _PASSWORD = re.compile(r"(://[^/@]*?):[^/@]*@")
 _NOT_YET = {"k8s": "the k8s backend is not in this version: remove it"}
 
 SHORTEST_SILENCE = 15_000
+SHORTEST_SAMPLE = 1_000
 
 Part = TypeVar("Part", bound=Fields)
 Section = Annotated[Part, BeforeValidator(filled)]
@@ -62,6 +63,13 @@ def check_silence(milliseconds: int) -> int:
         raise ValueError(
             f"must be at least {SHORTEST_SILENCE // 1000}s, or programs that are alive lose GPUs"
         )
+    return milliseconds
+
+
+def check_sample(milliseconds: int) -> int:
+    """What a GPU tells is a mean over up to a second. Raises ValueError for less than that."""
+    if milliseconds < SHORTEST_SAMPLE:
+        raise ValueError(f"must be at least {SHORTEST_SAMPLE // 1000}s: a GPU tells nothing more often")
     return milliseconds
 
 
@@ -116,8 +124,35 @@ class Backends(Fields):
     slurm: SlurmBackend | None = Field(default=None, description="A Slurm site; null: none.")
 
 
+class Watchdog(Fields):
+    """What is done about those who use more of a GPU than they have."""
+
+    sample: Annotated[Duration, AfterValidator(check_sample)] = Field(
+        default=2_000, description="How often each GPU is measured.", examples=["1s", "10s"]
+    )
+    over_memory: Literal["report", "warn", "end"] = Field(
+        default="warn",
+        description="A tenant that holds more memory than it has: report it, warn its owner, or end the job.",
+    )
+    orphans: Literal["report", "end"] = Field(
+        default="end", description="Processes on a GPU whose lease is over: report or end them."
+    )
+    without_lease: Literal["report", "end"] = Field(
+        default="report", description="Processes on a GPU that never had a lease: report or end them."
+    )
+    grace: Duration = Field(
+        default=60_000,
+        description="The time from the first sight to the end.",
+        examples=["60s", "5m"],
+    )
+
+
 class Policy(Fields):
     """Rules of the ledger."""
+
+    watchdog: Section[Watchdog] = Field(
+        default=Watchdog(), description="What is done about those who use more of a GPU than they have."
+    )
 
     silence: Annotated[Duration, AfterValidator(check_silence)] = Field(
         default=60_000,

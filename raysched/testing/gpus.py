@@ -7,8 +7,10 @@ from pathlib import Path
 
 from raysched.core.mig import Cut, Instance, Layout
 from raysched.core.node import Mechanism
+from raysched.core.request import WHOLE
 from raysched.gpu.cards import Cards, path_of
 from raysched.gpu.driver import ProcessUse
+from raysched.gpu.processes import started
 
 
 class SimulatedGPUs:
@@ -48,15 +50,37 @@ class SimulatedGPUs:
             card.instances = made
             return card.layout.instances
 
-    def use(self, gpu: str, pid: int, memory_mib: int | None, instance: str | None = None) -> None:
-        """Let a process be on a GPU, or on one of its MIG instances."""
+    def use(
+        self,
+        gpu: str,
+        pid: int,
+        memory_mib: int | None,
+        instance: str | None = None,
+        busy: float | None = None,
+        *,
+        graphics: bool = False,
+    ) -> None:
+        """Let a process be on a GPU, or on one of its MIG instances: holding so much memory, and keeping the
+        part `busy` (0 to 1) of the GPU so. A process that lives is on it until it ends; said again, what it
+        holds changes."""
+        part = None if busy is None else round(busy * WHOLE)
         with self._cards.change(gpu) as card:
-            card.processes.append(ProcessUse(pid, memory_mib, instance))
+            card.processes = [use for use in card.users if use.pid != pid]
+            card.processes.append(ProcessUse(pid, memory_mib, instance, part, graphics))
+            ticks = started(pid)
+            if ticks is not None:
+                card.born[pid] = ticks
 
     def leave(self, gpu: str) -> None:
         """Let no process be on a GPU any more."""
         with self._cards.change(gpu) as card:
             card.processes.clear()
+            card.born.clear()
+
+    def warm(self, gpu: str, watts: int | None, celsius: int | None) -> None:
+        """Let a GPU draw so much power and have this temperature; None: it does not tell."""
+        with self._cards.change(gpu) as card:
+            card.power, card.temperature = watts, celsius
 
     def offer(self, gpu: str, *mechanisms: Mechanism) -> None:
         """Let a GPU have these means, beside MIG, to hold tenants to their shares: `mps` with a daemon that

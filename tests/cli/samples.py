@@ -120,6 +120,9 @@ def tenant(**changes: Any) -> dict[str, Any]:
         "share": 2500,
         "memory_mib": 20_377,
         "memory_used_mib": 18_637,
+        "busy": 3100,
+        "busy_mean": 2800,
+        "over": None,
         "isolation": "soft",
         "mechanism": "variables",
     }
@@ -205,6 +208,11 @@ def gpus() -> dict[str, Any]:
         "memory_free_mib": 20_378,
         "memory_used_mib": 31_000,
         "foreign_mib": 0,
+        "busy": 7300,
+        "busy_mean": 6100,
+        "power_w": 312,
+        "temperature_c": 61,
+        "strangers": [],
         "mig": uncut(),
         "tenants": [tenant(), bo | {"memory_mib": 40_755, "memory_used_mib": 12_698}],
     }
@@ -218,17 +226,21 @@ def gpus() -> dict[str, Any]:
         "memory_held_mib": 0,
         "memory_free_mib": 81_510,
         "memory_used_mib": 0,
+        "busy": 0,
+        "busy_mean": 0,
+        "power_w": 58,
+        "temperature_c": 31,
         "tenants": [],
     }
     node = {
         "name": "node-a",
         "alive": True,
         "draining": False,
+        "closed": "",
         "simulated": False,
         "driver": "570.86",
         "cuda": "12.8",
         "problem": "",
-        "closed": "",
         "backends": ["ray", "vm"],
         "cpus": {"total": 32.0, "used": 8.0},
         "memory_mib": {"total": 257_000, "used": 12_288},
@@ -278,3 +290,91 @@ def status() -> dict[str, Any]:
         "gpus": {"total": 2, "free": 1, "shared": 1, "exclusive": 0, "mig": 0, "share_used": 7500},
         "jobs": {"running": 3, "waiting": 1},
     }
+
+
+def over(**changes: Any) -> dict[str, Any]:
+    """A tenant is over its memory and will be ended."""
+    sample: dict[str, Any] = {
+        "used_mib": 21_000,
+        "held_mib": 20_377,
+        "since": "2025-03-30T00:31:00.000Z",
+        "action": "end",
+        "ends": "2025-03-30T00:32:00.000Z",
+    }
+    return sample | changes
+
+
+def stranger(**changes: Any) -> dict[str, Any]:
+    """A process without a lease."""
+    sample: dict[str, Any] = {
+        "pid": 4711,
+        "name": "python3",
+        "user": "eve",
+        "memory_mib": 2_048,
+        "lease": None,
+    }
+    return sample | changes
+
+
+def busy_gpus() -> dict[str, Any]:
+    """The same GPUs with one tenant that is over its memory, and strangers."""
+    answer = gpus()
+    shared, free = answer["nodes"][0]["gpus"]
+    shared["tenants"][0] |= {"over": over(), "memory_used_mib": 21_000}
+    shared["strangers"] = [stranger(), stranger(pid=12, lease="0b1c2d3e4f.1", memory_mib=None)]
+    free |= {"busy": None, "busy_mean": None, "power_w": None, "temperature_c": None, "memory_used_mib": None}
+    return answer
+
+
+def usage(by: str = "queue") -> dict[str, Any]:
+    """What two of them were granted and used."""
+    row: dict[str, Any] = {
+        "name": "nlp/search",
+        "id": "77aa01b2c3" if by == "job" else None,
+        "jobs": 12,
+        "leases": 14,
+        "gpu_hours": 1234.5,
+        "gpu_hours_measured": 1200.0,
+        "gpu_hours_used": 402.25,
+        "busy": 3352,
+        "memory": 6100,
+        "memory_peak_mib": 18_637,
+    }
+    nothing = {"gpu_hours_measured": 0.0, "gpu_hours_used": None, "busy": None, "memory": None}
+    other = (
+        row
+        | nothing
+        | {"name": "vision", "jobs": 1, "leases": 1, "gpu_hours": 0.0123, "memory_peak_mib": None}
+    )
+    times = {"from": "2025-03-23T00:30:00.000Z", "to": "2025-03-30T00:30:00.000Z"}
+    return {"by": by, **times, "rows": [row, other]}
+
+
+def advice() -> dict[str, Any]:
+    """Two jobs that could take less."""
+    first: dict[str, Any] = {
+        "name": "embed",
+        "user": "ana",
+        "queue": "nlp",
+        "leases": 31,
+        "measured_s": 86_400.0,
+        "share": 10_000,
+        "memory_mib": 81_920,
+        "memory_peak_mib": 9_300,
+        "busy_mean": 1_250,
+        "busy_peak": 4_000,
+        "gpu_fraction": 0.2,
+        "gpu_memory": None,
+        "frees": 8_000,
+        "gpu_hours": 120.0,
+        "gpu_hours_freed": 96.0,
+    }
+    second = first | {"name": "serve", "user": "bo", "leases": 1, "share": 2_500, "memory_mib": 20_480}
+    second |= {
+        "gpu_fraction": None,
+        "gpu_memory": "12GiB",
+        "frees": 1_000,
+        "gpu_hours": 3.5,
+        "gpu_hours_freed": 1.4,
+    }
+    return {"from": "2025-03-23T00:30:00.000Z", "to": "2025-03-30T00:30:00.000Z", "advice": [first, second]}

@@ -9,7 +9,7 @@ import pytest
 import samples
 from rich.text import Text
 
-from raysched.cli import checks, gpu_map, job_detail, job_list
+from raysched.cli import checks, gpu_map, job_detail, job_list, top, usage_lines
 
 LONG = "a-name-of-sixty-characters-that-goes-on-and-on-until-it-ends"
 MIXED = [
@@ -24,6 +24,11 @@ VIEWS: list[Callable[[int | None], list[Text]]] = [
     lambda width: gpu_map.gpu_map(
         {"nodes": [{**samples.gpus()["nodes"][0], "gpus": [samples.cut_gpu()]}]}, width
     ),
+    lambda width: top.top_lines(samples.busy_gpus(), width),
+    lambda width: usage_lines.usage_lines(samples.usage(), width),
+    lambda width: usage_lines.usage_lines(samples.usage("job"), width),
+    lambda width: usage_lines.advice_lines(samples.advice(), width),
+    lambda width: usage_lines.advice_lines({**samples.advice(), "advice": []}, width),
     lambda width: job_list.queue_table([samples.waiting(), samples.waiting(display=LONG)], width),
     lambda width: job_list.system_summary(samples.status(), "http://127.0.0.1:8274", MIXED, width),
     lambda width: job_list.overview(MIXED, width),
@@ -121,6 +126,60 @@ def test_what_others_use_of_a_gpu_is_shown() -> None:
     assert "outside" in text
     assert "held in Ray by somebody who did not ask raysched" in text
     assert "2.0 GiB used by processes without a lease" in text
+
+
+def test_top_has_what_is_used_beside_what_is_had() -> None:
+    lines = _plain(top.top_lines(samples.busy_gpus(), 80))
+    assert lines[:4] == [
+        "2 GPUs  granted 37.5 %  busy 73 %  memory 30.3 of 79.6 GiB",
+        "GPU, job          has  busy  1 min       memory used  remark",
+        " 0 GPU-3f2a8c1d  75 %  73 %   61 %  30.3 of 79.6 GiB  shared, 312 W, 61 °C",
+        "   hpo[0]        25 %  31 %   28 %  20.5 of 19.9 GiB  over its memory, ends at",
+    ]
+    assert lines[7:] == [
+        "   pid 4711                                  2.0 GiB  python3: no lease",
+        "   pid 12                                          ?  python3: not on this GPU:",
+        "                                                      0b1c2d3e4f.1",
+        " 1 GPU-9b1c77e0   0 %     -      -     - of 79.6 GiB  free",
+    ]
+
+
+def test_top_on_a_wide_terminal_has_users_too_and_a_line_each() -> None:
+    lines = _plain(top.top_lines(samples.busy_gpus(), 200))
+    assert len(lines) == 8
+    assert lines[3].startswith("   hpo[0]        25 %  31 %   28 %  20.5 of 19.9 GiB  ana   over its memory")
+    assert lines[3].endswith("unless it uses less")
+
+
+def test_top_names_the_nodes_where_there_are_several() -> None:
+    answer = samples.busy_gpus()
+    answer["nodes"].append({**samples.gpus()["nodes"][0], "name": "node-b", "alive": False, "gpus": []})
+    lines = _plain(top.top_lines(answer, 80))
+    assert lines[2] == "node-a"
+    assert lines[-1].split() == ["node-b", "lost"]
+
+
+def test_usage() -> None:
+    assert _plain(usage_lines.usage_lines(samples.usage(), 80)) == [
+        "queue       jobs  leases  GPU-hours  used    busy  memory  peak memory",
+        "nlp/search    12      14      1,234   402  33.5 %    61 %  18.2 GiB",
+        "vision         1       1     0.0123     -       -       -  -",
+        "- was not measured: the GPU does not tell, or none was used for long enough",
+    ]
+    assert _plain(usage_lines.usage_lines(samples.usage("job"), 200))[1].split()[:3] == [
+        "nlp/search",
+        "77aa01b2c3",
+        "12",
+    ]
+
+
+def test_advice() -> None:
+    assert _plain(usage_lines.advice_lines(samples.advice(), 80)) == [
+        "job    user  leases    has    busy      peak memory  could ask for      frees",
+        "embed  ana       31  100 %  12.5 %  9.1 of 80.0 GiB  gpu_fraction: 0.2  80 %",
+        "serve  bo         1   25 %  12.5 %  9.1 of 20.0 GiB  gpu_memory: 12GiB  10 %",
+        "2 jobs would free 97.40 of 124 GPU-hours",
+    ]
 
 
 def test_memory_that_nobody_measured_is_not_made_up() -> None:

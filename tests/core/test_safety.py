@@ -19,6 +19,7 @@ from raysched.core.commands import (
     Gone,
     Held,
     JobRequest,
+    Measured,
     NodeGone,
     NodeSeen,
     Outside,
@@ -32,9 +33,10 @@ from raysched.core.commands import (
 from raysched.core.decide import NODE_PATIENCE
 from raysched.core.evolve import evolve
 from raysched.core.facts import Fact
-from raysched.core.gpu_views import Usage as Measured
+from raysched.core.gpu_views import Usage as Readings
 from raysched.core.gpu_views import gpus_view
 from raysched.core.jobs import ENDED, NEXT
+from raysched.core.measured import Policy, Stretch, TenantUse
 from raysched.core.mig import DAEMON, UNCUT, Cut, Instance, Layout
 from raysched.core.node import NodeInfo
 from raysched.core.request import Request
@@ -254,6 +256,21 @@ class Ledger(RuleBasedStateMachine):
         known = [there.uuid for there in self.layouts[uuid].instances[:1]] if which and foreign else []
         self.do(Usage("a", uuid, foreign, tuple(known)), Outside("a", (uuid,) if outside else ()))
 
+    @rule(
+        data=st.data(),
+        gpu=st.integers(0, 1),
+        memory=st.sampled_from([None, 0, 500, 30_000, 80_000]),
+        action=st.sampled_from(["report", "warn", "end"]),
+    )
+    def leases_are_measured(self, data, gpu, memory, action):
+        uuid, known = f"GPU-a-{gpu}", self.core.state.leases
+        ids = data.draw(st.lists(st.sampled_from([*known, "unknown.1"]), max_size=3, unique=True))
+        uses = tuple(TenantUse(id, uuid, memory) for id in ids)
+        stretches = tuple(Stretch(id, uuid, self.now, 2_000, memory or 0, memory or 0) for id in ids)
+        self.do(Usage("a", uuid, 0, (), uses, Policy(action, grace=5_000)), Measured("a", stretches))
+        over = [o for node in self.core.state.nodes.values() for gpu in node.gpus.values() for o in gpu.over]
+        assert all(each.used > each.held for each in over), "nobody is told of who keeps to its share"
+
     @rule(step=st.sampled_from([1, 5_000, NODE_PATIENCE]))
     def time_goes_by(self, step):
         self.now += step
@@ -301,7 +318,7 @@ class Ledger(RuleBasedStateMachine):
     @invariant()
     def every_view_can_be_shown(self):
         state = self.core.state
-        views = [queue_view(state, self.now), gpus_view(state, Measured(), self.now)]
+        views = [queue_view(state, self.now), gpus_view(state, Readings(), self.now)]
         json.dumps([*views, jobs_view(state, state.jobs.values(), self.now)])
 
     def teardown(self):

@@ -39,10 +39,23 @@ def test_gpus_tell_who_holds_what(world):
 
 def test_what_was_measured_is_shown_beside_what_is_held(world):
     world.submit("j", share(0.25))
-    usage = gpu_views.Usage({"GPU-a-0": 18_000}, {("GPU-a-0", "j.1"): 17_500})
+    usage = gpu_views.Usage(
+        {"GPU-a-0": gpu_views.Reading(18_000, 6000, 5000, 250, 60)},
+        {("GPU-a-0", "j.1"): gpu_views.Reading(17_500, 5500, 4500)},
+        {
+            "GPU-a-0": (
+                gpu_views.Stranger(1, "mine", "ana", 17_500, "j.1"),
+                gpu_views.Stranger(2, "python3", "bo", 500),
+            )
+        },
+    )
     gpu = gpu_views.gpus_view(world.state, usage, world.now)["nodes"][0]["gpus"][0]
     assert gpu["memory_used_mib"] == 18_000
-    assert gpu["tenants"][0]["memory_used_mib"] == 17_500
+    assert (gpu["busy"], gpu["busy_mean"], gpu["power_w"], gpu["temperature_c"]) == (6000, 5000, 250, 60)
+    tenant = gpu["tenants"][0]
+    assert (tenant["memory_used_mib"], tenant["busy"], tenant["busy_mean"]) == (17_500, 5500, 4500)
+    assert tenant["over"] is None
+    assert [stranger["pid"] for stranger in gpu["strangers"]] == [2], "the tenant's own are none"
 
 
 def test_the_queue_says_why_in_one_line(world):

@@ -72,6 +72,7 @@ class World:
         self.core = Scheduler()
         self.now = 1_000_000
         self.made = 0
+        self.told: list[Fact] = []
         for info in nodes:
             self.do(NodeSeen(info))
 
@@ -84,6 +85,7 @@ class World:
         facts = self.core.handle(command, self.now)
         facts += self.core.schedule(self.now)
         validate(self.state)
+        self.told += facts
         return facts
 
     def submit(self, id: str, request: Request, **fields: Any) -> Job:

@@ -1,5 +1,5 @@
 /* A libnvidia-ml.so.1 for machines without a GPU: the calls that raysched and Ray make, answered from the
- * text file that FAKE_NVML_STATE names, which is read anew at each call:
+ * text file that FAKE_NVML_STATE names, which is read anew once it has changed:
  *
  *     driver VERSION
  *     init CODE                              what nvmlInit answers
@@ -23,6 +23,11 @@
  *     fail FUNCTION CODE                     this call does nothing and answers with CODE
  *
  * With FAKE_NVML_CALLS in the environment, the name of each function that is called is added to that file.
+ *     busy INDEX PERCENT                     how busy it is, and
+ *     active INDEX PID PERCENT               how busy a process keeps it; without `busy` neither is supported
+ *     gpm INDEX GI PERCENT                   how busy a GPU instance is, on a GPU that can tell
+ *     watts INDEX NUMBER                     its power, and
+ *     celsius INDEX NUMBER                   its temperature; without them not supported
  *
  * How GPUs are cut is kept in the file of that name with ".mig" behind it, mapped into every process that uses
  * this library. Without the variable: "driver not loaded". */
@@ -88,6 +93,9 @@ static int listeners[GPUS]; /* event sets of this process, each a user of the GP
 static cut_t *cuts;
 static int cuts_file = -1;
 
+static void read_activity(const char *line);
+static int part_count;
+
 /* ------------------------------------------------------------ state */
 
 static void read_profile(const char *line) {
@@ -140,6 +148,7 @@ static void read_line(const char *line) {
                                          &rock->code) == 4) stubborn_count++;
     if (xid_count < LINES && sscanf(line, "xid %d %llu", &xid->gpu, &xid->code) == 2) xid_count++;
     read_profile(line);
+    read_activity(line);
 }
 
 static void map_cuts(const char *path) {
@@ -169,6 +178,7 @@ static void read_state(void) {
     init_code = file ? SUCCESS : DRIVER_NOT_LOADED;
     privileged = 1;
     cuda = link_count = fail_count = 0;
+    part_count = 0;
     gpu_count = use_count = profile_count = stubborn_count = xid_count = 0;
     while (file && fgets(line, sizeof line, file)) read_line(line);
     if (!file) known[0] = 0;
@@ -672,3 +682,5 @@ int nvmlEventSetWait_v2(set_t *set, event_t *out, unsigned timeout) {
     }
     return leave(TIMEOUT);
 }
+
+#include "activity.c"

@@ -50,6 +50,11 @@ LINES = (
     "remapped 0 0 0 0 0",
     "recovery 0 0",
     "process 1 7 300 compute",
+    "busy 1 50",
+    "active 1 7 30",
+    "watts 1 200",
+    "celsius 1 50",
+    "gpm 0 1 40",
 )
 CHANGES = (
     Partition(CUT, True, (Cut(19, 0),), (Cut(14, 0),)),
@@ -118,6 +123,7 @@ class World:
         if found.driver_version is None and not found.problem:
             wrong.append("no driver, and no word why")
         self.driver.sample()
+        self.driver.sample()  # what happens in an instance is told between two
         for change in CHANGES:
             with contextlib.suppress(PartitionRefused):
                 self.driver.partition(change)

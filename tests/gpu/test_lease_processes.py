@@ -15,7 +15,8 @@ import pytest
 
 from raysched.errors import RayschedError
 from raysched.gpu import processes
-from raysched.gpu.processes import MARKER, end_processes, leases_of, processes_of, tree
+from raysched.gpu.owners import Owners
+from raysched.gpu.processes import MARKER, end_processes, processes_of, tree
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
@@ -87,7 +88,7 @@ def test_a_child_without_the_variable_stays_known_when_its_parent_is_gone(lease:
     mine = processes_of(lease)
     end_processes(lease, 0.3)
     assert shell.wait() == -signal.SIGTERM
-    assert leases_of(process.pid for process in mine) == dict.fromkeys([p.pid for p in mine])
+    assert not Owners().of(process.pid for process in mine)
     assert not [process for process in mine if process in tree(process.pid)]
 
 
@@ -116,15 +117,6 @@ def test_ending_what_is_gone_is_silent(lease: str) -> None:
     end_processes(lease, 60)
 
 
-def test_leases_are_told_for_exactly_the_pids_asked(lease: str, start: Start) -> None:
-    shell = start("env -i sleep 600 & echo $!; wait")
-    assert leases_of([shell.pid, os.getpid(), 2**22 + 1]) == {
-        shell.pid: lease,
-        os.getpid(): None,
-        2**22 + 1: None,
-    }
-
-
 def test_a_tree_holds_the_process_and_its_descendants(start: Start) -> None:
     shell = start("setsid sleep 600 & sleep 600 & echo up; wait")
     until(lambda: names(tree(shell.pid)) == ["bash", "sleep", "sleep"])
@@ -145,7 +137,7 @@ def test_a_process_that_does_not_end_is_named(
     shell = start("echo up; sleep 600; :")
     with monkeypatch.context() as patch:
         patch.setattr(processes, "_STUBBORN_S", 0.0)
-        patch.setattr(processes, "_signal", lambda *_: None)
+        patch.setattr(processes, "send", lambda *_: None)
         with pytest.raises(RayschedError) as caught:
             end_processes(lease, 0)
     assert lease in str(caught.value)

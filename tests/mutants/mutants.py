@@ -8,6 +8,7 @@ SHARING = ("tests/core/test_sharing.py", "tests/core/test_turns.py")
 JOBS = ("tests/core/test_jobs.py",)
 MIG = ("tests/core/test_instances.py",)
 HEALTH = ("tests/core/test_health.py",)
+WATCHDOG = ("tests/core/test_watchdog.py",)
 MODEL = ("tests/core/test_model.py",)
 JOURNAL = ("tests/store/test_journal.py", "tests/store/test_file.py")
 FAULTS = "tests/store/test_faults.py"
@@ -519,4 +520,35 @@ RUNS = (
     ),
 )
 
-MUTANTS = (*CAPACITY, *MIG_RULES, *LIFE, *STORE, *RUNS)
+USE = (
+    Mutant(
+        "a tenant over its memory that nobody is told of",
+        "core/watchdog.py",
+        "        if used > held:\n",
+        "        if used > held + 1024:\n",
+        WATCHDOG,
+    ),
+    Mutant(
+        "a job ended for what it no longer uses",
+        "core/watchdog.py",
+        "use is None or _memory(use) <= _held(gpu, use):",
+        "use is None:",
+        WATCHDOG,
+    ),
+    Mutant(
+        "another ledger's process taken for an orphan",
+        "core/watchdog.py",
+        "    if known is None or lease in state.leases or not attempt.isdecimal():\n        return False\n",
+        "    if known is None or lease in state.leases or not attempt.isdecimal():\n        return True\n",
+        WATCHDOG,
+    ),
+    Mutant(
+        "a use that is counted twice",
+        "core/watchdog.py",
+        "lease.measured.get(stretch.gpu, -1) >= stretch.end",
+        "lease.measured.get(stretch.gpu, -1) > stretch.end",
+        WATCHDOG,
+    ),
+)
+
+MUTANTS = (*CAPACITY, *MIG_RULES, *LIFE, *STORE, *RUNS, *USE)

@@ -27,7 +27,7 @@ class Gateway:
     async def __init__(self, settings: Settings) -> None:
         self.address = f"http://{url_host(settings.host)}:{settings.port}"
         token = json.loads(settings.endpoint.read_text(encoding="utf-8"))["token"]
-        app = build_app(Link(), PackageStore(settings.packages), token)
+        app = build_app(Link(settings.journal), PackageStore(settings.packages), token)
         self.config = uvicorn.Config(
             app,
             lifespan="off",

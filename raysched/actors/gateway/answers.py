@@ -11,8 +11,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from raysched.core.jobs import JobState, Kind
+from raysched.core.measured import Action
 from raysched.core.node import Mechanism, Mode, Path
 from raysched.core.request import Isolation, Sharing
+from raysched.core.usage import By
 
 MiB = Annotated[int, Field(description="MiB")]
 Share = Annotated[int, Field(description="Part of a GPU's compute in ten-thousandths: 2500 is a quarter.")]
@@ -226,8 +228,29 @@ class Explanation(Shape):
     change: str | None
 
 
+class Excess(Shape):
+    """A tenant holds more memory than it has; `ends` is when it is ended if it still does."""
+
+    used_mib: MiB
+    held_mib: MiB
+    since: datetime
+    action: Action
+    ends: datetime | None
+
+
+class Stranger(Shape):
+    """A process on a GPU of which it has no part; `lease` is the one that it names, if any."""
+
+    pid: int
+    name: str
+    user: str
+    memory_mib: MiB | None
+    lease: str | None
+
+
 class Tenant(Shape):
-    """Who holds part of a GPU."""
+    """Who holds part of a GPU. `busy` is the part of the GPU's compute that it used lately, `busy_mean` in
+    the last minute; null where that is not measured."""
 
     job: str
     display: str
@@ -240,6 +263,9 @@ class Tenant(Shape):
     share: Share
     memory_mib: MiB
     memory_used_mib: MiB | None
+    busy: Share | None
+    busy_mean: Share | None
+    over: Excess | None
     isolation: Isolation
     mechanism: str
 
@@ -332,6 +358,11 @@ class GPU(Shape):
     memory_free_mib: MiB
     memory_used_mib: MiB | None
     foreign_mib: MiB
+    busy: Share | None
+    busy_mean: Share | None
+    power_w: Annotated[int | None, Field(description="Watts")]
+    temperature_c: Annotated[int | None, Field(description="Degrees Celsius")]
+    strangers: list[Stranger]
     mig: Cutting | None
     tenants: list[Tenant]
 
@@ -374,6 +405,65 @@ class GPUs(Shape):
 
     simulated: bool
     nodes: list[Node]
+
+
+class UsageRow(Shape):
+    """What one queue, user, job or GPU was granted, and used of that. `gpu_hours_used` and `busy` (the part
+    of the compute that it had) count while that was measured, `memory` (the part of the memory that it had)
+    while that was; null where it never was."""
+
+    name: str
+    id: str | None = Field(description="Of a job: its submission")
+    jobs: int
+    leases: int
+    gpu_hours: float
+    gpu_hours_measured: float
+    gpu_hours_used: float | None
+    busy: Share | None
+    memory: Share | None
+    memory_peak_mib: MiB | None
+
+
+class Usage(Shape):
+    """What was granted and used between two times."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    by: By
+    start: datetime = Field(alias="from")
+    to: datetime
+    rows: list[UsageRow]
+
+
+class AdviceRow(Shape):
+    """A job that could ask for `gpu_fraction` or `gpu_memory` instead. `share` and `memory_mib` are what it
+    has of each GPU, `frees` what each of its leases would free of each."""
+
+    name: str
+    user: str
+    queue: str
+    leases: int
+    measured_s: Seconds
+    share: Share
+    memory_mib: MiB
+    memory_peak_mib: MiB
+    busy_mean: Share
+    busy_peak: Share
+    gpu_fraction: float | None
+    gpu_memory: str | None
+    frees: Share
+    gpu_hours: float
+    gpu_hours_freed: float
+
+
+class Advices(Shape):
+    """What could be saved, by what was measured between two times."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    start: datetime = Field(alias="from")
+    to: datetime
+    advice: list[AdviceRow]
 
 
 class Planned(Shape):

@@ -18,6 +18,7 @@ from raysched.actors.gateway import answers
 from raysched.actors.gateway.errors import RESPONSES, install_errors
 from raysched.actors.gateway.guard import Guard
 from raysched.core.jobs import JobState
+from raysched.core.usage import By
 from raysched.package import PackageStore
 
 View = dict[str, Any]
@@ -32,6 +33,8 @@ HEARTBEAT_S = 15.0
 """Time after which a stream of events without any carries an empty line, so that a dead peer is noticed."""
 
 
+WEEK_S = 604_800.0
+Since = Annotated[float, Query(gt=0, le=1e9, description="How many seconds back.")]
 Key = Annotated[
     str | None,
     Header(
@@ -56,6 +59,14 @@ class Ledger(Protocol):
 
     async def view(self, what: str, **args: Any) -> View:
         """One of the views: status, jobs, job, queue, hosts, gpus, explain."""
+        ...
+
+    async def usage(self, by: By, seconds: float) -> View:
+        """What was granted and used in the last so many seconds."""
+        ...
+
+    async def advice(self, seconds: float) -> View:
+        """Which jobs could take a smaller share, by the last so many seconds."""
         ...
 
     async def cancel(self, key: str, job: str, by: str) -> View:
@@ -144,6 +155,14 @@ def _system(ledger: Ledger) -> APIRouter:
     @routes.get("/gpus", response_model=answers.GPUs, summary="Every GPU and who holds what of it")
     async def gpus() -> Response:
         return JSONResponse(await ledger.view("gpus"))
+
+    @routes.get("/usage", response_model=answers.Usage, summary="What was granted and what was used of it")
+    async def usage(by: By = "queue", since: Since = WEEK_S) -> Response:
+        return JSONResponse(await ledger.usage(by, since))
+
+    @routes.get("/advice", response_model=answers.Advices, summary="Which jobs could take a smaller share")
+    async def advice(since: Since = WEEK_S) -> Response:
+        return JSONResponse(await ledger.advice(since))
 
     @routes.post("/nodes/{node}/drain", response_model=answers.Node, summary="Start nothing new on a node")
     async def drain(node: str, body: answers.Draining | None = None, key: Key = None) -> Response:

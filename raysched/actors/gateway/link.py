@@ -10,6 +10,8 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
 from raysched.actors import names
+from raysched.actors.gateway.past import Past
+from raysched.core.usage import By
 from raysched.errors import RayschedError, Unreachable
 
 PATIENCE_S = 20.0
@@ -24,8 +26,9 @@ View = dict[str, Any]
 class Link:
     """The ledger as the API wants it. An actor that does not come back in time is Unreachable."""
 
-    def __init__(self) -> None:
+    def __init__(self, journal: str) -> None:
         self._actors: dict[str, Any] = {}
+        self._past = Past(journal)
 
     async def submit(self, key: str, user: str, jobs: list[View]) -> list[View]:
         """Accept all jobs or none."""
@@ -38,6 +41,14 @@ class Link:
     async def view(self, what: str, **args: Any) -> View:
         """One of the views."""
         return await self._ledger("view", what, **args)
+
+    async def usage(self, by: By, seconds: float) -> View:
+        """What was granted and used."""
+        return await self._past.usage(by, seconds)
+
+    async def advice(self, seconds: float) -> View:
+        """Which jobs could take a smaller share."""
+        return await self._past.advice(seconds)
 
     async def cancel(self, key: str, job: str, by: str) -> View:
         """End a job or an array."""

@@ -12,6 +12,7 @@ from raysched.core.mig import Cut
 from raysched.core.node import NodeInfo
 from raysched.core.work import Launch, Partition, Run, Seen
 from raysched.gpu.driver import Sample
+from raysched.gpu.processes import Process
 
 CUT = Cut | None
 """The type of what a driver would not cut."""
@@ -34,6 +35,10 @@ class Calls(Protocol):
 
     async def partition(self, change: Partition) -> None:
         """Cut a GPU. Raises PartitionRefused."""
+        ...
+
+    async def end_strays(self, processes: tuple[Process, ...], kill: bool) -> None:
+        """Send SIGTERM to exactly these processes, or with `kill` SIGKILL."""
         ...
 
     async def observe(self) -> list[Seen]:

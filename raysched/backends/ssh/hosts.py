@@ -45,10 +45,16 @@ class Hosts:
     described to it; without one they are what `use` is given. `changed` is called when a run may have
     changed."""
 
-    def __init__(self, ledger: Ledger | None = None, system: str = "alone") -> None:
+    def __init__(
+        self,
+        ledger: Ledger | None = None,
+        system: str = "alone",
+        rules: watch.Rules = watch.USUAL_RULES,
+    ) -> None:
         self.changed: Callable[[], None] = lambda: None
         self._ledger = ledger
         self._system = system
+        self._rules = rules
         self._entries: dict[str, Entry] = {}
         self._turns = asyncio.Semaphore(AT_ONCE)
         self._known = asyncio.Event()
@@ -91,7 +97,7 @@ class Hosts:
         entry = Entry(Remote(host, self._system, self._turns, self._news))
         ledger = self._ledger
         if ledger is not None:
-            entry.watch = watch.Watch(host.name, entry.remote, ledger, HostSeen)
+            entry.watch = watch.Watch(host.name, entry.remote, ledger, HostSeen, self._rules)
 
             async def told(reason: str) -> None:
                 await self._told(ledger, entry, reason)
@@ -151,6 +157,8 @@ class Hosts:
         if entry.watch is not None:
             await entry.watch.until_cut()
         await entry.remote.end_processes(lease, grace)
+        if entry.watch is not None:
+            await entry.watch.tell_use(lease)
 
     async def close(self) -> None:
         """Hang up on all; what runs goes on."""

@@ -19,6 +19,7 @@ from raysched.core.node import NodeInfo
 from raysched.core.work import Launch, Partition, Run, Seen
 from raysched.errors import Unreachable
 from raysched.gpu.driver import Sample
+from raysched.gpu.processes import Process
 
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.5, 15.0
 """The pause after the first connection that could not be made, doubled for each one up to the last."""
@@ -218,3 +219,7 @@ class Remote:
     async def partition(self, change: Partition) -> None:
         """Cut a GPU. Raises PartitionRefused."""
         await self._call("partition", change, timeout=START_S)
+
+    async def end_strays(self, processes: tuple[Process, ...], kill: bool) -> None:
+        """Send SIGTERM to exactly these processes, or with `kill` SIGKILL. Raises Unreachable."""
+        await self._call("end_strays", processes, kill)

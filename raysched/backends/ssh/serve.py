@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import logging
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -25,6 +26,7 @@ from raysched.core.work import Launch, Partition, Run, Seen
 from raysched.errors import RayschedError
 from raysched.gpu.driver import PartitionRefused, Sample, open_driver
 from raysched.gpu.driving import Driving
+from raysched.gpu.processes import Process, send
 
 MIB = 1024 * 1024
 SILENCE_S = 120.0
@@ -104,6 +106,10 @@ class Served:
     async def partition(self, change: Partition) -> None:
         """Cut a GPU. Raises PartitionRefused."""
         await self.driving.do(self.driving.driver.partition, change)
+
+    async def end_strays(self, processes: tuple[Process, ...], kill: bool) -> None:
+        """Send SIGTERM to exactly these processes, or with `kill` SIGKILL."""
+        send(processes, signal.SIGKILL if kill else signal.SIGTERM)
 
     async def observe(self) -> list[Seen]:
         """All runs of the system here."""

@@ -27,6 +27,7 @@ from raysched.core.commands import (
     HostSeen,
     Inventory,
     JobRequest,
+    Measured,
     NodeGone,
     NodeSeen,
     Once,
@@ -43,6 +44,7 @@ from raysched.core.commands import (
 )
 from raysched.core.host import Host
 from raysched.core.lease import Group, Place, Slice
+from raysched.core.measured import Policy, Stretch, TenantUse
 from raysched.core.mig import Instance, Layout
 from raysched.core.node import GPUInfo, NodeInfo
 from raysched.core.request import WHOLE, Request
@@ -200,6 +202,18 @@ def site(story: Story) -> None:
     story.tell(Placed(story.lease("queued"), (place,)))
 
 
+def use(story: Story) -> None:
+    """What a lease uses is measured: more than it has, then less."""
+    lease = story.lease("kept")
+    gpu = story.core.state.leases[lease].places[0].slices[0].gpu
+    node = story.core.state.leases[lease].places[0].node
+    for memory in (50_000, 10_000, 60_000):
+        seen = (TenantUse(lease, gpu, memory),)
+        story.tell(Usage(node, gpu, 0, (), seen, Policy(over_memory="end")))
+    story.tell(Measured(node, (Stretch(lease, gpu, 90_000, 60_000, 30_000, 60_000, 2_000, 9_000),)))
+    story.tell(Measured(node, (Stretch(lease, gpu, 99_000, 9_000, 30_000, 60_000),)))
+
+
 def last_things(story: Story) -> None:
     """A whole GPU, jobs that wait, a node that is lost, old jobs that are forgotten."""
     story.submit("whole", WHOLE_GPU)
@@ -260,6 +274,7 @@ def main(name: str) -> None:
     mig(story)
     hosts(story)
     site(story)
+    use(story)
     last_things(story)
     journal.close()
     for beside in ("lock", "mark"):
