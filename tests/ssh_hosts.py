@@ -67,7 +67,7 @@ class SSHHost:
         self.init: subprocess.Popen[bytes] | None = None
 
     def prepare(self, environment: Mapping[str, str], shells: Mapping[str, str], more: str) -> None:
-        """Write its files. `shells` gives further accounts, each with its login shell."""
+        """Write its files. `shells` gives accounts besides `user`, each with its login shell."""
         self.folder.mkdir()
         self.new_key()
         sets = " ".join(f'"{name}={value}"' for name, value in environment.items())
@@ -79,7 +79,7 @@ class SSHHost:
         )
         (self.folder / "sshd_config").write_text(text)
         passwd, shadow = Path("/etc/passwd").read_text(), Path("/etc/shadow").read_text()
-        for account, shell in shells.items():
+        for account, shell in {"user": "/bin/sh", **shells}.items():
             home = self.folder / "homes" / account
             home.mkdir(parents=True)
             passwd += f"{account}:x:0:0::{home}:{shell}\n"
@@ -139,8 +139,12 @@ class SSHHost:
     def kill(self, *words: str) -> None:
         """kill -9 the processes in it whose command lines have all the words."""
         for pid in self.processes(*words):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+            self.kill_one(pid)
+
+    def kill_one(self, pid: int) -> None:
+        """kill -9 one process in it."""
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
     def kill_sshd(self) -> None:
         """kill -9 every sshd of it; what they started goes on."""
@@ -170,7 +174,7 @@ class SSHHost:
 
 
 class HostWorld:
-    """Hosts on one network, and an account that may log in on all of them as root."""
+    """Hosts on one network, and a key for `user` and every other account of them."""
 
     def __init__(self) -> None:
         need(SSHD and shutil.which("ip") and os.geteuid() == 0, INSTALL)

@@ -34,6 +34,7 @@ EXAMPLES = 3_000
 EVENTS = 1_000_000
 KILLS = 400
 STEPS = 10_000
+FAULTS = 500
 
 
 def crashes(seed: str, count: int) -> str:
@@ -101,6 +102,15 @@ def containers(seed: str, _: int) -> str:
     return f"{KILLS} runs in containers ({ends} killed): none began twice, nothing was left of any"
 
 
+def hosts(seed: str, _: int) -> str:
+    """Jobs on hosts behind SSH, amid everything that can go wrong there."""
+    script = "tests/backends/over_ssh/storm.py"
+    command = [sys.executable, script, "--faults", str(FAULTS), "--seed", seed]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr[-5000:]
+    return done.stdout.splitlines()[-1]
+
+
 def mutants(_: str, __: int) -> str:
     """One broken rule after the other."""
     done = subprocess.run([sys.executable, "tests/mutants/run.py"], cwd=ROOT, check=False)
@@ -115,6 +125,7 @@ PROOFS: dict[str, Callable[[str, int], str]] = {
     "events": events,
     "gpus": gpus,
     "containers": containers,
+    "hosts": hosts,
     "mutants": mutants,
 }
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from raysched.backends.exits import Exits
+from raysched.backends.nursery import Nursery
 from raysched.backends.runs import Runs
 from raysched.core.work import Launch, Run, Seen
 from raysched.gpu.processes import end_processes
@@ -23,9 +24,14 @@ class NodeRuns:
     """
 
     def __init__(
-        self, folder: Path, base_env: Mapping[str, str], packages: Path, beside: Sequence[Path] = ()
+        self,
+        folder: Path,
+        base_env: Mapping[str, str],
+        packages: Path,
+        beside: Sequence[Path] = (),
+        nursery: Nursery | None = None,
     ) -> None:
-        self._runs = Runs(folder, base_env)
+        self._runs = Runs(folder, base_env, nursery)
         self._beside = beside
         self._packages = packages
         self._exits = Exits()

@@ -17,6 +17,7 @@ from raysched.backends.difference import difference
 from raysched.core.commands import Command, Denied, Gone, Held, Outside, Report
 from raysched.core.node import NodeInfo
 from raysched.core.work import Hold, Launch, Run, Seen, Stop, Wanted
+from raysched.errors import Unreachable
 
 LOOK_S = 5.0
 """Longest time between two looks at a backend in which nothing seems to change."""
@@ -141,6 +142,9 @@ class Reconciler:
     async def _finish(self, key: Hashable, step: Coroutine[Any, Any, None]) -> None:
         try:
             await step
+        except Unreachable as error:  # a machine that is away for hours is no fault of ours
+            log.warning("backend %s: %s is tried again: %s", self._backend.name, key, error)
+            await asyncio.sleep(RETRY_S)
         except Exception:
             log.exception("backend %s: %s failed and is tried again", self._backend.name, key)
             await asyncio.sleep(RETRY_S)

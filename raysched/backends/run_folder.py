@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from raysched.backends.base import EngineRefused
 from raysched.backends.containers import in_container
 from raysched.backends.environment import environment
 from raysched.backends.leftovers import end_leftovers, leftovers
+from raysched.backends.nursery import Nursery, runner_command, runner_environment
 from raysched.backends.working_dir import delete_tree, make_working_dir
 from raysched.core.work import Launch, Run, Seen
 
@@ -45,9 +45,11 @@ class RunnerMark:
 
 
 class RunFolder:
-    """The folder `path` of one run, which need not exist yet."""
+    """The folder `path` of one run, which need not exist yet. Where there is a `nursery`, it starts the
+    runner."""
 
-    def __init__(self, path: Path, run: Run) -> None:
+    def __init__(self, path: Path, run: Run, nursery: Nursery | None = None) -> None:
+        self._nursery = nursery
         self.path = path
         self.run = run
         self._runner: RunnerMark | None = None
@@ -171,21 +173,22 @@ class RunFolder:
         runner.write_json(str(self.path), "launch.json", content)
 
     def _start_runner(self) -> None:
-        # Isolated (-I), without site packages (-S), text as UTF-8 whatever the locale; and not with the
-        # marker of a lease, by which the processes of a lease are found and ended.
-        command = [sys.executable, "-I", "-S", "-X", "utf8", runner.__file__, str(self.path)]
-        env = {name: value for name, value in os.environ.items() if not name.startswith("RAYSCHED_")}
+        started = self._nursery.start(str(self.path)) if self._nursery is not None else None
+        code, told = started or self._run_runner()
+        if code != 0:
+            said = told.decode("utf-8", "replace").strip().removeprefix("raysched: ")
+            raise EngineRefused(said or f"the runner ended with code {code}")
+
+    def _run_runner(self) -> tuple[int, bytes]:
         done = subprocess.run(
-            command,
-            env=env,
+            [*runner_command(), str(self.path)],
+            env=runner_environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             check=False,
         )
-        if done.returncode != 0:
-            said = done.stderr.decode("utf-8", "replace").strip().removeprefix("raysched: ")
-            raise EngineRefused(said or f"the runner ended with code {done.returncode}")
+        return done.returncode, done.stderr
 
     # ------------------------------------------------------------ observe
 

@@ -62,6 +62,8 @@ LINE_LIMIT = 2048
 STOPPED_EARLY = (128 + signal.SIGTERM, "stopped before it started")
 """Exit code and reason of a run that was stopped before its command began."""
 
+NURSERY = "--nursery"
+
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 AWAITED = {signal.SIGCHLD, signal.SIGTERM}
 
@@ -518,5 +520,40 @@ def main(folder: str) -> int:
     return 0
 
 
+def nurse(number: int) -> None:
+    """Fork what starts the run of each folder that comes over the socket with this number, the descriptor
+    that comes along being its stderr (`nursery.py`), until the other end is closed."""
+    import socket
+
+    with socket.socket(fileno=number) as line:
+        while True:
+            message, descriptors, _, _ = socket.recv_fds(line, 1 << 16, 1)
+            if not message:
+                return
+            if os.fork() == 0:
+                os.dup2(descriptors[0], 2)
+                os.close(descriptors[0])
+                line.close()
+                be_started(message.decode("utf-8", "surrogateescape"))
+            os.close(descriptors[0])
+            with suppress(ChildProcessError):
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+
+
+def be_started(folder: str) -> None:
+    """Do what `python runner.py FOLDER` does, and end; whoever started the runner says how that went."""
+    me, status = os.getpid(), 1
+    try:
+        status = main(folder)
+    finally:
+        if os.getpid() == me:
+            answer(b"\0%d" % status)
+        os._exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main(os.path.abspath(sys.argv[1])))
+    if sys.argv[1] == NURSERY:
+        nurse(int(sys.argv[2]))
+    else:
+        sys.exit(main(os.path.abspath(sys.argv[1])))

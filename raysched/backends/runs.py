@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from raysched.backends.nursery import Nursery
 from raysched.backends.run_folder import OVER, RunFolder
 from raysched.backends.working_dir import delete_tree
 from raysched.core.work import Launch, Run, Seen
@@ -20,13 +21,15 @@ END_S = 10.0
 
 
 class Runs:
-    """The runs whose folders lie in `root`. `base_env` are the variables that jobs inherit.
+    """The runs whose folders lie in `root`. `base_env` are the variables that jobs inherit; a `nursery`
+    starts runners sooner.
 
     All of it is on disk: a new instance after any crash goes on with what is there. Its calls may come from
     several threads, and several processes may look after one folder at a time.
     """
 
-    def __init__(self, root: Path, base_env: Mapping[str, str]) -> None:
+    def __init__(self, root: Path, base_env: Mapping[str, str], nursery: Nursery | None = None) -> None:
+        self._nursery = nursery
         self.root = root.absolute()
         self._base_env = dict(base_env)
         self._folders: dict[Run, RunFolder] = {}
@@ -98,7 +101,7 @@ class Runs:
         return seen
 
     def _folder(self, run: Run) -> RunFolder:
-        return self._folders.setdefault(run, RunFolder(self.root / str(run), run))
+        return self._folders.setdefault(run, RunFolder(self.root / str(run), run, self._nursery))
 
     def _listed(self) -> set[Run]:
         """The runs that have a folder; whatever else lies there is passed over."""

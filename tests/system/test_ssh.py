@@ -44,6 +44,7 @@ def _entry(hosts: HostWorld, name: str, gpus: str) -> dict[str, Any]:
     return {
         "name": name,
         "address": hosts.hosts[name].address,
+        "user": "user",
         "python": "/usr/bin/python3",
         "folder": str(hosts.folder / name / "raysched"),
         "simulate": gpus,
@@ -205,7 +206,16 @@ def test_a_host_that_loses_its_power_ends_the_whole_gang_which_is_tried_again(
 def test_hosts_are_listed_checked_added_and_removed(system: System, hosts: HostWorld) -> None:
     """Case vm-01: one host that answers with another key is out, and nobody else is."""
     hosts.add("gamma", known=False)
-    given = ["--address", hosts.hosts["gamma"].address, "--simulate", "1xA30", "--cpus", "2"]
+    given = [
+        "--address",
+        hosts.hosts["gamma"].address,
+        "--user",
+        "user",
+        "--simulate",
+        "1xA30",
+        "--cpus",
+        "2",
+    ]
     folder = ["--folder", str(hosts.folder / "gamma" / "raysched")]
     refused = system.cli("vm", "add", "gamma", *given, *folder, check=False)
     assert refused.returncode == 1

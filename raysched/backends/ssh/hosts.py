@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
 from raysched.backends.ssh.remote import Remote
+from raysched.backends.tasks import stop
 from raysched.core.commands import HostOut, HostSeen
 from raysched.core.host import Host
 from raysched.errors import NotFound, Unreachable
@@ -108,7 +108,7 @@ class Hosts:
 
     async def _told(self, ledger: Ledger, entry: Entry, reason: str) -> None:
         """Watch a host that is there; tell the ledger why another is not."""
-        await _stop(entry.watching)
+        await stop(entry.watching)
         entry.watching = None
         if reason:
             await ledger.tell([HostOut(entry.remote.host.name, reason)])
@@ -162,19 +162,12 @@ class Hosts:
 
     async def close(self) -> None:
         """Hang up on all; what runs goes on."""
-        await _stop(self._following)
+        await stop(self._following)
         for entry in self._entries.values():
             await _hang_up(entry)
         self._entries.clear()
 
 
 async def _hang_up(entry: Entry) -> None:
-    await _stop(entry.watching)
+    await stop(entry.watching)
     await entry.remote.close()
-
-
-async def _stop(task: asyncio.Task[None] | None) -> None:
-    if task is not None:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task

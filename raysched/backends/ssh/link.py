@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import asyncssh
@@ -22,6 +23,8 @@ ANSWER_S = 15.0
 """How long a host may take for an answer."""
 START_S = 60.0
 """How long the serving end may take to be there, the bundle brought and the login shell's profile run."""
+CLOSE_S = 5.0
+"""How long a connection that was hung up on may take to be gone."""
 NOISE = 1 << 20
 """Bytes that a profile may print before the first line of ours."""
 
@@ -139,7 +142,8 @@ class Link:
         """Hang up; what runs on the host goes on."""
         self._connection.abort()
         await self.ended()
-        await self._connection.wait_closed()
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._connection.wait_closed(), CLOSE_S)
 
 
 def _answered(signature: calls.Signature, said: frames.Frame) -> Any:

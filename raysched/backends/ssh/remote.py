@@ -14,6 +14,7 @@ from typing import Any
 from raysched.backends.base import EngineRefused
 from raysched.backends.ssh.connection import resolved
 from raysched.backends.ssh.link import Link
+from raysched.backends.tasks import stop
 from raysched.core.host import Host
 from raysched.core.node import NodeInfo
 from raysched.core.work import Launch, Partition, Run, Seen
@@ -68,11 +69,8 @@ class Remote:
 
     async def close(self) -> None:
         """Hang up; what runs there goes on."""
-        if self._keeping is not None:
-            self._keeping.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._keeping
-            self._keeping = None
+        await stop(self._keeping)
+        self._keeping = None
 
     async def _keep(self) -> None:
         pause = FIRST_PAUSE_S

@@ -19,6 +19,7 @@ from typing import Any
 from raysched.backends.base import EngineRefused
 from raysched.backends.containers import Engines
 from raysched.backends.node_runs import NodeRuns
+from raysched.backends.nursery import of_this_python
 from raysched.backends.ssh import calls, frames
 from raysched.core.node import NodeInfo
 from raysched.core.request import WHOLE
@@ -54,7 +55,7 @@ class Served:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._packages.mkdir(mode=0o700, exist_ok=True)
         self._node = node
-        self._runs = NodeRuns(home / "runs", os.environ, self._packages)
+        self._runs = NodeRuns(home / "runs", os.environ, self._packages, nursery=of_this_python())
         driver = await asyncio.to_thread(open_driver, simulate, node, os.environ, home)
         self._driving = Driving(driver)
         await asyncio.to_thread(self._sweep)

@@ -76,7 +76,7 @@ class TestOverSSH(ProcessConformance):
     @pytest.fixture
     def make(self, host: str, folder: Path, packages: Path, made: list[OverSSH]) -> Callable[[], VMBackend]:
         there = Host(
-            socket.gethostname(), host, user="root", python=sys.executable, folder=str(folder / "there")
+            socket.gethostname(), host, user="user", python=sys.executable, folder=str(folder / "there")
         )
         folder.mkdir(exist_ok=True)
 

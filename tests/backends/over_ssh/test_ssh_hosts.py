@@ -45,7 +45,7 @@ def accounts(hosts: HostWorld) -> SSHHost:
     return host
 
 
-def entry(host: SSHHost, user: str = "root", **fields: str | None) -> Host:
+def entry(host: SSHHost, user: str = "user", **fields: str | None) -> Host:
     defaults = {"python": PYTHON, "folder": str(host.folder / "files")}
     return Host(host.name, host.address, user, **{**defaults, **fields})  # type: ignore[arg-type]
 
@@ -220,17 +220,17 @@ def test_hosts_behind_a_jump_host(
     gate, inside = inner
     key = hosts.home / ".ssh" / "gate_key"
     shutil.copy(hosts.key, key)
-    config = f"Host gate-alias\n  HostName {gate.address}\n  User root\n  IdentityFile {key}\n"
+    config = f"Host gate-alias\n  HostName {gate.address}\n  User user\n  IdentityFile {key}\n"
     if way == "configured":
         config += f"Host {inside.address}\n  ProxyJump gate-alias\n"
     (hosts.home / ".ssh" / "config").write_text(config)
     jump = {
-        "named": f"root@{gate.address}:22",
+        "named": f"user@{gate.address}:22",
         "alias": "gate-alias",
         "configured": None,
-        "two hops": f"root@{accounts.address},gate-alias",
+        "two hops": f"user@{accounts.address},gate-alias",
     }[way]
-    host = entry(inside, "root", jump=jump, key=str(hosts.key))
+    host = entry(inside, jump=jump, key=str(hosts.key))
     launch = new_launch("hostname")
     assert on(host, lambda remote: output_of(remote, launch)) == "inner\n"
     assert not (gate.folder / "files").exists()
@@ -244,7 +244,7 @@ def test_a_jump_host_that_is_down_is_the_one_that_is_named(
     gate, inside = inner
     gate.kill_sshd()
     try:
-        said = refused(entry(inside, jump=f"root@{gate.address}"))
+        said = refused(entry(inside, jump=f"user@{gate.address}"))
     finally:
         gate.start()
     assert said.startswith(gate.address)

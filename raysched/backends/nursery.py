@@ -1,0 +1,93 @@
+"""A process that stands ready to become runners, so that a start need not wait for a Python to start.
+
+It is `runner.py --nursery SOCKET`. For each start it is sent the run folder, and a pipe that is the stderr of
+what it forks; that one does what `runner.py FOLDER` does and writes its exit status behind a NUL. Without it,
+or when it was killed, runners start as ever.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+
+from raysched.backends import runner
+
+ANSWER_S = 60.0
+"""How long a start may take that ends in nothing: the disk hangs."""
+
+
+class Nursery:
+    """Starts runners, from any thread. `command` and `env` are those of a runner, without its folder."""
+
+    def __init__(self, command: list[str], env: dict[str, str]) -> None:
+        self._command = command
+        self._env = env
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, folder: str) -> tuple[int, bytes] | None:
+        """Start the runner of a run folder; its exit status, as of a runner that detached itself, and what it
+        said. None: it is not known whether it started, and starting it in another way does no harm."""
+        ours, theirs = socket.socketpair()
+        with ours:
+            ours.settimeout(ANSWER_S)
+            try:
+                with theirs:
+                    self._send(folder, theirs.fileno())
+                said = b"".join(iter(lambda: ours.recv(1 << 16), b""))
+            except OSError:
+                return None
+        text, mark, status = said.rpartition(b"\0")
+        return (int(status), text) if mark else None
+
+    def _send(self, folder: str, descriptor: int) -> None:
+        with self._lock:
+            if self._process is None or self._process.poll() is not None:
+                self._open()
+            assert self._socket is not None
+            socket.send_fds(self._socket, [folder.encode("utf-8", "surrogateescape")], [descriptor])
+
+    def _open(self) -> None:
+        self.close()
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            number = theirs.fileno()
+            self._process = subprocess.Popen(
+                [*self._command, runner.NURSERY, str(number)],
+                env=self._env,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[number],
+            )
+
+    def close(self) -> None:
+        """End it; the runners that it started go on."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        if self._process is not None:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(1)
+            self._process = None
+
+
+def of_this_python() -> Nursery:
+    """A nursery whose runners are started as those that `RunFolder` starts itself."""
+    return Nursery(runner_command(), runner_environment())
+
+
+def runner_command() -> list[str]:
+    """The command line of a runner, but for its folder: isolated (-I), without site packages (-S), text as
+    UTF-8 whatever the locale."""
+    return [sys.executable, "-I", "-S", "-X", "utf8", runner.__file__]
+
+
+def runner_environment() -> dict[str, str]:
+    """Its environment: not the marker of a lease, by which the processes of a lease are found and ended."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("RAYSCHED_")}
