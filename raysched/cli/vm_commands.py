@@ -61,7 +61,7 @@ def add(
     accept_new: AcceptNew = False,
     as_json: AsJson = False,
 ) -> int:
-    """Use a machine over SSH from now on, and say whether it can be reached.
+    """Use a machine over SSH, and say whether it can be reached.
 
     What is not given comes from the SSH configuration of whoever started raysched. The exit code is 1 if the
     host can't be used yet; it is tried again all the time.
@@ -140,11 +140,15 @@ def drain(
 
 @app.command()
 def remove(host: HostName, as_json: AsJson = False) -> None:
-    """Use a machine no more: nothing new starts there, and it is gone once nothing runs there."""
+    """Use a machine no more, once nothing runs there.
+
+    Nothing new starts there until then.
+    """
     from rich.text import Text
 
     client, output = Client.from_environment(), Output(as_json)
     left = client.remove_host(host)
     jobs = next((each["jobs"] for each in left if each["name"] == host), None)
-    held = "is removed" if jobs is None else f"is drained, and removed once its {jobs} jobs have ended"
+    many = f"{jobs} job has" if jobs == 1 else f"{jobs} jobs have"
+    held = "is removed" if jobs is None else f"is drained, and removed once its {many} ended"
     output.answer({"hosts": left}, [Text(f"{host} {held}")], client)
