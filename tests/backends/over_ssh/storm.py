@@ -228,7 +228,8 @@ class Storm:
     async def kill_serving_end(self) -> None:
         """The serving end is killed."""
         if host := self.pick():
-            host.kill("-I", "-S", "raysched/code")
+            for pid in set(host.processes("raysched/code")) - set(host.processes("runner.py")):
+                host.kill_one(pid)
             self.done["serving end"] += 1
 
     async def kill_runner(self) -> None:
@@ -238,6 +239,7 @@ class Storm:
             if runners:
                 self.note(host)
                 host.kill_one(self.dice.choice(runners))
+                self.note(host)
                 self.done["runner"] += 1
 
     async def power_loss(self) -> None:
@@ -246,6 +248,7 @@ class Storm:
             self.note(host)
             self.busy.add(host.name)
             await asyncio.to_thread(host.power_off)
+            self.note(host)  # what started meanwhile
             self.later(host, "power", self.dice.uniform(0, 3), host.start)
 
     def note(self, host: SSHHost) -> None:
