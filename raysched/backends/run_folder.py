@@ -218,6 +218,8 @@ class RunFolder:
         with self._locked() as mine:
             if not mine:  # somebody else is just writing it down
                 return self._exit() or Seen(self.run, "running", started, reason=reason)
+            if (written := self._exit()) is not None:  # and by now has
+                return written
             with suppress(OSError):
                 self._write_exit(None, started, reason)
         return self._exit() or Seen(self.run, "lost", started, runner.now(), reason=reason)

@@ -41,7 +41,11 @@ NASTY = [
     " ",
 ]
 texts = st.lists(
-    st.one_of(st.sampled_from(NASTY), st.text(st.characters(exclude_characters="\0"), max_size=8)), max_size=6
+    st.one_of(
+        st.sampled_from(NASTY),
+        st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=8),
+    ),
+    max_size=6,
 ).map("".join)
 file_names = st.text(
     st.characters(exclude_characters="\0/", exclude_categories=("Cs",)), min_size=1, max_size=20
