@@ -29,7 +29,7 @@ def test_the_options_are_those_of_the_command(name: str) -> None:
     commands = [command, *getattr(command, "commands", {}).values()]
     parameters = [parameter for one in commands for parameter in one.params]
     options = {option for parameter in parameters for option in parameter.opts if option.startswith("-")}
-    written = set(re.findall(r"`(--?[a-z]+)", SECTIONS[name]))
+    written = set(re.findall(r"`(--?[a-z-]+)", SECTIONS[name]))
     assert written - EVERYWHERE == options - EVERYWHERE
 
 
