@@ -101,7 +101,7 @@ def advice_lines(answer: Json, width: int | None) -> list[Text]:
     found: list[Json] = answer["advice"]
     if not found:
         since = instant(answer["from"])
-        return flow([f"nothing to save: of no job was less used than it has since {since}"], width, "")
+        return flow([f"nothing to save: no job used less than it has since {since}"], width, "")
     freed = sum(each["gpu_hours_freed"] for each in found)
     whole = sum(each["gpu_hours"] for each in found)
     total = f"{count(len(found), 'job')} would free {hours(freed)} of {hours(whole)} GPU-hours"

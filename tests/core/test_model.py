@@ -45,7 +45,8 @@ from raysched.core.wanted import partitions, wanted
 from raysched.core.work import Run, Seen
 from raysched.errors import RayschedError
 from raysched.gpu.geometries import geometry_of
-from tests.core.model import LOST, PATIENCE, REFUSAL, REST, Forbidden, Model, cells
+from tests.core.model import LOST, PATIENCE, REFUSAL, REST, Forbidden, Model
+from tests.core.model_room import cells
 from tests.core.world import node
 
 KEPT = 2
