@@ -106,15 +106,15 @@ CAPACITY = (
     Mutant(
         "a node that drains",
         "core/placement.py",
-        "if node.lost is None and not node.draining and backend in node.info.backends",
-        "if node.lost is None and backend in node.info.backends",
+        "if node.lost is None and not node.draining and reaches(backend, node, request)",
+        "if node.lost is None and reaches(backend, node, request)",
         HEALTH,
     ),
     Mutant(
         "a node that is lost",
         "core/placement.py",
-        "if node.lost is None and not node.draining and backend in node.info.backends",
-        "if not node.draining and backend in node.info.backends",
+        "if node.lost is None and not node.draining and reaches(backend, node, request)",
+        "if not node.draining and reaches(backend, node, request)",
         MODEL,
     ),
     Mutant(
@@ -289,8 +289,8 @@ LIFE = (
     Mutant(
         "capacity that is free before its processes are gone",
         "core/decide.py",
-        "    yield facts.Releasing(now, lease.id)\n    if not managed(state, lease):\n",
-        "    yield facts.Releasing(now, lease.id)\n    if True:\n",
+        "[place.node for place in lease.places if keeper(state, place.node) is None], now)",
+        "[place.node for place in lease.places], now)",
         SHARING,
     ),
     Mutant(
@@ -477,7 +477,7 @@ RUNS = (
     Mutant(
         "a run that nobody wants any more",
         "backends/difference.py",
-        "    stop += [Stop(run, STRAY_GRACE) for run in _running(seen) if run not in launched | named]\n",
+        "    stop += [Stop(run, STRAY_GRACE) for run in _going_on(seen) if run not in launched | named]\n",
         "",
         DIFFERENCE,
     ),
