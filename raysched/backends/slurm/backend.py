@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from signal import SIGRTMAX
 from typing import Any
 
 from raysched.backends import runner
@@ -157,20 +158,24 @@ class SlurmBackend:
         code: int | None = exit.get("code")
         reason: str = exit.get("reason", f"{folder.path / 'exit.json'} is damaged")
         started, ended = exit.get("started"), exit.get("ended")
-        by_signal = code is not None and code > 128 and not reason and job is not None
+        by_signal = code is not None and 128 < code <= 128 + SIGRTMAX and not reason
         if reason == TOLD_TO_END or by_signal:
-            ending = job is not None and not job.over and not job.pending
-            if ending and not self._lasts(folder.run, ENDING_S):
+            if self._unsettled(job, ended) and not self._lasts(folder.run, ENDING_S):
                 self._listing.hurry()
                 return Seen(folder.run, "running", started)
             taken, why = _why(job, _limit(folder))
-            if reason == TOLD_TO_END or why:
+            if reason == TOLD_TO_END or (why and job is not None and job.over):
                 reason = why or TOLD_TO_END
                 folder.write_exit(code, started, reason, taken=taken)
                 exit = {**exit, "taken": taken}
         if exit.get("taken"):
             return Seen(folder.run, "taken", started, ended, None, reason)
         return Seen(folder.run, "lost" if code is None else "exited", started, ended, code, reason)
+
+    def _unsettled(self, job: Job | None, ended: int | None) -> bool:
+        """Whether Slurm has not yet said how a run ended: its last answer is older than that end, or calls
+        the run going on."""
+        return self._listing.at <= (ended or 0) or not (job is None or job.over or job.pending)
 
     def _begun(self, folder: Folder, job: Job | None, started: int | None) -> Seen:
         """A run whose command was started, and has not ended as far as its folder tells."""
