@@ -62,12 +62,24 @@ class FilePlace(Place):
         try:
             _created(self.path)
             self._lock = _locked(self.path)
+            self._undo()
         except OSError as problem:
             raise StorageError(
                 f"{self.name} can't be opened: {problem.strerror}; name a file in a folder that is there and "
                 "writable for this user (`store` in raysched.yaml)"
             ) from problem
         return self.helper()
+
+    def _undo(self) -> None:
+        """Undo a write that was cut off, where the file system has no shared memory for a write-ahead log:
+        SQLite then keeps what it writes over in a file beside, and whoever only reads can't put it back."""
+        if self._cut_off:
+            with closing(sqlite3.connect(self.path)) as connection, suppress(sqlite3.Error):
+                connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+
+    @property
+    def _cut_off(self) -> bool:
+        return Path(f"{self.path}-journal").exists() and not Path(f"{self.path}-wal").exists()
 
     def helper(self) -> Engine:
         """A commit is on the disk before it is acknowledged, and somebody who writes too is waited for."""
@@ -114,6 +126,8 @@ class FilePlace(Place):
     def advice(self, problem: Exception) -> str:
         """What SQLite's error means, by its words."""
         said = str(getattr(problem, "orig", None) or problem)
+        if "readonly database" in said and self._cut_off:
+            return "its last write was cut off; the next `raysched up` undoes that"
         for part, sentence in _SENTENCES.items():
             if part in said:
                 free = shutil.disk_usage(self.path.parent).free // 2**20

@@ -16,6 +16,7 @@ from stores import WRITER, FileStore, Store, facts, folded
 from raysched.core.facts import Retried
 from raysched.errors import StorageError
 from raysched.store.journal import Journal
+from raysched.store.reader import Reader
 
 Start = Callable[[Store], Journal]
 Writer = Callable[..., "subprocess.Popen[str]"]
@@ -116,3 +117,28 @@ def test_a_file_that_may_not_be_written_is_told(start: Start, file: FileStore) -
 def test_others_may_not_read_it(start: Start, file: FileStore) -> None:
     start(file).append(facts(1))
     assert {path.stat().st_mode & 0o077 for path in file.path.parent.iterdir()} == {0}
+
+
+CUT_OFF = """
+import os, sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("PRAGMA journal_mode=DELETE")
+connection.execute("PRAGMA cache_size=1")
+connection.execute("BEGIN")
+for number in range(100):
+    connection.execute("INSERT INTO meta VALUES (?, ?)", (f"noise-{number}", "x" * 10_000))
+os._exit(0)
+"""
+"""A program that dies amid a write, on a file system where SQLite has no write-ahead log."""
+
+
+def test_a_write_that_was_cut_off_without_a_log_is_undone(start: Start, file: FileStore) -> None:
+    journal = start(file)
+    journal.append(facts(5))
+    journal.close()
+    subprocess.run([sys.executable, "-c", CUT_OFF, str(file.path)], check=True)
+    assert Path(f"{file.path}-journal").stat().st_size > 0
+    with pytest.raises(StorageError, match="its last write was cut off; the next `raysched up` undoes that"):
+        Reader(file.url)
+    assert folded(start(file)) == facts(5)
+    assert "noise" not in file.sql("SELECT name FROM meta")
