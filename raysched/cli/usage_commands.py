@@ -31,7 +31,7 @@ def top(
     once: Annotated[bool, typer.Option("--once", help="Look once and end, as in a pipe.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show what each GPU and each job on it has beside what it uses, live."""
+    """Show live what each GPU and each job has, and what it uses."""
     from raysched.cli.top import top_lines, watch
 
     client, output = Client.from_environment(), Output(as_json)
@@ -53,7 +53,7 @@ def usage(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the GPU-hours that were granted, and how much of them was used."""
+    """Show the GPU-hours granted, and how much of them was used."""
     from raysched.cli.usage_lines import frame, usage_lines, write_parquet
 
     client, output = Client.from_environment(), Output(as_json)
@@ -69,7 +69,7 @@ def usage(
 
 
 def advise(since: Since = "7d", as_json: AsJson = False) -> None:
-    """Show which jobs could take a smaller share, and what that would free."""
+    """Show which jobs could do with less, and what that would free."""
     from raysched.cli.usage_lines import advice_lines
 
     client, output = Client.from_environment(), Output(as_json)
