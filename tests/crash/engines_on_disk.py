@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from raysched.backends.base import EngineRefused, HoldAnswer
 from raysched.core.lease import Group
@@ -48,7 +48,8 @@ class DiskBackend:
         known = id in self.world.running or (id in self.world.codes and id not in self.world.forgotten)
         if known:
             return
-        if launch.lease in self.world.over:  # noted there, as a run folder does: this start comes too late
+        if (launch.lease, launch.place.node) in self.world.over:
+            # Noted there, as in a run folder: this start comes too late.
             self._act("a start", "exit", id, 143)
             return
         if self.chance.random() < REFUSED:
@@ -61,6 +62,19 @@ class DiskBackend:
         self.world.read()
         if str(run) not in self.world.codes:
             self._act("a stop", "exit", str(run), 143)
+
+    async def release(self, hold: Hold) -> None:
+        """End what runs under the lease on these nodes, then let go of it there."""
+        await self._release(hold.lease, {place.node for place in hold.places})
+
+    async def _release(self, lease: str, nodes: Collection[str]) -> None:
+        await self._work("a release")
+        self.world.read()
+        for id in self.world.runs_of(lease, nodes):
+            self._act("a release", "exit", id, 137)
+        for node in sorted(nodes):
+            if (lease, node) not in self.world.over:
+                self._act("a release", "release", lease, node)
 
     async def logs(self, run: Run, offset: int, limit: int) -> bytes:
         """Nothing was written."""
@@ -106,15 +120,6 @@ class HoldingDiskBackend(DiskBackend):
             self._act("a hold", "hold", hold.lease, written(hold.places))
         return HoldAnswer(hold.lease, tuple(Group(hold.lease, 0) for _ in hold.places))
 
-    async def release(self, hold: Hold) -> None:
-        """End what runs under the lease, then let go of it."""
-        await self._work("a release")
-        self.world.read()
-        for id in [id for id, (lease, _) in self.world.running.items() if lease == hold.lease]:
-            self._act("a release", "exit", id, 137)
-        if hold.lease not in self.world.over:
-            self._act("a release", "release", hold.lease)
-
     async def held(self) -> dict[str, bool]:
         """All that is held is held whole."""
         self.world.read()
@@ -122,7 +127,7 @@ class HoldingDiskBackend(DiskBackend):
 
     async def let_go(self, lease: str) -> None:
         """As after a release."""
-        await self.release(Hold(lease, "", "", "fraction", (), False))
+        await self._release(lease, self.world.managed)
 
     async def outside(self) -> dict[str, tuple[str, ...]]:
         """Nobody else uses Ray."""

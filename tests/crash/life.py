@@ -18,8 +18,19 @@ from typing import Any, TypeVar
 from raysched.actors.clock import Clock
 from raysched.actors.desk import Desk
 from raysched.backends.reconciler import Reconciler
-from raysched.core.commands import Cancel, Command, JobRequest, NodeSeen, Release, Submit, Tick
+from raysched.core.commands import (
+    Cancel,
+    Command,
+    HostSeen,
+    Inventory,
+    JobRequest,
+    NodeSeen,
+    Release,
+    Submit,
+    Tick,
+)
 from raysched.core.evolve import evolve
+from raysched.core.host import Host
 from raysched.core.jobs import ENDED
 from raysched.core.node import NodeInfo
 from raysched.core.request import Request
@@ -39,6 +50,8 @@ SNAPSHOT_EVERY = 25
 """Facts between two snapshots: few, so that crashes come amid them."""
 T = TypeVar("T")
 NODES = (node("a", 2), node("b", 1, ray_id=None, backends=("vm",)))
+SIGHTS = (Inventory((Host("b", "b"),)), NodeSeen(NODES[0]), HostSeen(NODES[1]))
+"""What is told of the nodes: one is Ray's, the other one is reached over SSH."""
 MANAGED = frozenset(info.name for info in NODES if info.ray_id)
 MEMORY = {gpu.uuid: gpu.memory for info in NODES for gpu in info.gpus}
 OWNER = "program"
@@ -180,7 +193,7 @@ class Life:
     async def _tick(self) -> None:
         while True:
             self.desk.look_at_clock()
-            for command in (*(NodeSeen(info) for info in NODES), Tick()):
+            for command in (*SIGHTS, Tick()):
                 try:
                     await self.tell(command)
                 except StorageError:
@@ -359,11 +372,12 @@ def _check_acknowledged(state: State, memory: Memory) -> None:
 def _check_runs(state: State, world: World) -> None:
     """Whatever runs has a lease that was written down, on the GPUs where it runs."""
     for id, (lease, parts) in world.running.items():
-        job, attempt, rank = id.rsplit(".", 2)
+        job, attempt, _ = id.rsplit(".", 2)
         assert job in state.jobs, f"{id} runs, and nobody knows its job"
         assert int(attempt) <= state.jobs[job].attempt, f"{id} runs, and its grant is lost"
         if lease in state.leases:
-            place = state.leases[lease].places[int(rank)]
+            place = next((p for p in state.leases[lease].places if p.node == parts[0][0]), None)
+            assert place is not None, f"{id} runs where its lease was given back"
             granted = [(place.node, slice.gpu, slice.share, slice.memory) for slice in place.slices]
             assert granted == parts, f"{id} runs on other GPUs than it has"
 

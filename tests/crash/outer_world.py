@@ -6,7 +6,7 @@ twice can be seen for ever:
     start RUN LEASE PLACES    a command was started
     exit RUN CODE             it ended; without a start before it: it never will be started
     hold LEASE PLACES         Ray holds a lease
-    release LEASE             it was given back: Ray holds it no more, and nothing of it starts any more
+    release LEASE NODE        it was given back on a node: nothing holds it or starts for it there any more
     forget RUN                its files were deleted
 """
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,7 +39,7 @@ class World:
     memory: dict[str, int]
     running: dict[str, tuple[str, list[Part]]] = field(default_factory=dict)
     held: dict[str, list[Part]] = field(default_factory=dict)
-    over: set[str] = field(default_factory=set)
+    over: set[tuple[str, str]] = field(default_factory=set)
     codes: dict[str, int] = field(default_factory=dict)
     forgotten: set[str] = field(default_factory=set)
     started: Counter[str] = field(default_factory=Counter)
@@ -65,6 +65,14 @@ class World:
                 self._take(line.decode().rstrip("\n"))
         assert not self.wrong, self.wrong
 
+    def runs_of(self, lease: str, nodes: Collection[str]) -> list[str]:
+        """What runs under a lease on these nodes."""
+        return [
+            run
+            for run, (its, parts) in self.running.items()
+            if its == lease and any(node in nodes for node, *_ in parts)
+        ]
+
     def _take(self, line: str) -> None:
         try:
             self._happened(*line.split(" ", 3))
@@ -76,9 +84,11 @@ class World:
             case "start":
                 self.started[id] += 1
                 assert self.started[id] == 1, f"{id} was started twice"
-                assert rest[0] not in self.over, f"{id} was started after its lease was given back"
                 self.running[id] = rest[0], parts_of(rest[1])
-                on_ray = any(node in self.managed for node, *_ in self.running[id][1])
+                nodes = {node for node, *_ in self.running[id][1]}
+                late = [node for node in nodes if (rest[0], node) in self.over]
+                assert not late, f"{id} was started after its lease was given back"
+                on_ray = bool(nodes & self.managed)
                 assert rest[0] in self.held or not on_ray, f"{id} was started before Ray held its lease"
                 self._check_capacity()
             case "exit":
@@ -88,9 +98,10 @@ class World:
                 self.held[id] = parts_of(rest[0])
                 self._check_capacity()
             case "release":
-                self.held.pop(id, None)
-                self.over.add(id)
-                assert id not in {lease for lease, _ in self.running.values()}, f"{id} still runs"
+                self.held[id] = [part for part in self.held.pop(id, []) if part[0] != rest[0]]
+                self.held = {lease: parts for lease, parts in self.held.items() if parts}
+                self.over.add((id, rest[0]))
+                assert not self.runs_of(id, {rest[0]}), f"{id} still runs"
             case "forget":
                 assert id not in self.running, f"{id} was forgotten while it runs"
                 self.forgotten.add(id)
