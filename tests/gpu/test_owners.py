@@ -35,7 +35,8 @@ def lease() -> Iterator[str]:
 
 @pytest.fixture
 def start(lease: str) -> Iterator[Start]:
-    """Starts a shell script, with a lease in its environment or none; gives the number that it prints."""
+    """Starts a shell script, with a lease in its environment or none, which prints the process id of a sleep;
+    gives that once it sleeps."""
     begun: list[subprocess.Popen[str]] = []
 
     def run(script: str, mark: str | None = lease) -> int:
@@ -43,7 +44,9 @@ def start(lease: str) -> Iterator[Start]:
         shell = subprocess.Popen(["bash", "-c", script], env=environ, stdout=subprocess.PIPE, text=True)
         begun.append(shell)
         assert shell.stdout is not None
-        return int(shell.stdout.readline())
+        pid = int(shell.stdout.readline())
+        wait_until(lambda: Path(f"/proc/{pid}/comm").read_text() == "sleep\n", "it sleeps")
+        return pid
 
     yield run
     end_processes(lease, 0)
