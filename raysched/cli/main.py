@@ -73,7 +73,7 @@ app = typer.Typer(
     name="raysched",
     cls=Sections,
     rich_markup_mode=None,
-    help="Share GPUs: whole, by fraction or by memory, for jobs on Ray and on plain machines.",
+    help="Share GPUs: whole, by fraction or by memory, for jobs on Ray, plain machines and Slurm sites.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (command for commands in PANELS.values() for command in commands):

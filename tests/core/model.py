@@ -2,7 +2,7 @@
 
 The production core is compared with it (`test_model.py`). The model obeys the same commands. Where the core
 has a choice - which GPUs a job gets, and when - the model makes none: it says whether what the core chose
-was allowed, and whether there was a choice at all.
+was allowed, and whether there was a choice at all. What there is room for stands in `model_room.py`.
 """
 
 from __future__ import annotations
