@@ -126,9 +126,11 @@ class Client:
         body = {"profiles": names, "plan": plan, "user": user()}
         return self._command(f"/v1/gpus/{quote(gpu, safe='')}/layout", body)
 
-    def plan(self, specs: Sequence[Json]) -> list[Json]:
-        """Where each job would run and why; nothing is changed."""
-        body = {"jobs": [{"spec": spec, "package": None} for spec in specs], "user": user()}
+    def plan(self, specs: Sequence[Json], *, script: bool = False) -> list[Json]:
+        """Where each job would run and why; with `script` also what would be sent to a site. Nothing is
+        changed."""
+        jobs = [{"spec": spec, "package": None} for spec in specs]
+        body = {"jobs": jobs, "user": user(), "script": script}
         return self._post("/v1/plan", body)["jobs"]
 
     def submit(

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from raysched.actors.remote_ledger import RemoteLedger
 from raysched.actors.settings import Settings
-from raysched.backends.base import Backend
+from raysched.backends.base import Backend, Scripted
 from raysched.backends.reconciler import Reconciler
-from raysched.core.work import Run
+from raysched.core.work import Launch, Run
 
 
 class BackendActor:
@@ -33,6 +34,10 @@ class BackendActor:
     async def logs(self, run: str, offset: int, limit: int) -> bytes:
         """At most `limit` bytes of a run's output from `offset`."""
         return await self.backend.logs(Run.parse(run), offset, limit)
+
+    async def scripts(self, launches: Sequence[Launch]) -> dict[Run, str]:
+        """What would be sent to a site for these launches; nothing where work is started without one."""
+        return await self.backend.scripts(launches) if isinstance(self.backend, Scripted) else {}
 
     async def check_host(self, host: str, accept_new: bool) -> str:
         """Connect to a host of the vm backend anew; "" where it can be used, else why not."""

@@ -35,9 +35,9 @@ from raysched.core.jobs import ENDED, Job
 from raysched.core.measured import Guidance
 from raysched.core.node import NodeInfo
 from raysched.core.state import State
-from raysched.core.wanted import owned_job, packages
+from raysched.core.wanted import owned_job, packages, wanted
 from raysched.core.words import stamp
-from raysched.core.work import Ask, Owned, Partition, Run, Wanted
+from raysched.core.work import Ask, Launch, Owned, Partition, Run, Wanted
 from raysched.errors import NotFound, SpecError, StorageError
 from raysched.package import PackageStore
 from raysched.specs.inventory import check_host
@@ -161,13 +161,17 @@ class Ledger:
                 f"choose one of {', '.join(self.settings.backends)}, or auto"
             )
 
-    async def plan(self, user: str, jobs: list[View]) -> View:
-        """Where jobs would run if they were submitted now; nothing changes."""
+    async def plan(self, user: str, jobs: list[View]) -> tuple[View, dict[str, list[Launch]]]:
+        """Where jobs would run if they were submitted now, and the launches of those that would be handed to
+        a site, by its backend; nothing changes."""
         plain = [{**job, "package": None} for job in jobs]
         requests = [self._job_request(job, f"jobs[{at}].spec") for at, job in enumerate(plain)]
         # Copied by pickling, in a fifth of the time of `copy.deepcopy`: nothing else is decided meanwhile.
         state: State = pickle.loads(pickle.dumps(self.state))
-        return views.plan_view(state, user, requests, self._now())
+        view = views.plan_view(state, user, requests, self._now())
+        ids = {row.get("id") for row in view["jobs"]}
+        wants = {name: wanted(state, name, 0).launches for name in self.settings.sites}
+        return view, {name: [one for one in all if one.run.job in ids] for name, all in wants.items()}
 
     async def cancel(self, key: str, job: str, by: str) -> View:
         """End a job, or all elements of an array; those that have ended stay as they are. A repeated key ends

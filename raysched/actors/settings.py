@@ -49,7 +49,12 @@ class Settings:
     @property
     def on_nodes(self) -> tuple[str, ...]:
         """The backends that launch work on the nodes of the Ray cluster; a site has nodes of its own."""
-        return tuple(name for name in self.backends if name != "slurm")
+        return tuple(name for name in self.backends if name not in self.sites)
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The backends whose nodes have a scheduler of their own."""
+        return tuple(name for name in self.backends if name == "slurm")
 
     @property
     def journal(self) -> str:

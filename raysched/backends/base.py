@@ -80,6 +80,16 @@ class Mirroring(Protocol):
 
 
 @runtime_checkable
+class Scripted(Protocol):
+    """What a backend does that hands work to another scheduler."""
+
+    async def scripts(self, launches: Sequence[Launch]) -> dict[Run, str]:
+        """What would be sent, were these started together, by the first run of each thing that is sent: text
+        for people to read. Nothing is sent or prepared."""
+        ...
+
+
+@runtime_checkable
 class Spread(Protocol):
     """A backend of several machines that has to be told on which of them a run is."""
 

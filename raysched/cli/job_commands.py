@@ -40,13 +40,14 @@ def submit(
 def plan(
     file: JobFile,
     env: Annotated[bool, typer.Option("--env", help="Show the variables that each job would get.")] = False,
+    script: Annotated[bool, typer.Option("--script", help="Show what would be sent to a site.")] = False,
     as_json: AsJson = False,
 ) -> int:
     """Show where the jobs of a file would run, changing nothing.
 
     The exit code is 80 if one of them would be refused.
     """
-    from raysched.cli.job_detail import plan_lines
+    from raysched.cli.job_detail import plan_lines, script_lines
     from raysched.client import check_folders
     from raysched.errors import Refused
     from raysched.specs.job import load_jobs
@@ -55,8 +56,9 @@ def plan(
     path, text = _source(file)
     specs = load_jobs(path, text)
     check_folders(specs, path.absolute().parent)
-    plans = client.plan([spec.as_json() for spec in specs])
-    output.answer({"jobs": plans}, plan_lines(plans, output.width, with_env=env), client)
+    plans = client.plan([spec.as_json() for spec in specs], script=script)
+    lines = plan_lines(plans, output.width, with_env=env)
+    output.answer({"jobs": plans}, [*lines, *(script_lines(plans) if script else [])], client)
     return Refused.exit_code if any(plan["outcome"] == "refused" for plan in plans) else 0
 
 

@@ -81,6 +81,22 @@ def plan_lines(plans: Sequence[Json], width: int | None, with_env: bool) -> list
     return lines
 
 
+def script_lines(plans: Sequence[Json]) -> list[Text]:
+    """What would be sent to sites, byte for byte but for characters that would change a terminal."""
+    sent = [plan for plan in plans if plan["script"]]
+    if not sent:
+        return [Text(), Text("nothing would be sent to a site")]
+    lines: list[Text] = []
+    for plan in sent:
+        heading = Text(f"what would be sent to {plan['backend']} for {clean(plan['display'])}", "bold")
+        lines += [Text(), heading, *(Text(_indented(line)) for line in plan["script"].splitlines())]
+    return lines
+
+
+def _indented(line: str) -> str:
+    return line[: len(line) - len(line.lstrip())] + clean(line)
+
+
 def place(answer: Json, width: int | None) -> str:
     """What one node gives: `node-a: GPU 0 GPU-3f2a8c1d A100-80GB, 25 %, 19.9 GiB; 4 CPUs`. On a terminal a
     GPU's UUID is short, as everywhere."""

@@ -242,7 +242,8 @@ def status_view(state: State) -> View:
 
 
 def plan_view(state: State, user: str, jobs: Sequence[JobRequest], now: int) -> View:
-    """Where each job would run if all were submitted now. `state` is a copy and is used up."""
+    """Where each job would run if all were submitted now. `state` is a copy and has them afterwards, under
+    the `id` of each that is not refused."""
     refused = {asked.id: why for asked in jobs if (why := _refusal(state, user, asked, now)) is not None}
     outcomes = _started(state, now)
     for row in queue_view(state, now)["waiting"]:
@@ -287,7 +288,8 @@ def _planned(
     }
     if asked.id in refused:
         return [{**view, "outcome": "refused", "why": refused[asked.id]}]
-    return [{**view, "display": state.jobs[id].display, **outcomes[id]} for id in state.groups[asked.id]]
+    ids = state.groups[asked.id]
+    return [{**view, "id": id, "display": state.jobs[id].display, **outcomes[id]} for id in ids]
 
 
 def _handed_over(state: State, job: Job) -> View:

@@ -44,8 +44,8 @@ class ScriptedLedger:
     async def submit(self, key: str, user: str, jobs: list[Any]) -> Any:
         return await self._answer("submit", key, user, jobs)
 
-    async def plan(self, user: str, jobs: list[Any]) -> Any:
-        return await self._answer("plan", user, jobs)
+    async def plan(self, user: str, jobs: list[Any], script: bool) -> Any:
+        return await self._answer("plan", user, jobs, script)
 
     async def view(self, what: str, **args: Any) -> Any:
         return await self._answer("view", what, args)

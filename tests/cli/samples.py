@@ -262,6 +262,7 @@ def plan(**changes: Any) -> dict[str, Any]:
         "mechanism": "variables",
         "env": {"CUDA_VISIBLE_DEVICES": UUIDS[0], "RAYSCHED_GPU_FRACTION": "0.25"},
         "places": [place()],
+        "script": None,
     }
     return sample | changes
 

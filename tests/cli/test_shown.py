@@ -266,6 +266,17 @@ def test_a_plan_shows_the_environment_on_demand() -> None:
     )
 
 
+def test_a_plan_shows_what_would_be_sent_on_demand() -> None:
+    """Nothing in it can change the terminal; where nothing is sent, that is said."""
+    assert _plain(job_detail.script_lines([samples.plan()]))[-1] == "nothing would be sent to a site"
+    sent = samples.plan(backend="slurm", script="sbatch \\\n    --job-name=rs-a \x1b[1m\n")
+    assert _plain(job_detail.script_lines([sent]))[1:] == [
+        "what would be sent to slurm for embed",
+        "sbatch \\",
+        "    --job-name=rs-a \\x1b[1m",
+    ]
+
+
 def test_an_array_is_submitted_as_one() -> None:
     jobs = [samples.job(), *samples.array(["waiting"] * 8)]
     assert job_detail.submitted(jobs) == [

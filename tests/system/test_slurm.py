@@ -109,6 +109,22 @@ def test_slurms_own_reason_is_told(site: SlurmSite, beside: System) -> None:
         site.run("scontrol", "update", "NodeName=n2", "State=RESUME")
 
 
+def test_a_plan_shows_what_would_be_sent(site: SlurmSite, beside: System) -> None:
+    """It is what a shell could run: Slurm takes it, and gets an array as one."""
+    spec = {"name": 'it\'s "x" $HOME', "entrypoint": "true", "working_dir": None, "backend": "slurm"}
+    asked = {**spec, "array": 3, "max_runtime": "2h", "resources": {"gpus": 2}}
+    before = site.jobs()
+    plans = beside.client().plan([asked], script=True)
+    assert site.jobs() == before
+    assert [plan["script"] is not None for plan in plans] == [True, False, False]
+    site.run("sh", "-c", plans[0]["script"].replace("sbatch ", "sbatch --hold ", 1))
+    (line,) = [line for line in site.jobs("%i %K %l %b %k") if "it's" in line]
+    id, tasks, limit, gres, comment = line.split(" ", 4)
+    assert (tasks, limit, gres) == ("0-2", "2:00:00", "gres:gpu:a100:2")
+    assert comment.partition(" ")[2].rstrip() == spec["name"]
+    site.run("scancel", id.partition("_")[0])
+
+
 def test_what_the_site_can_never_give_is_refused_before(site: SlurmSite, beside: System) -> None:
     """Case slurm-02: nothing waits for ever."""
     before = site.jobs()

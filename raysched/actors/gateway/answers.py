@@ -467,7 +467,9 @@ class Advices(Shape):
 
 
 class Planned(Shape):
-    """Where a job would run and why. `env` holds the variables that raysched would set."""
+    """Where a job would run and why. `env` holds the variables that raysched would set; `script`, if that was
+    asked for, what would be sent to a site: at the first element of an array for all that are sent with it.
+    """
 
     name: str
     display: str
@@ -479,6 +481,7 @@ class Planned(Shape):
     mechanism: str
     env: dict[str, str]
     places: list[Place]
+    script: str | None
 
 
 class Plan(Shape):
@@ -499,6 +502,12 @@ class Submission(Shape):
 
     jobs: list[SubmittedJob] = Field(min_length=1)
     user: str = Field(min_length=1, max_length=256)
+
+
+class Planning(Submission):
+    """Jobs of which is asked what would happen to them; with `script` also what would be sent to a site."""
+
+    script: bool = False
 
 
 class Cancellation(Shape):

@@ -53,7 +53,7 @@ class Ledger(Protocol):
         """Accept all jobs or none; a repeated key gets the first answer."""
         ...
 
-    async def plan(self, user: str, jobs: list[View]) -> View:
+    async def plan(self, user: str, jobs: list[View], script: bool) -> View:
         """What would happen to these jobs."""
         ...
 
@@ -246,8 +246,8 @@ def _jobs(ledger: Ledger) -> APIRouter:
         return JSONResponse({"jobs": await ledger.submit(key or _new_key(), body.user, _specs(body))})
 
     @routes.post("/plan", response_model=answers.Plan, summary="What would happen to jobs; changes nothing")
-    async def plan(body: answers.Submission) -> Response:
-        return JSONResponse(await ledger.plan(body.user, _specs(body)))
+    async def plan(body: answers.Planning) -> Response:
+        return JSONResponse(await ledger.plan(body.user, _specs(body), body.script))
 
     @routes.get("/jobs", response_model=answers.Jobs, summary="All jobs that are remembered")
     async def jobs(state: JobState | None = None, group: str | None = None) -> Response:

@@ -34,9 +34,16 @@ class Link:
         """Accept all jobs or none."""
         return await self._ledger("submit", key, user, jobs)
 
-    async def plan(self, user: str, jobs: list[View]) -> View:
-        """What would happen to these jobs."""
-        return await self._ledger("plan", user, jobs)
+    async def plan(self, user: str, jobs: list[View], script: bool) -> View:
+        """What would happen to these jobs; with `script` also what would be sent to their sites."""
+        view, launches = await self._ledger("plan", user, jobs)
+        scripts: dict[str, str] = {}
+        for backend, wanted in launches.items():
+            if script and wanted:
+                found = await self._call(names.backend(backend), PATIENCE_S, "scripts", wanted)
+                scripts.update({run.job: text for run, text in found.items()})
+        rows = view["jobs"]
+        return {"jobs": [{**row, "script": scripts.get(row.pop("id", ""))} for row in rows]}
 
     async def view(self, what: str, **args: Any) -> View:
         """One of the views."""

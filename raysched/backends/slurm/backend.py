@@ -7,7 +7,7 @@ import hashlib
 import shutil
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from signal import SIGRTMAX
@@ -101,6 +101,11 @@ class SlurmBackend:
         refuse every time."""
         await self._sender.send(launch)
         self._wake()
+
+    async def scripts(self, launches: Sequence[Launch]) -> dict[Run, str]:
+        """See `base.Scripted`."""
+        batches = await asyncio.to_thread(self._sender.batches, launches)
+        return {sent[0].run: self._controller.shown(batch) for batch, sent in batches}
 
     def _prepare(self, launch: Launch) -> Any:
         package = self._packages / f"{launch.package}.tar.gz" if launch.package else None

@@ -55,6 +55,11 @@ class CommandController:
             raise Refused(f"sbatch: {refusal(error.words)}", final=bool(FINAL.search(error.words))) from None
         log.info("sbatch: %s", said.strip())
 
+    def shown(self, batch: Batch) -> str:
+        """See `Controller.shown`: text for a shell that does what `submit` does."""
+        options = "".join(f" \\\n    {shlex.quote(option)}" for option in batch.options)
+        return f"sbatch{options} <<'END'\n{batch.script}END\n"
+
     async def jobs(self) -> list[Job]:
         """See `Controller.jobs`."""
         # 22.05 heeds none of these and tells of all jobs; later ones would leave those out that have ended.

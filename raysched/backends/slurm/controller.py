@@ -51,6 +51,10 @@ class Controller(Protocol):
         """Hand a job, or an array, to Slurm. Raises Refused."""
         ...
 
+    def shown(self, batch: Batch) -> str:
+        """What `submit` sends, for people to read."""
+        ...
+
     async def jobs(self) -> list[Job]:
         """All jobs that Slurm remembers, at least those of this user."""
         ...

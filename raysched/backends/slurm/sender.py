@@ -152,6 +152,13 @@ class Sender:
             for launch in sent:
                 refused[launch.run] = EngineRefused(error.reason, final=error.final)
 
+    def batches(self, launches: Sequence[Launch]) -> list[tuple[Batch, list[Launch]]]:
+        """What would be sent, were these launches started together."""
+        groups: dict[Hashable, list[Launch]] = {}
+        for launch in launches:
+            groups.setdefault(_alike(launch), []).append(launch)
+        return [batch for group in groups.values() for batch in self._batches(group)]
+
     def _batches(self, launches: list[Launch]) -> list[tuple[Batch, list[Launch]]]:
         program = str(self._program())
         low = [one for one in launches if (found := element(one.run)) and found[1] <= FIRST_TASKS]
