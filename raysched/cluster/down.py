@@ -11,6 +11,8 @@ from typing import Any
 from raysched.client import user
 from raysched.cluster import home as homes
 from raysched.cluster import record, system
+from raysched.cluster.apart import apart
+from raysched.cluster.own_ray import RayLost
 from raysched.cluster.record import Record
 from raysched.errors import Conflict, Unreachable
 from raysched.folders import state_folder
@@ -40,17 +42,27 @@ def down(*, cancel: bool = False, keep: bool = False) -> View:
         found = record.read(home)
         if found is None or not homes.ray_alive(found):
             return _bury(home, found)
-        system.connect(found.ray)
         try:
-            answer = _settle(cancel, keep) if found.ready or system.is_there() else NOTHING
-            system.end_actors()
-        finally:
-            system.disconnect()
+            answer = apart(found.own, home / "up.log", _settle_and_end, found, cancel, keep)
+        except RayLost:
+            if homes.ray_alive(found):
+                raise
+            return _bury(home, found)
         homes.clear(home, found)
         if not answer["kept"]:  # what runs on keeps its MIG instances
             shutil.rmtree(Path(found.folder) / "simulated", ignore_errors=True)
             Daemons().stop_all()
         return {**answer, "ray": "left" if found.own is None else "stopped"}
+
+
+def _settle_and_end(found: Record, cancel: bool, keep: bool) -> View:
+    system.connect(found.ray)
+    try:
+        answer = _settle(cancel, keep) if found.ready or system.is_there() else NOTHING
+        system.end_actors()
+        return answer
+    finally:
+        system.disconnect()
 
 
 def _bury(home: Path, found: Record | None) -> View:

@@ -30,15 +30,6 @@ PORTS = {
 }
 """Ray's own choices, taken where all are free."""
 STARTED = b"Ray runtime started"
-TAKEN = (
-    b"does not match persisted value",
-    b"Failed to start the grpc server",
-    b"Failed to connect to GCS",
-    b"Authentication token is missing",
-    b"but is already running at",
-    b"Failed to bind to",
-)
-"""What a Ray says that met another one, or anything else, at a port that was free when it was chosen."""
 START_S = 120.0
 """How long Ray may take to start on a busy machine."""
 STOP_S = 20.0
@@ -46,8 +37,13 @@ STOP_S = 20.0
 KILL_S = 10.0
 
 
-class PortsTaken(Unreachable):
-    """Somebody was quicker at a port: to be tried again with others."""
+class RayLost(Unreachable):
+    """Ray ended while it was starting, or just after, as where somebody was quicker at one of its ports: to
+    be tried again at others."""
+
+    @property
+    def code(self) -> str:
+        return "unreachable"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +84,7 @@ def spawn(folder: Path, gpus: int | None, environment: Mapping[str, str], *, usu
 
 
 def wait_started(starting: Starting) -> None:
-    """Return once Ray runs. Raises PortsTaken, and Unreachable with what Ray said."""
+    """Return once Ray runs. Raises RayLost with what Ray said, and Unreachable where it takes too long."""
     deadline = time.monotonic() + START_S
     while STARTED not in starting.output.read_bytes():
         _check(starting)
@@ -98,13 +94,11 @@ def wait_started(starting: Starting) -> None:
 
 
 def _check(starting: Starting) -> None:
-    """Raises PortsTaken or Unreachable for a Ray that will not run."""
-    ended = starting.process.poll() is not None
-    said = starting.output.read_bytes()
-    if (ended and any(words in said for words in TAKEN)) or _lost_store(starting.own):
-        raise PortsTaken(f"Ray did not start: something else took its ports (see {starting.output})")
-    if ended:
-        raise Unreachable(f"Ray did not start: {_last_line(starting.output)} (see {starting.output})")
+    """Raises RayLost for a Ray that will not run."""
+    if _lost_store(starting.own):
+        raise RayLost(f"Ray did not start: its GCS ended (see {starting.output})")
+    if starting.process.poll() is not None:
+        raise RayLost(f"Ray did not start: {_last_line(starting.output)} (see {starting.output})")
 
 
 def _lost_store(own: OwnRay) -> bool:

@@ -15,6 +15,7 @@ from raysched.actors import names
 from raysched.actors.settings import Settings
 from raysched.client import Client
 from raysched.cluster import own_ray
+from raysched.cluster.own_ray import RayLost
 from raysched.errors import RayschedError, Unreachable
 
 READY_S = 90.0
@@ -39,9 +40,9 @@ def reachable(address: str) -> bool:
 
 
 def connect(address: str) -> None:
-    """Connect this process to the Ray at HOST:PORT. Raises Unreachable."""
+    """Connect this process to the Ray at HOST:PORT. Raises RayLost."""
     if not reachable(address):
-        raise Unreachable(f"no Ray answers at {address}: start it, or give another --address")
+        raise RayLost(f"no Ray answers at {address}: start it, or give another --address")
     import ray
     from ray.exceptions import RayError
 
@@ -50,7 +51,7 @@ def connect(address: str) -> None:
     try:
         ray.init(address, namespace=names.NAMESPACE, log_to_driver=False, logging_level=logging.CRITICAL)
     except (RayError, ConnectionError, RuntimeError) as error:
-        raise Unreachable(f"can't connect to the Ray at {address}: {_why(error)}") from None
+        raise RayLost(f"can't connect to the Ray at {address}: {_why(error)}") from None
 
 
 def _why(error: BaseException) -> str:

@@ -16,8 +16,10 @@ from raysched.backends import runner
 from raysched.client import Client
 from raysched.cluster import home as homes
 from raysched.cluster import own_ray, record, system
+from raysched.cluster.apart import apart
 from raysched.cluster.interrupts import held, interruptible
 from raysched.cluster.listening import listen, url_host
+from raysched.cluster.own_ray import RayLost
 from raysched.cluster.record import Record
 from raysched.core.compile import compile_host
 from raysched.core.measured import Policy
@@ -65,7 +67,6 @@ def up(
         with ExitStack() as undo:
             answer = _start(plan, undo)
             undo.pop_all()
-        system.disconnect()
         return answer
 
 
@@ -192,28 +193,17 @@ def _count(simulate: str | None) -> int | None:
 
 
 def _start(plan: Plan, undo: ExitStack) -> View:
-    found = plan.before or _on_ray(plan, undo)
-    system.connect(found.ray)
-    undo.callback(system.disconnect)
-    if plan.before is None:
-        if found.own is None:
-            _check_foreign_ray(plan, found.ray)
-        else:
-            system.end_former_actors()
-        undo.callback(system.end_actors)
-    _write_endpoint(plan)
-    found.write(plan.home)
-    if plan.before is None:
+    if plan.before is not None:
+        return _populate(plan, plan.before)
+    if plan.ray is not None:
         undo.callback(record.delete, plan.home)
-    system.create(plan.settings)
-    status = system.wait_ready(plan.address, plan.token)
-    replace(found, gateway=plan.address, ready=True).write(plan.home)
-    return _answer(plan, found, status)
+        return _populate(plan, _record(plan))
+    return _on_own_ray(plan, undo)
 
 
-def _on_ray(plan: Plan, undo: ExitStack) -> Record:
-    """The record of a system on the Ray that was given, or on one that is started now."""
-    fresh = Record(
+def _record(plan: Plan) -> Record:
+    """What is to be told of the system; of a Ray of its own nothing yet."""
+    return Record(
         gateway=plan.address,
         folder=plan.settings.folder,
         ray=plan.ray or "",
@@ -222,31 +212,55 @@ def _on_ray(plan: Plan, undo: ExitStack) -> Record:
         own=None,
         at=runner.now(),
     )
-    return fresh if plan.ray is not None else _start_ray(plan, fresh, undo)
 
 
-def _start_ray(plan: Plan, fresh: Record, undo: ExitStack) -> Record:
-    """Start a Ray, and again at other ports where somebody was quicker at one, such as another `up`."""
+def _on_own_ray(plan: Plan, undo: ExitStack) -> View:
+    """Start a Ray and the system on it, and all of it again at other ports where somebody was quicker at one,
+    such as another `up`, or where Ray did not live to the end of it."""
     for usual in (True, False):
-        try:
-            return _try_ray(plan, fresh, undo, usual)
-        except own_ray.PortsTaken:
-            pass
-    return _try_ray(plan, fresh, undo, usual=False)
+        with suppress(RayLost):
+            return _try_own_ray(plan, undo, usual)
+    return _try_own_ray(plan, undo, usual=False)
 
 
-def _try_ray(plan: Plan, fresh: Record, undo: ExitStack, usual: bool) -> Record:
+def _try_own_ray(plan: Plan, undo: ExitStack, usual: bool) -> View:
     with held():
         starting = own_ray.spawn(plan.home, plan.gpus, plan.settings.environment, usual=usual)
-        ours = replace(fresh, ray=starting.address, dashboard=starting.dashboard, own=starting.own)
+        ours = replace(_record(plan), ray=starting.address, dashboard=starting.dashboard, own=starting.own)
         undo.callback(homes.clear, plan.home, ours)
     ours.write(plan.home)
     try:
         own_ray.wait_started(starting)
-    except own_ray.PortsTaken:
+        return _populate(plan, ours)
+    except RayLost:
         homes.clear(plan.home, ours)
         raise
-    return ours
+
+
+def _populate(plan: Plan, found: Record) -> View:
+    """Make the system on a Ray that runs, and answer as `up` does."""
+    answer = apart(found.own, plan.home / "up.log", _connect_and_create, plan, found)
+    replace(found, gateway=plan.address, ready=True).write(plan.home)
+    return answer
+
+
+def _connect_and_create(plan: Plan, found: Record) -> View:
+    with ExitStack() as undo:
+        system.connect(found.ray)
+        undo.callback(system.disconnect)
+        if plan.before is None:
+            if found.own is None:
+                _check_foreign_ray(plan, found.ray)
+            else:
+                system.end_former_actors()
+            undo.callback(system.end_actors)
+        _write_endpoint(plan)
+        found.write(plan.home)
+        system.create(plan.settings)
+        status = system.wait_ready(plan.address, plan.token)
+        undo.pop_all()
+    system.disconnect()
+    return _answer(plan, found, status)
 
 
 def _check_foreign_ray(plan: Plan, address: str) -> None:

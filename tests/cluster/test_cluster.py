@@ -131,11 +131,17 @@ def test_down_without_up_says_so(make_system: MakeSystem) -> None:
     assert "not up" in done.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_up_leaves_nothing(make_system: MakeSystem, number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("number", "connected"), [(signal.SIGINT, False), (signal.SIGINT, True), (signal.SIGTERM, True)]
+)
+def test_an_interrupted_up_leaves_nothing(
+    make_system: MakeSystem, number: signal.Signals, connected: bool
+) -> None:
+    """While Ray starts, and while the system is being made on it."""
     system = make_system()
     up = system.begin("up", *system.simulated)
-    wait_until(lambda: system.processes("gcs_server"), "Ray starts")
+    reached = (system.home / "up.log").exists if connected else lambda: system.processes("gcs_server")
+    wait_until(reached, "Ray starts")
     os.kill(up.pid, number)
     output, errors = up.communicate(timeout=120)
     assert up.returncode == 130, output + errors

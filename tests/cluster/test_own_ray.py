@@ -11,12 +11,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from running import System
+from running import System, wait_until
 
 from raysched.actors.settings import Settings
-from raysched.cluster import own_ray, record
-from raysched.cluster.record import Record
-from raysched.cluster.up import Plan, _start_ray
+from raysched.cluster import own_ray
+from raysched.cluster.up import Plan, _on_own_ray
 
 
 def test_ray_gets_an_interpreter_without_a_space_in_its_path(
@@ -64,7 +63,7 @@ def test_a_port_that_another_ray_took_is_noticed(
         ours.env["RAY_AUTH_TOKEN_PATH"] = system.env["RAY_AUTH_TOKEN_PATH"]
     starting = own_ray.spawn(ours.folder, 2, ours.env)
     try:
-        with pytest.raises(own_ray.PortsTaken):
+        with pytest.raises(own_ray.RayLost):
             own_ray.wait_started(starting)
     finally:
         own_ray.stop(starting.own)
@@ -75,18 +74,32 @@ def test_a_port_that_another_ray_took_is_noticed(
 @pytest.mark.ray
 @pytest.mark.filterwarnings("ignore:subprocess:ResourceWarning")  # what `up` starts goes on without it
 def test_up_tries_other_ports_where_another_ray_took_them(
-    system: System, make_system: Callable[..., System], taken: int
+    system: System, make_system: Callable[..., System], taken: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours = make_system()
     ours.home.mkdir()
-    settings = Settings(str(ours.home), environment=ours.env)
-    plan = Plan(ours.home, settings, token="", ray=None, before=None, gpus=2)
-    fresh = Record("", str(ours.home), "", None, None, None, 0)
+    for name, value in ours.env.items():
+        monkeypatch.setenv(name, value)
+    settings = Settings(str(ours.home), port=ours.port, simulate=ours.simulate, environment=ours.env)
+    plan = Plan(ours.home, settings, token="ours", ray=None, before=None, gpus=2)
     with ExitStack() as undo:
-        started = _start_ray(plan, fresh, undo)
-        assert not started.ray.endswith(f":{taken}")
-        assert record.read(ours.home) == started
-        assert started.own is not None
-        assert own_ray.alive(started.own)
+        answer = _on_own_ray(plan, undo)
+        assert not answer["ray"]["address"].endswith(f":{taken}")
+        assert ours.client().status()["nodes"] == 1
     assert not ours.processes()
     assert system.client().status()["nodes"] == 1
+
+
+@pytest.mark.ray
+def test_up_tries_again_where_its_ray_is_lost(make_system: Callable[..., System]) -> None:
+    """Ray ends a process that has lost its GCS for a minute; `up` cleans up and starts another Ray."""
+    ours = make_system()
+    up = ours.begin("up", *ours.simulated, "--json")
+    wait_until((ours.home / "up.log").exists, "the first Ray runs")
+    lost = ours.kill("gcs_server")
+    output, errors = up.communicate(timeout=180)
+    assert up.returncode == 0, output + errors
+    assert "rpc_client" not in errors
+    assert ours.client().status()["nodes"] == 1
+    assert lost
+    assert not set(lost) & set(ours.processes())
