@@ -54,15 +54,20 @@ def compile_resources(resources: Resources, backend: Backend) -> Request:
         cpus=_cpus(resources),
         host_memory=resources.memory or 0,
         backends=_AUTO if backend == "auto" else (backend,),
-        or_mig=_or_mig(resources),
+        or_mig=_must_be_held(resources) and resources.use_mig is None and resources.gpus == 1,
+        or_mps=_must_be_held(resources) and resources.gpus <= (resources.nodes or 1),
     )
 
 
-def _or_mig(resources: Resources) -> bool:
-    """Whether a MIG instance will do as well: for a part of one GPU that must be held to its share, and that
-    does not say how. Several would be instances of one GPU, and parts of several GPUs were asked for."""
-    free = resources.sharing is None and resources.use_mig is None
-    return resources.isolation == "hard" and resources.part and free and resources.gpus == 1
+def _must_be_held(resources: Resources) -> bool:
+    """Whether a part of a GPU must be held to its share, and does not say how: a MIG instance will do, where
+    one GPU is asked for (several would be instances of one), and MPS, where it is one on each node."""
+    return (
+        resources.isolation == "hard"
+        and resources.part
+        and resources.mode == "fraction"
+        and (resources.sharing is None)
+    )
 
 
 def _cpus(resources: Resources) -> int:

@@ -48,9 +48,9 @@ def impossible(state: State, request: Request) -> str:
 
 
 def _no_site(there: site.Site, request: Request) -> str:
-    """Why the site can never give it: the preferred way says most."""
+    """Why the site can never give it, as it was asked."""
     try:
-        site.demand(there, ways(request)[0])
+        site.demand(there, ways(request)[-1])
     except site.Unfit as unfit:
         return str(unfit)
     return f"asks for {asks(request)}, and the site has none"
@@ -89,7 +89,7 @@ def _on_none(gpus: list[GPU], request: Request) -> str:
     """Why none of these GPUs, which are of the right type, could ever serve the request."""
     if request.sharing == "mig":
         return _no_instance(gpus, request)
-    lacks = {missing.kind for gpu in gpus if (missing := lack(gpu, ways(request)[0])) is not None}
+    lacks = {missing.kind for gpu in gpus if (missing := lack(gpu, ways(request)[-1])) is not None}
     if "mode" in lacks:
         models = listing(sorted({gpu.info.model for gpu in gpus if gpu.info.layout.enabled}))
         return (
@@ -113,11 +113,16 @@ def _not_held(gpus: list[GPU], request: Request) -> str:
     cut = [gpu for gpu in gpus if gpu.info.mig is not None]
     have = f"none of these is to be had on {models}"
     if cut and request.or_mig:
-        have = f"no MIG instance of {listing(_models(cut))} has {at_least(request)}"
-    instead = "ask for a mig_profile" if cut and not request.or_mig else "ask for isolation: soft"
+        have = f"no MIG instance of {listing(_models(cut))} has {at_least(request)}, and there is none other"
+    if request.or_mps:
+        instead = "install MPS (nvidia-cuda-mps-control; `raysched doctor` there says more), "
+    elif any("mps" in gpu.info.mechanisms for gpu in gpus):
+        instead = "ask for sharing: mps, which holds one GPU's tenant, "
+    else:
+        instead = "ask for a mig_profile, " if cut and not request.or_mig else ""
     return (
-        f"isolation: hard can't be kept for {asks(request)}: it needs MIG, HAMi or a kernel memory limit, "
-        f"and {have}; {instead} or a whole GPU"
+        f"isolation: hard can't be kept for {asks(request)}: it needs MIG, MPS, HAMi or a kernel memory limit, "
+        f"and {have}; {instead}ask for isolation: soft or a whole GPU"
     )
 
 

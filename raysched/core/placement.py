@@ -105,10 +105,10 @@ REMEMBERED = 1000
 
 @lru_cache(maxsize=4096)
 def ways(request: Request) -> tuple[Request, ...]:
-    """The ways of sharing that will do, the preferred one first."""
-    if not request.or_mig:
-        return (request,)
-    return replace(request, or_mig=False), replace(request, sharing="mig", or_mig=False)
+    """The ways of sharing that will do, the one that holds most first, and as it was asked last."""
+    plain = replace(request, or_mig=False, or_mps=False)
+    asked: dict[Sharing, bool] = {"mig": request.or_mig, "mps": request.or_mps}
+    return (*(replace(plain, sharing=way) for way, will_do in asked.items() if will_do), plain)
 
 
 def place(state: State, request: Request, kept: Kept = NOTHING_KEPT) -> Placement | None:

@@ -19,7 +19,7 @@ class Request:
     `share` is in ten-thousandths of each GPU and `memory` in MiB of each; with `memory` alone the GPU
     that it lands on sets the share. By time-slice a share only sets the memory. `mig_profile` is the profile
     as the user named it; MIG without it takes the smallest instance with enough `memory` (and `share`).
-    `or_mig`: where no GPU can hold a tenant to the share, such a MIG instance will do.
+    `or_mig` and `or_mps`: rather than this way, such a MIG instance, or that share under MPS.
     `cpus` (ten-thousandths of a core) and `host_memory` (MiB) are for each node of the job. `backends` are
     the ones that may launch it, the preferred one first. `container`: only on nodes that run containers.
     """
@@ -37,6 +37,7 @@ class Request:
     backends: tuple[str, ...] = ("vm",)
     or_mig: bool = False
     container: bool = False
+    or_mps: bool = False
 
 
 def share_of_memory(memory: int, total: int) -> int:

@@ -268,8 +268,9 @@ class Room:
 
 def ways(request: Request) -> list[Request]:
     """The ways of sharing that will do."""
-    first = replace(request, or_mig=False)
-    return [first, replace(first, sharing="mig")] if request.or_mig else [first]
+    first = replace(request, or_mig=False, or_mps=False)
+    others = [("mig", request.or_mig), ("mps", request.or_mps)]
+    return [first, *(replace(first, sharing=way) for way, will_do in others if will_do)]
 
 
 def _holds(info: GPUInfo, request: Request) -> bool:

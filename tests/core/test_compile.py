@@ -30,7 +30,7 @@ def job(resources: dict[str, Any], **fields: Any) -> JobSpec:
         ({"gpu_type": "A100", "memory": "24GB"}, Request(gpu_types=("A100",), host_memory=22_889)),
         (
             {"gpu_memory": "1GiB", "isolation": "hard"},
-            Request(memory=1024, sharing="fraction", isolation="hard", or_mig=True),
+            Request(memory=1024, sharing="fraction", isolation="hard", or_mig=True, or_mps=True),
         ),
         (
             {"gpu_memory": "1GiB", "isolation": "hard", "sharing": "fraction"},
@@ -38,11 +38,15 @@ def job(resources: dict[str, Any], **fields: Any) -> JobSpec:
         ),
         (
             {"gpu_memory": "1GiB", "isolation": "hard", "use_mig": False},
-            Request(memory=1024, sharing="fraction", isolation="hard"),
+            Request(memory=1024, sharing="fraction", isolation="hard", or_mps=True),
         ),
         (
             {"gpu_memory": "1GiB", "isolation": "hard", "gpus": 2},
             Request(gpus=2, memory=1024, sharing="fraction", isolation="hard"),
+        ),
+        (
+            {"gpu_fraction": 0.5, "isolation": "hard", "gpus": 2, "nodes": 2},
+            Request(gpus=2, nodes=2, share=5000, sharing="fraction", isolation="hard", or_mps=True),
         ),
         ({"mig_profile": "1G.10GB"}, Request(sharing="mig", mig_profile="1g.10gb")),
         ({"use_mig": True, "gpu_memory": "5GiB"}, Request(memory=5120, sharing="mig")),

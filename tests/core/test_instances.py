@@ -479,7 +479,7 @@ def test_hard_isolation_is_granted_as_a_mig_instance_once_there_is_one():
     """Case sharing-02."""
     fenced = memory(3815, isolation="hard", or_mig=True)
     world = World(node("l40s", 1, model="L40S", memory=46068))
-    with pytest.raises(Refused, match=r"isolation: hard .* MIG, HAMi or a kernel memory limit"):
+    with pytest.raises(Refused, match=r"isolation: hard .* MIG, MPS, HAMi or a kernel memory limit"):
         world.submit("fenced", fenced)
     world.do(NodeSeen(mig_node("a")))
     world.submit("fenced", fenced)

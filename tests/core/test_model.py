@@ -90,6 +90,7 @@ by_memory = st.builds(
     sharing=st.just("fraction"),
     isolation=st.sampled_from(["soft", "soft", "hard"]),
     or_mig=st.booleans(),
+    or_mps=st.booleans(),
 )
 turns = st.builds(
     Request,

@@ -93,6 +93,7 @@ sized = st.builds(
     sharing=st.sampled_from(["mig", "fraction"]),
     isolation=isolations,
     or_mig=st.booleans(),
+    or_mps=st.booleans(),
 )
 turns = st.builds(
     Request,

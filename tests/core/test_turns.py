@@ -9,7 +9,7 @@ from raysched.core.mig import DAEMON, Layout
 from raysched.core.request import WHOLE, Request
 from raysched.core.wanted import wanted
 from raysched.errors import Refused
-from tests.core.world import A100, World, changed, memory, node, share, whole
+from tests.core.world import A100, World, changed, memory, mig_node, node, share, whole
 
 GPU = "GPU-a-0"
 
@@ -135,8 +135,56 @@ def test_a_hard_request_that_nothing_enforces_is_refused(request_):
     world = World(node("a", 1, model="L40S", memory=46068))
     with pytest.raises(Refused) as refused:
         world.submit("j", request_)
-    for word in ("isolation", "hard", "MIG", "HAMi", "kernel memory limit", "L40S", "isolation: soft"):
+    for word in ("isolation", "hard", "MIG", "MPS", "HAMi", "kernel memory limit", "L40S", "isolation: soft"):
         assert word in str(refused.value)
+
+
+HELD = {"isolation": "hard", "or_mig": True, "or_mps": True}
+
+
+@pytest.mark.parametrize(
+    ("info", "held_by"),
+    [
+        (mig_node("a", mechanisms=("mig", "mps", "memory_limit")), "mig"),
+        (changed(node("a", 1), mechanisms=("mps", "memory_limit")), "mps"),
+        (changed(node("a", 1), mechanisms=("memory_limit", "hami")), "memory_limit"),
+        (changed(node("a", 1), mechanisms=("hami",)), "hami"),
+    ],
+)
+def test_a_part_that_must_be_held_is_held_by_the_strongest_that_there_is(info, held_by):
+    """Case sharing-02: nobody has to say which."""
+    world = World(info)
+    world.submit("j", memory(5000, **HELD))
+    lease = world.lease("j")
+    assert (lease.isolation, lease.mechanism) == ("hard", held_by)
+    assert lease.sharing == (held_by if held_by in ("mig", "mps") else "fraction")
+
+
+def test_a_part_that_must_be_held_goes_to_mps_where_no_instance_is_left():
+    world = World(mig_node("a"), changed(node("b", 1), mechanisms=("mps",)))
+    world.submit("j", share(0.5, **HELD), array=3)
+    mechanisms = [world.lease(f"j.{at}").mechanism for at in range(3)]
+    assert mechanisms == ["mig", "mps", "mps"]
+    world.hold("j.1")
+    assert any(change.mps for change in world.cut())
+    (launch,) = wanted(world.state, "vm", 0).launches
+    env = dict(launch.env)
+    assert (launch.run.job, env["RAYSCHED_SHARING"]) == ("j.1", "mps")
+    assert "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT" in env
+
+
+@pytest.mark.parametrize(
+    ("request_", "mechanisms", "says"),
+    [
+        (share(0.5, **HELD), (), "install MPS .nvidia-cuda-mps-control"),
+        (share(0.5, isolation="hard"), ("mps",), "ask for sharing: mps"),
+        (turn(isolation="hard"), ("mps",), "ask for sharing: mps"),
+    ],
+)
+def test_what_could_hold_it_is_named(request_, mechanisms, says):
+    world = World(changed(node("a", 1, model="L40S", memory=46068), mechanisms=mechanisms))
+    with pytest.raises(Refused, match=says):
+        world.submit("j", request_)
 
 
 def test_a_hard_request_never_lands_on_a_gpu_where_nothing_enforces_it():

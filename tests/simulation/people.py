@@ -234,7 +234,8 @@ def a_request(chaos: Chaos) -> Request:
         case "turns":
             return Request(memory=memory // 6, sharing="time_slice", backends=backends)
         case "hard":
-            return Request(share=share, sharing="fraction", isolation="hard", or_mig=True, backends=("ray",))
+            others = {"or_mig": dice.random() < 0.7, "or_mps": dice.random() < 0.7}
+            return Request(share=share, sharing="fraction", isolation="hard", **others, backends=("ray",))
         case "mps":
             return Request(share=share, sharing="mps", isolation="hard", backends=("ray",))
         case "none":
