@@ -1,4 +1,5 @@
-"""What a node agent costs its node: CPU time of the sampling, and of the whole agent in a running system.
+"""What a node agent costs its node: CPU time of the sampling, and of the whole agent in a running system,
+beside that of a Ray actor which does nothing.
 
     python benchmarks/agent.py                # 8 GPUs with two processes each, once a second, for a minute
     python benchmarks/agent.py --system       # the agent of a running raysched too (starts one)
@@ -21,6 +22,19 @@ from typing import Any
 
 TESTS = Path(__file__).parents[1] / "tests"
 TICKS = os.sysconf("SC_CLK_TCK")
+IDLE = """
+import ray
+
+class Idle:
+    async def ping(self):
+        return True
+
+ray.init(namespace="benchmark", log_to_driver=False)
+options = {"name": "idle", "lifetime": "detached", "num_cpus": 0, "max_concurrency": 1000}
+idle = ray.remote(Idle).options(**options).remote()
+assert ray.get(idle.ping.remote())
+"""
+"""Starts an actor as the agent is one, with nothing to do."""
 
 
 def machine(folder: Path, gpus: int) -> list[subprocess.Popen[bytes]]:
@@ -75,27 +89,25 @@ def measure(gpus: int, samples: int) -> float:
 
 
 def agent(seconds: int) -> dict[str, float]:
-    """The CPU time of the agent's process in a running system, in percent of a core: with the GPUs sampled
-    once a second, and as rarely as may be."""
-    rates = {"sampled once a second": "1s", "hardly sampled": "1h"}
-    return {name: _agent(every, seconds) for name, every in rates.items()}
-
-
-def _agent(every: str, seconds: int) -> float:
+    """The CPU time, in percent of a core, of the agent's process in a running system that samples the GPUs
+    once a second, and of the idle actor's."""
     from running import System, wait_until
 
     system = System(None)
     config = Path(system.env["RAYSCHED_CONFIG"])
-    config.write_text(f"{config.read_text()}policy: {{watchdog: {{sample: {every}}}}}\n")
+    config.write_text(f"{config.read_text()}policy: {{watchdog: {{sample: 1s}}}}\n")
     system.env |= {key: os.environ[key] for key in ("FAKE_NVML_STATE", "LD_LIBRARY_PATH")}
     try:
         system.up()
         wait_until(lambda: system.client().gpus()["nodes"], "the GPUs are there")
+        system.env["RAY_AUTH_MODE"] = "token"
+        system.python("-c", IDLE)
         time.sleep(10)  # until all that is done once is done
-        (pid,) = system.processes("ray::NodeAgent")
-        before, begun = _ticks(pid), time.monotonic()
+        pids = {name: next(iter(system.processes(f"ray::{name}"))) for name in ("NodeAgent", "Idle")}
+        before, begun = {name: _ticks(pid) for name, pid in pids.items()}, time.monotonic()
         time.sleep(seconds)
-        return (_ticks(pid) - before) / TICKS / (time.monotonic() - begun) * 100
+        passed = (time.monotonic() - begun) * TICKS / 100
+        return {name: (_ticks(pid) - before[name]) / passed for name, pid in pids.items()}
     finally:
         system.close()
 
@@ -118,7 +130,8 @@ def main() -> None:
             ms = sampling(chosen.gpus, chosen.seconds)
             answer: dict[str, Any] = {"gpus": chosen.gpus, "sample_ms": ms, "sampling_percent": ms / 10}
             if chosen.system:
-                answer["agent_percent"] = agent(chosen.seconds)
+                used = agent(chosen.seconds)
+                answer["agent_percent"], answer["idle_actor_percent"] = used["NodeAgent"], used["Idle"]
         finally:
             for process in processes:
                 process.kill()
@@ -127,8 +140,9 @@ def main() -> None:
         print(json.dumps(answer, indent=2))
         return
     print(f"a sample of {chosen.gpus} GPUs takes {ms:.2f} ms of CPU time: {ms / 10:.2f} % of a core at 1 Hz")
-    for name, percent in answer.get("agent_percent", {}).items():
-        print(f"the agent, {name}: {percent:.2f} % of a core")
+    if chosen.system:
+        whole, idle = answer["agent_percent"], answer["idle_actor_percent"]
+        print(f"the agent's process: {whole:.2f} %; an idle Ray actor: {idle:.2f} %, so {whole - idle:.2f} %")
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def _open(name: str, settings: Settings, ledger: RemoteLedger) -> Backend:
         from raysched.gpu.watch import Rules
 
         folder = Path(settings.folder)
-        rules = Rules(settings.watchdog, settings.sample, NodeMetrics().show)
+        rules = Rules(settings.watchdog, settings.sample, NodeMetrics().show, settings.replicas, folder)
         hosts = Hosts(ledger, system_id(folder), rules)
         return VMBackend(folder / "runs", settings.environment, settings.packages, hosts)
     if name == "slurm":

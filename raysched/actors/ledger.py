@@ -300,10 +300,11 @@ class Ledger:
         """The runs that are remembered; a backend may delete the files of others."""
         return await self.desk.known(backend)
 
-    async def sample(self, node: str, usage: gpu_views.Usage) -> Guidance:
-        """What an agent measured on its node just now; kept for the views, not written down. The answer is
-        what the agent has to know of the leases there."""
+    async def sample(self, node: str, usage: gpu_views.Usage, told: Sequence[Command]) -> Guidance:
+        """What an agent measured on its node just now; `usage` is kept for the views and not written down,
+        `told` is what is decided on. The answer is what the agent has to know of the leases there."""
         self.usage[node] = usage
+        await self.desk.tell(told)
         seen = {stranger.lease for there in usage.strangers.values() for stranger in there}
         return watchdog.guidance(self.state, node, filter(None, seen))
 

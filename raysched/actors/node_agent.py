@@ -37,7 +37,7 @@ class NodeAgent(NodeRuns):
         self.ray_id = ray_id
         self.driving = Driving(open_driver(simulate, node, folder=folder))
         self.engines = Engines(settings.environment)
-        rules = Rules(settings.watchdog, settings.sample, NodeMetrics().show)
+        rules = Rules(settings.watchdog, settings.sample, NodeMetrics().show, settings.replicas, folder)
         self.watch = Watch(node, self, RemoteLedger(), rules=rules)
         self.task = asyncio.create_task(self.watch.run())
 

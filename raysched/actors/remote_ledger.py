@@ -48,9 +48,9 @@ class RemoteLedger:
         """See `Ledger.known`."""
         return await self._ask("known", backend)
 
-    async def sample(self, node: str, usage: gpu_views.Usage) -> Guidance:
+    async def sample(self, node: str, usage: gpu_views.Usage, told: Sequence[Command]) -> Guidance:
         """See `Ledger.sample`."""
-        return await self._ask("sample", node, usage)
+        return await self._ask("sample", node, usage, told)
 
     async def _ask(self, method: str, *args: Any) -> Any:
         if self._handle is None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from raysched.core.host import Host
 from raysched.core.measured import USUAL, Policy
+from raysched.core.node import REPLICAS
 from raysched.store.usual import file_url
 
 
@@ -40,6 +41,8 @@ class Settings:
     watchdog: Policy = USUAL
     sample: float = 2.0
     """How many seconds lie between two samples of a GPU."""
+    replicas: int = REPLICAS
+    """How many tenants a time-sliced GPU takes."""
     environment: dict[str, str] = field(default_factory=dict[str, str])
     hosts: tuple[Host, ...] = ()
     """The machines behind SSH that the configuration names."""

@@ -121,8 +121,8 @@ def _not_held(gpus: list[GPU], request: Request) -> str:
     else:
         instead = "ask for a mig_profile, " if cut and not request.or_mig else ""
     return (
-        f"isolation: hard can't be kept for {asks(request)}: it needs MIG, MPS, HAMi or a kernel memory limit, "
-        f"and {have}; {instead}ask for isolation: soft or a whole GPU"
+        f"isolation: hard can't be kept for {asks(request)}: it needs MIG, MPS, HAMi or a kernel memory "
+        f"limit, and {have}; {instead}ask for isolation: soft or a whole GPU"
     )
 
 

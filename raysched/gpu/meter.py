@@ -159,6 +159,15 @@ class Meter:
         for key in [key for key in self._sums if lease in (None, key[1])]:
             self._closed.append(self._sums.pop(key).stretch(key[1], key[0], now))
 
+    def untold(self, now: int) -> tuple[Stretch, ...]:
+        """All that was not written down, as if it ended now (ms since 1970)."""
+        going_on = (total.stretch(lease, gpu, now) for (gpu, lease), total in self._sums.items())
+        return (*self._closed, *going_on)
+
+    def resume(self, untold: Iterable[Stretch]) -> None:
+        """Tell what an earlier meter of this node could not."""
+        self._closed += untold
+
     def closed(self) -> tuple[Stretch, ...]:
         """What is to be told; it stays here until `forget`, and is the same when it is told again."""
         return tuple(self._closed)

@@ -8,23 +8,27 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol
 
 from raysched.core import commands, gpu_views
 from raysched.core.commands import Command
 from raysched.core.measured import USUAL, Guidance, Policy
-from raysched.core.node import NodeInfo
+from raysched.core.node import REPLICAS, NodeInfo
 from raysched.core.work import Partition
 from raysched.gpu.driver import PartitionRefused, Sample
 from raysched.gpu.meter import Meter
 from raysched.gpu.processes import Process
 from raysched.gpu.strays import Stray, Strays
+from raysched.gpu.untold import Untold
 
 DESCRIBE_S = 5.0
 """Time between two descriptions of the node to the ledger, which writes down only what changed."""
 TELL_S = 600.0
 """Time after which the use that leases made so far is written down; at their end it is as well."""
+KEEP_S = 10.0
+"""Time after which the same is kept on disk: so much of it is lost where this process is killed."""
 RETRY_S = 2.0
 POLL_S = 10.0
 """How long the ledger is asked to wait for GPUs that have to be cut. What could not be cut for a reason that
@@ -64,8 +68,9 @@ class Ledger(Protocol):
         """How the GPUs of a node have to be cut: as soon as that is not `version`, or after the time."""
         ...
 
-    async def sample(self, node: str, usage: gpu_views.Usage) -> Guidance:
-        """Take what was measured on a node just now; the answer says who has a part of its GPUs."""
+    async def sample(self, node: str, usage: gpu_views.Usage, told: Sequence[Command]) -> Guidance:
+        """Take what was measured on a node just now: `usage` to be shown, `told` to be decided on. The answer
+        says who has a part of its GPUs. One call, as it is made every second."""
         ...
 
 
@@ -80,11 +85,14 @@ def _show_nobody(node: str, usage: gpu_views.Usage, guidance: Guidance, ended: S
 @dataclass(frozen=True, slots=True)
 class Rules:
     """How nodes are watched: what is done about those who take more than they have, how many seconds lie
-    between two samples, and who is shown them."""
+    between two samples, who is shown them, how many tenants a time-sliced GPU takes, and in which state
+    folder is kept what was measured."""
 
     policy: Policy = USUAL
     every: float = 2.0
     show: Show = _show_nobody
+    replicas: int = REPLICAS
+    folder: Path | None = None
 
 
 USUAL_RULES = Rules()
@@ -111,15 +119,18 @@ class Watch:
         self._version = -1
         self._rules = rules
         self._meter = Meter(node, rules.policy)
+        self._untold = Untold(rules.folder, node)
         self._strays = Strays(rules.policy)
         self._guidance = Guidance()
 
     async def run(self) -> None:
         """Go on until cancelled."""
+        self._meter.resume(await asyncio.to_thread(self._untold.kept))
         steps = (
             (self.describe, DESCRIBE_S),
             (self._sample, self._rules.every),
             (self._tell_use, TELL_S),
+            (self._keep_use, KEEP_S),
             (self._partition, 0.0),
         )
         await asyncio.gather(*(self._repeat(step, every) for step, every in steps))
@@ -174,6 +185,8 @@ class Watch:
         async with self._describing:  # in order: an old layout that came late would end healthy tenants
             info = await self._machine.describe()
             self.uuids = frozenset(gpu.uuid for gpu in info.gpus)
+            gpus = tuple(replace(gpu, replicas=self._rules.replicas) for gpu in info.gpus)
+            info = replace(info, gpus=gpus)
             await self._ledger.tell((self._seen(info),))
 
     async def _sample(self) -> None:
@@ -182,8 +195,7 @@ class Watch:
         sample = await self._machine.sample()
         now = time.monotonic_ns() // 1_000_000
         measured = self._meter.take(sample, self._guidance.tenants, now)
-        self._guidance = await self._ledger.sample(self.node, measured.usage)
-        await self._ledger.tell(measured.told)
+        self._guidance = await self._ledger.sample(self.node, measured.usage, measured.told)
         due = self._strays.look(measured.seen, self._guidance.orphans, now)
         for stray in due.new:
             log.warning("node %s: %s", self.node, _worded(stray))
@@ -206,6 +218,11 @@ class Watch:
         """Have the use that all leases made so far written down."""
         self._meter.close(_wall_clock())
         await self._tell_closed()
+
+    async def _keep_use(self) -> None:
+        """Have the next one who watches this node find what was not written down."""
+        if self.uuids:
+            await asyncio.to_thread(self._untold.keep, self._meter.untold(_wall_clock()))
 
     async def _tell_closed(self) -> None:
         if told := self._meter.closed():

@@ -154,6 +154,9 @@ class Policy(Fields):
         default=Watchdog(), description="What is done about those who use more of a GPU than they have."
     )
 
+    replicas: WholeNumber = Field(
+        default=4, ge=1, le=64, description="How many tenants take turns on a GPU that is time-sliced."
+    )
     silence: Annotated[Duration, AfterValidator(check_silence)] = Field(
         default=60_000,
         description="How long a program that holds leases may be stopped, suspended or cut off.",

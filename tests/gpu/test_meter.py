@@ -19,6 +19,7 @@ from raysched.gpu.meter import GAP_MS, KEPT_MS, Measurement, Meter
 from raysched.gpu.owners import Owners
 from raysched.gpu.processes import MARKER, find, send
 from raysched.gpu.strays import STUBBORN_MS, Due, Strays
+from raysched.gpu.untold import Untold
 
 GPU, CUT = "GPU-1", "GPU-2"
 NOBODY = 2**22 + 7
@@ -122,6 +123,29 @@ def test_mean_and_peak_are_over_the_time_that_samples_stand_for(meter: Meter, st
     meter.close(NOW, "a.1")
     (stretch,) = meter.closed()
     assert stretch == Stretch("a.1", GPU, NOW, 5000, (100 + 1500 + 100) // 5, 500, 28000 // 4, 8000)
+
+
+def test_what_was_not_told_is_told_by_the_next_who_measures(meter: Meter, tmp_path: Path) -> None:
+    """And once it was told it is no longer kept."""
+    idle(meter, 0)
+    idle(meter, 2000)
+    kept = Untold(tmp_path, "node")
+    kept.keep(meter.untold(NOW))
+    assert meter.closed() == (), "it goes on"
+    after = Meter("node", USUAL)
+    after.resume(Untold(tmp_path, "node").kept())
+    assert after.closed() == (Stretch("a.1", GPU, NOW, 2000, 0, 0, 0, 0),)
+    after.forget(after.closed())
+    kept.keep(after.untold(NOW))
+    assert kept.kept() == ()
+
+
+@pytest.mark.parametrize("damaged", ["", "[{]", '[{"lease": "a.1"}]'])
+def test_what_was_kept_and_can_not_be_read_is_nothing(tmp_path: Path, damaged: str) -> None:
+    kept = Untold(tmp_path, "node")
+    kept.keep(())
+    (tmp_path / "use" / "node.json").write_text(damaged)
+    assert kept.kept() == Untold(None, "node").kept() == ()
 
 
 def test_time_in_which_nobody_looked_is_not_measured(meter: Meter) -> None:

@@ -4,6 +4,7 @@ made up, and a job says itself how much of them it uses."""
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import pty
 import re
@@ -27,7 +28,7 @@ from raysched.testing import SimulatedGPUs
 pytestmark = pytest.mark.ray
 
 QUARTER = 20480
-WATCHDOG = "policy: {watchdog: {sample: 1s, over_memory: end, grace: 3s}}"
+POLICY = "policy: {replicas: 3, watchdog: {sample: 1s, over_memory: end, grace: 3s}}"
 USE = """
 import os, sys, time
 from pathlib import Path
@@ -82,7 +83,7 @@ class Card:
 def running(_ray: None) -> Iterator[System]:
     running = System("1xA100-80GB")
     config = Path(running.env["RAYSCHED_CONFIG"])
-    config.write_text(f"{config.read_text()}{WATCHDOG}\n")
+    config.write_text(f"{config.read_text()}{POLICY}\n")
     running.env["RAY_metrics_report_interval_ms"] = "1000"
     try:
         running.up()
@@ -144,6 +145,34 @@ def test_the_use_of_a_lease_is_in_the_history_and_in_usage(card: Card, running: 
     assert (row["name"], row["jobs"], row["memory_peak_mib"]) == ("measured", 1, 5000)
     assert row["gpu_hours_used"] <= row["gpu_hours_measured"] <= row["gpu_hours"]
     assert 0 < row["busy"] <= 8000, "0.2 of a GPU are four fifths of its quarter"
+
+
+def test_a_killed_agent_loses_no_more_than_its_last_seconds(card: Card, running: System) -> None:
+    id = card.submit(5000, 0.2)
+    file = running.home / "use" / f"{card.node}.json"
+
+    def kept() -> float:
+        told = json.loads(file.read_text()) if file.exists() else []
+        return sum(each["ms"] for each in told if each["lease"] == f"{id}.1") / 1000
+
+    wait_until(lambda: kept() >= 6, "some seconds are kept")
+    before = kept()
+    (agent,) = running.processes("ray::NodeAgent")
+    os.kill(agent, signal.SIGKILL)
+    card.go.touch()
+    wait_until(lambda: card.job(id)["state"] == "succeeded" and not card.tenant(id), "its lease is over")
+    lease = raysched.history(f"sqlite:///{running.home}/journal.sqlite").leases.set_index("job").loc[id]
+    assert lease["measured_s"] >= before
+
+
+def test_a_time_sliced_gpu_takes_as_many_as_the_configuration_says(card: Card) -> None:
+    ids = [card.system.submit("turn", "sleep 60", resources={"sharing": "time_slice"}) for _ in range(4)]
+    wait_until(lambda: [card.job(id)["state"] for id in ids[:3]] == ["running"] * 3, "three run")
+    assert card.job(ids[3])["state"] == "waiting"
+    assert "3 turns" in card.job(ids[3])["reason"] or "3 turns" in card.system.cli("explain", ids[3]).stdout
+    for id in ids:
+        card.system.client().cancel(id)
+    wait_until(lambda: not card.shown()["tenants"], "the GPU is free")
 
 
 def test_usage_goes_to_other_programs(card: Card, running: System, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -31,10 +31,11 @@ from raysched.backends.ssh import connection, remote  # noqa: E402
 from raysched.backends.ssh.hosts import Hosts  # noqa: E402
 from raysched.backends.tasks import stop  # noqa: E402
 from raysched.backends.vm import VMBackend  # noqa: E402
-from raysched.core import gpu_views  # noqa: E402
-from raysched.core.commands import Cancel, Inventory, JobRequest, Submit, Tick  # noqa: E402
+from raysched.core import gpu_views, watchdog  # noqa: E402
+from raysched.core.commands import Cancel, Command, Inventory, JobRequest, Submit, Tick  # noqa: E402
 from raysched.core.host import Host  # noqa: E402
 from raysched.core.jobs import ENDED, Job  # noqa: E402
+from raysched.core.measured import Guidance  # noqa: E402
 from raysched.core.request import WHOLE, Request  # noqa: E402
 from raysched.core.validate import validate  # noqa: E402
 from raysched.store.book import Book  # noqa: E402
@@ -57,8 +58,10 @@ exit "$CODE"
 class Ledger(Desk):
     """A desk that takes samples too."""
 
-    async def sample(self, node: str, usage: gpu_views.Usage) -> None:
-        """Nobody looks at them here."""
+    async def sample(self, node: str, usage: gpu_views.Usage, told: Sequence[Command]) -> Guidance:
+        """They are decided on, and nobody looks at them here."""
+        await self.tell(told)
+        return watchdog.guidance(self.book.state, node, ())
 
 
 class System:
