@@ -12,6 +12,7 @@ from raysched.backends.exits import Exits
 from raysched.backends.nursery import Nursery
 from raysched.backends.runs import Runs
 from raysched.core.work import Launch, Run, Seen
+from raysched.gpu import limits
 from raysched.gpu.processes import end_processes
 
 
@@ -88,3 +89,4 @@ class NodeRuns:
         for runs in (self._runs, *beside):
             await asyncio.to_thread(runs.end, lease_id, grace_s)
         await asyncio.to_thread(end_processes, lease_id, grace_s)
+        await asyncio.to_thread(limits.release, lease_id)

@@ -23,6 +23,8 @@ from raysched.backends.leftovers import end_leftovers, leftovers
 from raysched.backends.nursery import Nursery, runner_command, runner_environment
 from raysched.backends.working_dir import delete_tree, make_working_dir
 from raysched.core.work import Launch, Run, Seen
+from raysched.errors import RayschedError
+from raysched.gpu import limits
 
 OVER = ".over"
 """The folder, beside those of runs, with an empty file for each lease that is over."""
@@ -170,6 +172,8 @@ class RunFolder:
         else:
             env = environment(launch, base_env)
             content = {"entrypoint": launch.entrypoint, "env": env, "cwd": str(work)}
+        if launch.limited:
+            content["group"] = str(_group(launch))
         runner.write_json(str(self.path), "launch.json", content)
 
     def _start_runner(self) -> None:
@@ -256,6 +260,14 @@ class RunFolder:
         finally:
             if descriptor is not None:
                 runner.unlock(descriptor)
+
+
+def _group(launch: Launch) -> Path:
+    """The control group in which the kernel holds a launch to its memory. Raises EngineRefused."""
+    try:
+        return limits.hold(launch.lease, {slice.gpu: slice.memory for slice in launch.place.slices})
+    except RayschedError as error:
+        raise EngineRefused(str(error)) from error
 
 
 def _check_daemon(launch: Launch) -> None:

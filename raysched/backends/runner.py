@@ -6,7 +6,8 @@ little, so that it starts in a few hundredths of a second. Linux only. The files
     lock         locked (flock) by whoever prepares the run, then by its runner for as long as it lives
     launch.json  {"entrypoint": str | [str], "env": {}, "cwd": str}; there once the run is prepared. In a
                  container also "container": {"image": str, "there", "pull", "find", "remove": [str]}, what
-                 the engine is asked beside the entrypoint, which is the engine's command then
+                 the engine is asked beside the entrypoint, which is the engine's command then. With a limit
+                 of the kernel "group": str, the control group that the command joins
     run.json     {"pid", "ticks", "boot", "started"}: the runner; there before the command starts
     stop.json    {"grace": seconds}: somebody wants the run to end; the runner gets SIGTERM after it
     exit.json    {"code", "started", "ended", "reason"}: the run has ended and its processes are gone;
@@ -79,6 +80,7 @@ class Command:
         self.env: dict[str, str] = launch["env"]
         self.cwd: str = launch["cwd"]
         self.container: dict[str, Any] | None = launch.get("container")
+        self.group: str | None = launch.get("group")
 
     def start(self, output: int) -> int:
         """Fork the command, writing to the descriptor `output`, as leader of a session; return its pid."""
@@ -101,6 +103,7 @@ class Command:
         # A string is one argument of an explicit shell: no other shell, and no quoting, touches it.
         line = self.entrypoint
         arguments = ["/bin/sh", "-c", "--", line] if isinstance(line, str) else line
+        self._join()
         try:
             os.chdir(self.cwd)
             if self.container is not None:
@@ -111,6 +114,16 @@ class Command:
             os._exit(127)
         except (OSError, ValueError) as error:
             complain(f"can't run {arguments[0]!r}: {words(error)}")
+
+    def _join(self) -> None:
+        """Go into the control group that limits this run, or do not run: outside of it nothing would."""
+        if self.group is not None:
+            try:
+                with open(os.path.join(self.group, "cgroup.procs"), "w") as procs:
+                    procs.write("0")
+            except OSError as error:
+                complain(f"nothing would hold this to its share of the GPU: {self.group}: {words(error)}")
+                os._exit(126)
 
     def _bring_image(self, container: dict[str, Any]) -> None:
         """See that the engine has the image; where it can't be had, say so and end. This takes long, and

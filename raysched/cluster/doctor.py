@@ -84,6 +84,7 @@ def _gpus() -> Iterator[Check]:
 
 def _isolation(gpu: GPUInfo, cuda: str | None) -> str:
     """What can hold tenants to their shares of a GPU, and what there would have to be for more."""
+    from raysched.gpu import limits
     from raysched.gpu.mps import missing
 
     hard, more = ["a whole GPU"], list[str]()
@@ -97,6 +98,11 @@ def _isolation(gpu: GPUInfo, cuda: str | None) -> str:
         more.append(f"MPS: needs {lacking}")
     else:
         hard.append("MPS")
+    if "memory_limit" in gpu.mechanisms:
+        hard.append("a memory limit of the kernel")
+    else:
+        lacking = limits.missing(cuda) or "a driver that knows it for this GPU"
+        more.append(f"memory limit of the kernel: needs {lacking}")
     return "; ".join([f"{gpu.model}: a tenant is held to its share by {' or '.join(hard)}", *more])
 
 

@@ -35,7 +35,8 @@ def compile_job(spec: JobSpec, id: str, package: str | None) -> JobRequest:
 
 def compile_request(spec: JobSpec) -> Request:
     """What one element of the job asks for."""
-    return replace(compile_resources(spec.resources, spec.backend), container=spec.image is not None)
+    boxed = spec.image is not None
+    return replace(compile_resources(spec.resources, spec.backend), container=boxed, limitable=not boxed)
 
 
 def compile_resources(resources: Resources, backend: Backend) -> Request:

@@ -21,7 +21,8 @@ def mechanism(info: GPUInfo, request: Request) -> str | None:
         return "mps" if "mps" in info.mechanisms else None
     if request.isolation == "soft":
         return SOFT
-    return next((limit for limit in LIMITS if limit in info.mechanisms), None)
+    limits = LIMITS if request.limitable else LIMITS[1:]
+    return next((limit for limit in limits if limit in info.mechanisms), None)
 
 
 def mechanism_of(infos: Iterable[GPUInfo], request: Request) -> str:

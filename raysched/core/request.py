@@ -22,6 +22,8 @@ class Request:
     `or_mig` and `or_mps`: rather than this way, such a MIG instance, or that share under MPS.
     `cpus` (ten-thousandths of a core) and `host_memory` (MiB) are for each node of the job. `backends` are
     the ones that may launch it, the preferred one first. `container`: only on nodes that run containers.
+    `limitable`: raysched starts it itself and without a container, so that it can be put into a control group
+    of the kernel.
     """
 
     gpus: int = 1
@@ -38,6 +40,7 @@ class Request:
     or_mig: bool = False
     container: bool = False
     or_mps: bool = False
+    limitable: bool = False
 
 
 def share_of_memory(memory: int, total: int) -> int:

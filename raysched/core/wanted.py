@@ -74,6 +74,7 @@ def _launch(state: State, job: Job, lease: Lease, run: Run) -> Launch:
         package=job.package,
         image=job.spec.get("image"),
         devices=tuple(slice.device for slice in real),
+        limited=bool(real) and lease.mechanism == "memory_limit",
     )
 
 

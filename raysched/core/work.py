@@ -52,7 +52,7 @@ class Launch:
     `entrypoint` is a command line for a shell (a string) or a list that is run without one. `env` holds the
     spec's variables and the lease's. `package` is the digest of the packed working directory. With an
     `image` the command runs in a container of it, which gets the `devices`: real GPUs and MIG instances, by
-    UUID. A launch at a site has no place yet but an `order`.
+    UUID. A launch at a site has no place yet but an `order`. `limited`: the kernel holds it to its memory.
     """
 
     run: Run
@@ -65,6 +65,7 @@ class Launch:
     image: str | None = None
     devices: tuple[str, ...] = ()
     order: Order | None = None
+    limited: bool = False
 
 
 @dataclass(frozen=True, slots=True)

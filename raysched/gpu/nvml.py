@@ -13,7 +13,7 @@ import pynvml
 from raysched.core.mig import UNCUT, Geometry
 from raysched.core.node import GPUInfo, Mechanism
 from raysched.core.work import Partition
-from raysched.gpu import activity, instances, usage
+from raysched.gpu import activity, instances, limits, usage
 from raysched.gpu.answers import NO_GPUS, asked, code, worded
 from raysched.gpu.driver import Discovery, GPUUse, PartitionRefused
 from raysched.gpu.geometries import named
@@ -136,17 +136,19 @@ class NVMLDriver:
             _total(usage.memory(handle), mig, before),
             mig=mig,
             layout=replace(layout, mps=self._daemons.pipe(uuid)),
-            mechanisms=self._mechanisms(mig, capability),
+            mechanisms=self._mechanisms(handle, mig, capability),
             fault=self._health.fault(uuid, handle),
             pci=pci.busId if pci else before.pci if before else "",
             capability=capability,
             links=self._topology.links(uuid, handle, gpus),
         )
 
-    def _mechanisms(self, mig: Geometry | None, capability: str) -> tuple[Mechanism, ...]:
+    def _mechanisms(self, handle: Any, mig: Geometry | None, capability: str) -> tuple[Mechanism, ...]:
         found: list[Mechanism] = ["mig"] if mig else []
         if usable(capability, self._cuda):
             found.append("mps")
+        if not limits.missing(self._cuda) and limits.supported(handle):
+            found.append("memory_limit")
         return tuple(found)
 
     def _geometry(self, uuid: str, handle: Any) -> Geometry | None:

@@ -151,6 +151,19 @@ def test_a_run_runs_once_whenever_its_starter_is_killed(tmp_path: Path, runs: Ru
     assert mark.read_text() == "started\n"
 
 
+def test_a_command_that_can_not_join_its_group_does_not_run(runs: Runs, tmp_path: Path) -> None:
+    """Outside of it nothing would hold it to its share."""
+    launch = new_launch(f"touch {tmp_path / 'ran'}")
+    folder = tmp_path / "runs" / str(launch.run)
+    folder.mkdir()
+    group = {"entrypoint": launch.entrypoint, "env": {}, "cwd": "/", "group": str(tmp_path / "gone")}
+    (folder / "launch.json").write_text(json.dumps(group))
+    runs.start(launch, None)
+    assert ended(runs, launch).code == 126
+    assert b"nothing would hold this to its share" in runs.logs(launch.run, 0, 1000)
+    assert not (tmp_path / "ran").exists()
+
+
 @pytest.mark.parametrize("ends", [False, True])
 def test_a_second_runner_of_a_run_does_nothing(runs: Runs, ends: bool) -> None:
     """Two starters may both have found that nobody had started the run yet."""

@@ -278,7 +278,8 @@ def _holds(info: GPUInfo, request: Request) -> bool:
     if request.sharing == "mps":
         return "mps" in info.mechanisms
     if request.sharing in ("fraction", "time_slice") and request.isolation == "hard":
-        return "memory_limit" in info.mechanisms or "hami" in info.mechanisms
+        kernel = request.limitable and "memory_limit" in info.mechanisms
+        return kernel or "hami" in info.mechanisms
     return True
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -57,7 +58,12 @@ def job(resources: dict[str, Any], **fields: Any) -> JobSpec:
 )
 def test_a_request(resources: dict[str, Any], request_: Request) -> None:
     """Cases spec-01 and spec-03: shares in ten-thousandths of each GPU, memory in MiB of each."""
-    assert compile_request(job(resources)) == request_
+    assert compile_request(job(resources)) == replace(request_, limitable=True)
+
+
+def test_the_kernel_limits_no_container() -> None:
+    asked = compile_request(job({}, image="python:3.12"))
+    assert (asked.container, asked.limitable) == (True, False)
 
 
 @pytest.mark.parametrize(

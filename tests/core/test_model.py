@@ -65,7 +65,7 @@ NODES = {
     "b": able(
         node("b", 2, model="A30", memory=24_576, cpus=4),
         mig=geometry_of("A30", 24_576),
-        mechanisms=("mps", "hami"),
+        mechanisms=("mps", "memory_limit"),
         replicas=3,
     ),
     "c": able(node("c", 2, ray_id=None, backends=("vm",)), mig=FIXED, layout=Layout(enabled=True)),
@@ -91,6 +91,7 @@ by_memory = st.builds(
     isolation=st.sampled_from(["soft", "soft", "hard"]),
     or_mig=st.booleans(),
     or_mps=st.booleans(),
+    limitable=st.booleans(),
 )
 turns = st.builds(
     Request,

@@ -94,6 +94,7 @@ sized = st.builds(
     isolation=isolations,
     or_mig=st.booleans(),
     or_mps=st.booleans(),
+    limitable=st.booleans(),
 )
 turns = st.builds(
     Request,

@@ -108,7 +108,8 @@ def test_mps_without_a_daemon_is_refused_with_what_to_ask_for_instead():
         (whole(), (), "exclusive"),
         (whole(0), (), "exclusive"),
         (share(0.5), ("memory_limit", "hami"), "variables"),
-        (share(0.5, isolation="hard"), ("hami", "memory_limit"), "memory_limit"),
+        (share(0.5, isolation="hard", limitable=True), ("hami", "memory_limit"), "memory_limit"),
+        (share(0.5, isolation="hard"), ("hami", "memory_limit"), "hami"),
         (memory(1000, isolation="hard"), ("hami",), "hami"),
         (turn(isolation="hard"), ("hami",), "hami"),
         (whole(isolation="hard"), (), "exclusive"),
@@ -125,7 +126,7 @@ def test_the_grant_says_what_holds_the_tenant_to_its_share(request_, mechanisms,
 def test_of_several_gpus_the_weakest_mechanism_is_told():
     info = changed(changed(node("a", 2), mechanisms=("memory_limit",)), index=1, mechanisms=("hami",))
     world = World(info)
-    world.submit("j", share(0.5, gpus=2, isolation="hard"))
+    world.submit("j", share(0.5, gpus=2, isolation="hard", limitable=True))
     assert world.lease("j").mechanism == "hami"
 
 
@@ -139,7 +140,7 @@ def test_a_hard_request_that_nothing_enforces_is_refused(request_):
         assert word in str(refused.value)
 
 
-HELD = {"isolation": "hard", "or_mig": True, "or_mps": True}
+HELD = {"isolation": "hard", "or_mig": True, "or_mps": True, "limitable": True}
 
 
 @pytest.mark.parametrize(
@@ -171,6 +172,20 @@ def test_a_part_that_must_be_held_goes_to_mps_where_no_instance_is_left():
     env = dict(launch.env)
     assert (launch.run.job, env["RAYSCHED_SHARING"]) == ("j.1", "mps")
     assert "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT" in env
+
+
+def test_what_raysched_does_not_start_itself_is_never_held_by_a_limit_of_the_kernel():
+    """A container has a control group of its own, and a program's lease processes that are there already."""
+    world = World(changed(node("a", 1), mechanisms=("memory_limit",)))
+    with pytest.raises(Refused, match="isolation: hard can't be kept"):
+        world.submit("j", share(0.5, isolation="hard"))
+    world.submit("j", share(0.5, isolation="hard", limitable=True))
+    world.run("j")
+    (launch,) = wanted(world.state, "vm", 0).launches
+    assert launch.limited
+    world.submit("soft", share(0.5, limitable=True))
+    world.run("soft")
+    assert [launch.limited for launch in wanted(world.state, "vm", 0).launches] == [True, False]
 
 
 @pytest.mark.parametrize(

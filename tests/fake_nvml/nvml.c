@@ -20,6 +20,7 @@
  *     pci INDEX BUS CAPABILITY               such as 00000000:3B:00.0 8.0; without it not supported
  *     link INDEX INDEX LEVEL NVLINK          the PCIe level that two GPUs have in common (10 to 50), and whether
  *                                            an NVLink joins them (1, 0); without it not supported
+ *     limits                                 memory limits of control groups are known
  *     fail FUNCTION CODE                     this call does nothing and answers with CODE
  *
  * With FAKE_NVML_CALLS in the environment, the name of each function that is called is added to that file.
@@ -28,6 +29,9 @@
  *     gpm INDEX GI PERCENT                   how busy a GPU instance is, on a GPU that can tell
  *     watts INDEX NUMBER                     its power, and
  *     celsius INDEX NUMBER                   its temperature; without them not supported
+ *
+ * The memory limits of control groups are kept in the file of that name with ".limits" behind it, one a line:
+ * INDEX, the number of the group's folder (its inode), the limits in bytes, the folder.
  *
  * How GPUs are cut is kept in the file of that name with ".mig" behind it, mapped into every process that uses
  * this library. Without the variable: "driver not loaded". */
@@ -39,6 +43,7 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 enum { SUCCESS = 0, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NO_PERMISSION = 4, NOT_FOUND = 6,
@@ -87,7 +92,7 @@ static xid_t xids[LINES];
 static link_t links[LINES];
 static fail_t fails[FAILS];
 static handle_t handles[HANDLES];
-static int cuda, link_count, fail_count;
+static int cuda, limits, link_count, fail_count;
 static int init_code, privileged, gpu_count, use_count, profile_count, stubborn_count, xid_count, handle_count;
 static int listeners[GPUS]; /* event sets of this process, each a user of the GPU */
 static cut_t *cuts;
@@ -129,6 +134,7 @@ static void read_line(const char *line) {
     sscanf(line, "driver %79s", driver);
     sscanf(line, "init %d", &init_code);
     if (!strncmp(line, "unprivileged", 12)) privileged = 0;
+    if (!strncmp(line, "limits", 6)) limits = 1;
     if (gpu_count < GPUS && sscanf(line, "gpu %95s %llu %llu %d %95[^\n]", gpu->uuid, &gpu->total, &gpu->used,
                                    &gpu->mig, gpu->name) == 5) {
         gpu->lost = gpu->sticky = gpu->barren = gpu->bus[0] = 0;
@@ -177,7 +183,7 @@ static void read_state(void) {
     }
     init_code = file ? SUCCESS : DRIVER_NOT_LOADED;
     privileged = 1;
-    cuda = link_count = fail_count = 0;
+    cuda = limits = link_count = fail_count = 0;
     part_count = 0;
     gpu_count = use_count = profile_count = stubborn_count = xid_count = 0;
     while (file && fgets(line, sizeof line, file)) read_line(line);
@@ -411,6 +417,52 @@ int nvmlDeviceGetMPSComputeRunningProcesses_v3(void *handle, unsigned *room, pro
     return list(handle, room, out, "mps");
 }
 #endif
+
+/* ------------------------------------------------------------ memory limits */
+
+typedef struct { const char *folder; u64 soft, hard; } limit_t;
+typedef struct { const char *folder; u64 soft, hard, used; } limits_t;
+
+static FILE *limits_file(const char *mode) {
+    char name[4096];
+    snprintf(name, sizeof name, "%s.limits", getenv("FAKE_NVML_STATE"));
+    return fopen(name, mode);
+}
+
+static int limits_code(gpu_t *gpu, const char *folder, struct stat *found) {
+    if (!limits || cuts[gpu - gpus].mode == 1) return NOT_SUPPORTED;
+    return stat(folder, found) || !S_ISDIR(found->st_mode) ? NOT_FOUND : SUCCESS;
+}
+
+int nvmlDeviceSetMemoryLimits_v1(gpu_t *gpu, limit_t *wanted) {
+    enter();
+    struct stat group;
+    int code = limits_code(gpu, wanted->folder, &group);
+    if (code) return leave(code);
+    if (!privileged) return leave(NO_PERMISSION);
+    if (wanted->soft > wanted->hard || !wanted->hard) return leave(INVALID_ARGUMENT);
+    FILE *file = limits_file("a");
+    fprintf(file, "%d %lu %llu %llu %s\n", (int)(gpu - gpus), (unsigned long)group.st_ino, wanted->soft,
+            wanted->hard, wanted->folder);
+    fclose(file);
+    return leave(SUCCESS);
+}
+
+/* The last limit of the group, none (as the header says it) where it never had one. */
+int nvmlDeviceGetMemoryLimits_v1(gpu_t *gpu, limits_t *out) {
+    enter();
+    struct stat group;
+    int code = limits_code(gpu, out->folder, &group), index;
+    if (code) return leave(code);
+    FILE *file = limits_file("r");
+    unsigned long inode;
+    u64 soft, hard;
+    out->soft = out->used = 0, out->hard = ~0ULL;
+    while (file && fscanf(file, "%d %lu %llu %llu %*[^\n]", &index, &inode, &soft, &hard) == 4)
+        if (index == gpu - gpus && inode == group.st_ino) out->soft = soft, out->hard = hard;
+    if (file) fclose(file);
+    return leave(SUCCESS);
+}
 
 /* ------------------------------------------------------------ MIG: the mode, what there is */
 

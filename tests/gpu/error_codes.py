@@ -27,6 +27,8 @@ from raysched.core.scheduler import Scheduler
 from raysched.core.validate import validate
 from raysched.core.wanted import partitions
 from raysched.core.work import Partition
+from raysched.errors import RayschedError
+from raysched.gpu import limits
 from raysched.gpu.driver import Discovery, PartitionRefused
 from raysched.gpu.nvml import NVMLDriver
 
@@ -40,7 +42,8 @@ CODES = sorted(
 CUT, SHARED, FREE = "GPU-3f2a0001-aaaa", "GPU-3f2a0002-bbbb", "GPU-3f2a0003-cccc"
 LINES = (
     fake_state.DRIVER,
-    "cuda 12080",
+    "cuda 13040",
+    "limits",
     *fake_state.gpu(0, CUT, "A100-80GB", mig=1),
     *fake_state.gpu(1, SHARED, "H100-80GB"),
     *fake_state.gpu(2, FREE, "A30"),
@@ -128,6 +131,9 @@ class World:
             with contextlib.suppress(PartitionRefused):
                 self.driver.partition(change)
             self.tell()
+        with contextlib.suppress(RayschedError):
+            limits.hold("lease", {SHARED: 1000})
+        limits.release("lease")
         fresh = NVMLDriver(None)
         first = fresh.discover()
         fresh.sample()
@@ -145,6 +151,10 @@ class World:
 def main() -> None:
     logging.disable()
     state, log = Path(os.environ["FAKE_NVML_STATE"]), Path(sys.argv[1])
+    limits.ROOT = log.with_name("cgroup")  # a folder will do for what is tried here
+    for group in (limits.ROOT, limits.ROOT / limits.NAME):
+        group.mkdir()
+        (group / "cgroup.controllers").touch()
     state.write_text("\n".join(LINES))
     os.environ["FAKE_NVML_CALLS"] = str(log)
     world = World(state)
