@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import pickle
 import resource
 import shutil
 import statistics
@@ -64,7 +65,7 @@ class Caller:
         self.asked += 1
         key = f"{self.name}-{self.asked}"
         ask = Ask(key, "ana", self.name, "bench", "default", {"gpu_fraction": SHARE}, count)
-        return ray.get(self.ledger.request_leases.remote(ask))
+        return pickle.loads(ray.get(self.ledger.request_leases.remote(pickle.dumps(ask))))
 
     def give_back(self, leases: list[Any]) -> None:
         """Give leases back."""

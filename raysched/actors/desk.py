@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TypeVar
 
 from raysched.actors.clock import Clock
@@ -26,10 +27,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Entry:
-    """A command that waits to be decided, and the future of its answer."""
+    """Commands that wait to be decided, and the future of an answer for each."""
 
-    command: Command
-    done: asyncio.Future[None]
+    told: Sequence[Command]
+    done: asyncio.Future[list[Exception | None]]
 
 
 class Desk:
@@ -54,14 +55,13 @@ class Desk:
     async def tell(self, told: Sequence[Command]) -> None:
         """Decide commands and return once their facts are written. Raises what the first refused one raises;
         the others are decided all the same."""
-        loop = asyncio.get_running_loop()
-        entries = [Entry(command, loop.create_future()) for command in told]
-        for entry in entries:
-            self._inbox.put_nowait(entry)
-        answers = await asyncio.gather(*(entry.done for entry in entries), return_exceptions=True)
-        for answer in answers:
-            if isinstance(answer, BaseException):
-                raise answer
+        if not told:
+            return
+        entry = Entry(told, asyncio.get_running_loop().create_future())
+        self._inbox.put_nowait(entry)
+        for refused in await entry.done:
+            if refused is not None:
+                raise refused
 
     async def serve(self) -> None:
         """Decide for ever. Raises StorageError where the journal can't be read any more."""
@@ -73,16 +73,13 @@ class Desk:
 
     def _decide(self, batch: list[Entry]) -> None:
         before = self.book.changes
-        answers = self.book.decide([entry.command for entry in batch], self.clock.now())
+        answers = iter(self.book.decide([each for entry in batch for each in entry.told], self.clock.now()))
         if self.book.changes != before:
             self._wake()
-        for entry, refused in zip(batch, answers, strict=True):
-            if entry.done.cancelled():
-                continue
-            if refused is None:
-                entry.done.set_result(None)
-            else:
-                entry.done.set_exception(refused)
+        for entry in batch:
+            own = list(islice(answers, len(entry.told)))
+            if not entry.done.cancelled():
+                entry.done.set_result(own)
 
     # ------------------------------------------------------------ the clock
 

@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import ray
@@ -34,10 +35,11 @@ from raysched.core.host import Host
 from raysched.core.jobs import ENDED, Job
 from raysched.core.measured import Guidance
 from raysched.core.node import NodeInfo
+from raysched.core.request import Request
 from raysched.core.state import State
 from raysched.core.wanted import owned_job, packages, wanted
 from raysched.core.words import stamp
-from raysched.core.work import Ask, Launch, Owned, Partition, Run, Wanted
+from raysched.core.work import Ask, Launch, Partition, Run, Wanted
 from raysched.errors import NotFound, SpecError, StorageError
 from raysched.package import PackageStore
 from raysched.specs.inventory import check_host
@@ -104,14 +106,13 @@ class Ledger:
         `version`, or at the end of the time."""
         return await self.desk.partitions(node, version, timeout)
 
-    async def owned(
-        self, owner: str, version: int, timeout: float, heard: bool = True
-    ) -> tuple[int, list[Owned]]:
-        """The jobs of a client process and their version: as soon as it is not `version`. `heard` says that
-        the process was heard of since this was asked last."""
+    async def owned(self, owner: str, version: int, timeout: float, heard: bool = True) -> tuple[int, bytes]:
+        """The jobs of a client process, a pickled list of `Owned`, and their version: as soon as it is not
+        `version`. `heard` says that the process was heard of since this was asked last."""
         if heard:
             self.heartbeats.heard(owner)
-        return await self.desk.owned(owner, version, timeout)
+        version, jobs = await self.desk.owned(owner, version, timeout)
+        return version, pickle.dumps(jobs)
 
     async def events(self, after: int, job: str | None, timeout: float) -> list[View]:
         """The events after number `after`, at least one unless the time ends first."""
@@ -332,13 +333,16 @@ class Ledger:
 
     # ------------------------------------------------------------ leases of programs
 
-    async def request_leases(self, ask: Ask) -> list[Owned]:
-        """Take a client process's request; answers with what became of its jobs so far."""
+    async def request_leases(self, asked: bytes) -> bytes:
+        """Take a client process's request, a pickled `Ask`; answers with what became of its jobs so far, a
+        pickled list of `Owned`. Both come pickled: Ray's own pickler looks at each class anew, and takes
+        longer for these few objects than the ledger for its decision."""
+        ask: Ask = pickle.loads(asked)
         self._watch(ask.owner)
         digest = _digest("leases", ask.user, ask.owner, ask.name, ask.queue, ask.resources, ask.count)
         if not known_key(self.state, ask.key, digest):
             await self.tell([commands.Submit(ask.key, ask.user, _lease_jobs(ask), digest)])
-        return [owned_job(self.state, id) for id in self.state.keys[ask.key]]
+        return pickle.dumps([owned_job(self.state, id) for id in self.state.keys[ask.key]])
 
     async def release(self, job: str) -> None:
         """Give a lease back, or a request for one."""
@@ -416,10 +420,17 @@ def _check_had(job: Job, attempt: int | None, rank: int) -> None:
 
 def _lease_jobs(ask: Ask) -> tuple[JobRequest, ...]:
     """Raises SpecError."""
-    spec = check_options({**ask.resources, "queue": ask.queue})
-    request = compile_resources(spec, "ray")
-    one = JobRequest("", ask.name, "lease", request, owner=ask.owner, queue=ask.queue, priority=spec.priority)
+    request, priority = _lease_request(pickle.dumps({**ask.resources, "queue": ask.queue}))
+    one = JobRequest("", ask.name, "lease", request, owner=ask.owner, queue=ask.queue, priority=priority)
     return tuple(replace(one, id=_new_id()) for _ in range(ask.count))
+
+
+@lru_cache(maxsize=1000)
+def _lease_request(options: bytes) -> tuple[Request, int]:
+    """What these pickled options ask for, and with which priority: programs ask for the same again and again,
+    and to check it takes its time. Raises SpecError."""
+    spec = check_options(pickle.loads(options))
+    return compile_resources(spec, "ray"), spec.priority
 
 
 def _digest(*asked: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import pickle
 import secrets
 import time
 from collections.abc import Callable, Coroutine
@@ -68,7 +69,7 @@ class Claims:
         ask = Ask(key, self._user, self._owner, shape.name, shape.queue, shape.resources, count)
         self._asking += 1
         try:
-            answer: list[Owned] = await self._call("request_leases", ask)
+            answer: list[Owned] = pickle.loads(await self._call("request_leases", pickle.dumps(ask)))
             self._listeners.update((each.job, listener) for each in answer)
         finally:
             self._asking -= 1
@@ -144,7 +145,7 @@ class Claims:
             try:
                 heard, self._told_at = self._heard_at > self._told_at, time.monotonic()
                 version, owned = await ledger.owned.remote(self._owner, version, POLL_S, heard)
-                self._hear(owned)
+                self._hear(pickle.loads(owned))
             except ActorDiedError:
                 self._ledger = None
                 try:
