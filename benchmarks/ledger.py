@@ -7,7 +7,7 @@ long life, beside Ray's own placement groups in the same run.
 The callers are Ray actors on this machine; each asks for a batch of leases, has the answer once the grants
 are on the disk, gives the batch back, and goes on. The leases are of nodes that Ray does not manage, so that
 the ledger alone is measured, not Ray's placement groups. A round trip is one lease, asked for and seen
-granted by an otherwise idle ledger.
+granted by an otherwise idle ledger, in turns with a bare call of an actor, which is the least that Ray takes.
 """
 
 from __future__ import annotations
@@ -84,16 +84,30 @@ class Caller:
             self.give_back(leases)
         return granted
 
-    def round_trips(self, times: int) -> list[float]:
-        """Milliseconds until a single lease was seen granted."""
+    def round_trips(self, times: int, idle: Any) -> tuple[list[float], list[float]]:
+        """Milliseconds until a single lease was seen granted, and of a call of an actor that does nothing, in
+        turns: what else the machine does hits both."""
+        import ray
+
         took: list[float] = []
+        bare: list[float] = []
         for _ in range(times):
             start = time.perf_counter()
             (lease,) = self.ask(1)
             took.append(1000 * (time.perf_counter() - start))
             assert lease.state == "bound"
             self.give_back([lease])
-        return took
+            start = time.perf_counter()
+            ray.get(idle.nothing.remote())
+            bare.append(1000 * (time.perf_counter() - start))
+        return took, bare
+
+
+class Idle:
+    """An actor as the ledger is one, that does nothing."""
+
+    async def nothing(self) -> None:
+        """As soon as Ray can."""
 
 
 def through_the_actor(gpus: int, callers: int, batch: int, seconds: float) -> dict[str, Any]:
@@ -124,11 +138,13 @@ def through_the_actor(gpus: int, callers: int, batch: int, seconds: float) -> di
         start = time.perf_counter()
         granted = sum(ray.get([each.work.remote(batch, seconds) for each in crew]))
         took = time.perf_counter() - start
-        trips = sorted(ray.get(crew[0].round_trips.remote(300)))
+        idle = ray.remote(Idle).options(num_cpus=0, max_concurrency=1000).remote()
+        trips, bare = map(sorted, ray.get(crew[0].round_trips.remote(300, idle)))
         return {
             "grants_per_s": granted / took,
             "round_trip_p50_ms": statistics.median(trips),
             "round_trip_p99_ms": trips[int(len(trips) * 0.99)],
+            "bare_call_p50_ms": statistics.median(bare),
             "placement_groups_per_s": placement_groups(seconds),
         }
     finally:
@@ -213,6 +229,10 @@ def table(found: dict[str, Any]) -> str:
         ("durable grants through the actor", f"{actor['grants_per_s']:,.0f} a second"),
         ("one lease, asked for and seen granted", f"{actor['round_trip_p50_ms']:.2f} ms (median)"),
         ("", f"{actor['round_trip_p99_ms']:.2f} ms (99 %)"),
+        (
+            "a call of an actor that does nothing, in turns with it",
+            f"{actor['bare_call_p50_ms']:.2f} ms (median)",
+        ),
         ("Ray's placement groups, made and removed", f"{actor['placement_groups_per_s']:,.0f} a second"),
         (f"a job's life in the core, first of {life['jobs']:,}", f"{life['first_ms']:.3f} ms (median)"),
         ("the same, the last ones", f"{life['last_ms']:.3f} ms (median)"),

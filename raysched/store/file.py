@@ -191,7 +191,7 @@ def _sync(path: Path) -> None:
 def _begin(connection: Connection) -> None:
     """One that is going to write waits for others here, where nothing was read yet that could become old."""
     writes = connection.get_execution_options().get(_WRITES, False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    connection.connection.cursor().execute("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
 def _locked(path: Path) -> int:

@@ -23,14 +23,11 @@ from raysched.errors import StorageError
 from raysched.store import snapshots, wal
 from raysched.store.file import FilePlace, writing
 from raysched.store.place import RESTORE, Lost, place_of
-from raysched.store.reader import NoJournal, Reader, check_schema
+from raysched.store.reader import LAST, NoJournal, Reader, check_schema
 from raysched.store.tables import SCHEMA, FactRow, fact_row, facts, meta, tables
 
 RECONNECT_S = 5.0
 """Seconds for which a server that went away is waited for."""
-
-# Made once: SQLAlchemy takes longer to see that a statement is a known one than SQLite to do it.
-_INSERT = insert(facts)
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +44,8 @@ class Journal(Reader):
         self.place = place_of(url)
         self._engine = self.place.writer()
         self._writer = writing(self._engine)
+        # As text: SQLAlchemy takes longer to see that a statement is a known one than SQLite to do it.
+        self._insert, self._newest = (str(each.compile(self._engine)) for each in (insert(facts), LAST))
         with self._closing_on_error():
             self._check_end(url)
             self._report_unfinished()
@@ -73,12 +72,13 @@ class Journal(Reader):
 
     def _write(self, rows: Sequence[FactRow]) -> None:
         with self._writing() as connection:
-            if self._last(connection) != self._known:
+            newest = connection.exec_driver_sql(self._newest).scalar()
+            if (newest or self._last(connection)) != self._known:
                 raise StorageError(
                     f"{self.place.name} was written by another ledger meanwhile; this one reads it again"
                 )
             if rows:
-                connection.execute(_INSERT, [row._asdict() for row in rows])
+                connection.exec_driver_sql(self._insert, list(rows))
 
     def _write_again(self, rows: Sequence[FactRow]) -> None:
         """After the connection was lost. Whether the first try came through is seen once the lock is had

@@ -23,7 +23,8 @@ from raysched.store.tables import snapshots as table
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_LAST = select(func.max(facts.c.seq))  # made once, as it is asked before every write
+LAST = select(func.max(facts.c.seq))
+"""The number of the newest fact that is not packed."""
 
 _log = logging.getLogger(__name__)
 
@@ -140,7 +141,7 @@ class Reader:
             return self.place.complaints(connection)
 
     def _last(self, connection: Connection) -> int:
-        found = connection.scalar(_LAST)
+        found = connection.scalar(LAST)
         if found is None and self.schema >= PACKS_SINCE:
             found = connection.scalar(select(func.max(packs.c.last)))
         return found or 0

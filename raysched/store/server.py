@@ -105,13 +105,13 @@ class ServerPlace(Place):
 
     def writer(self) -> Engine:
         """One connection, which has the lock."""
-        engine = create_engine(self._url, pool_size=1, max_overflow=0)
+        engine = create_engine(self._url, pool_size=1, max_overflow=0, paramstyle="format")
         event.listen(engine, "connect", self._take)
         return engine
 
     def helper(self) -> Engine:
         """Ordinary connections."""
-        engine = create_engine(self._url, pool_size=1, max_overflow=0)
+        engine = create_engine(self._url, pool_size=1, max_overflow=0, paramstyle="format")
         event.listen(engine, "connect", _prepare)
         return engine
 
