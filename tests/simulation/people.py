@@ -35,12 +35,14 @@ class Promised:
 
 @dataclass(slots=True)
 class People:
-    """Everyone who uses the system; `promised` is what they were told."""
+    """Everyone who uses the system; `promised` is what they were told, `refused` what they were refused, by
+    the key that they asked under."""
 
     chaos: Chaos
     ray: MadeUpRay
     ledger: LedgerProcess
     promised: dict[str, Promised] = field(default_factory=dict)
+    refused: dict[str, JobRequest] = field(default_factory=dict)
     busy: int = 0
 
     async def submit_for_ever(self) -> None:
@@ -99,7 +101,8 @@ class People:
         try:
             ids = await again(self.chaos, lambda: line.call("submit", lambda: self.ledger.submit(key, jobs)))
         except Refused:
-            self.chaos.note("refused for good", key)
+            self.chaos.note("refused", key)
+            self.refused[key] = asked
             return None
         self.chaos.promise(len(ids) == (fields.get("array") or 1), f"{ids} for {asked}")
         self.chaos.note("promised", *ids)

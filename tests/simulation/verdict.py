@@ -49,11 +49,12 @@ def check_history(url: str, desk: Desk | None, people: People, ray: MadeUpRay) -
     for fact in history:
         evolve(state, fact)
     assert encode_state(state) == encode_state(desk.state), "the facts do not fold to what the ledger knows"
-    _check_submissions(history, people)
-    _check_ends(history, people, ray)
+    _check_ends(history, _check_submissions(history, people), ray)
 
 
-def _check_submissions(history: list[Fact], people: People) -> None:
+def _check_submissions(history: list[Fact], people: People) -> list[Promised]:
+    """What was acknowledged, and what was accepted under a key that had been refused: a refusal uses up no
+    key, and a copy of the request may come once there is a node that can do it."""
     submitted: dict[str, list[str]] = defaultdict(list)
     for fact in history:
         if isinstance(fact, facts.Submitted):
@@ -61,15 +62,23 @@ def _check_submissions(history: list[Fact], people: People) -> None:
             submitted[fact.key] += [f"{fact.id}.{at}" for at in count] or [fact.id]
     for key, promised in people.promised.items():
         assert submitted.pop(key, None) == promised.jobs, f"{promised.jobs} were acknowledged and are lost"
+    late = {
+        key: Promised(submitted.pop(key), people.refused[key])
+        for key in [*submitted]
+        if key in people.refused
+    }
+    for key, promised in late.items():
+        assert len(promised.jobs) == (promised.asked.array or 1), f"{key} was accepted twice: {promised.jobs}"
     assert not submitted, f"nobody was told of {submitted}"
+    return [*people.promised.values(), *late.values()]
 
 
-def _check_ends(history: list[Fact], people: People, ray: MadeUpRay) -> None:
+def _check_ends(history: list[Fact], accepted: list[Promised], ray: MadeUpRay) -> None:
     """Every job ended exactly once, and as its processes really did."""
     ends = Counter(fact.job for fact in history if isinstance(fact, facts.Ended))
     last = {fact.job: fact for fact in history if isinstance(fact, facts.Ended)}
     leases = {fact.lease.job: fact.lease for fact in history if isinstance(fact, facts.Granted)}
-    for promised in people.promised.values():
+    for promised in accepted:
         for job in promised.jobs:
             assert ends.pop(job, 0) == 1, f"{job} did not end exactly once"
             if promised.asked.kind == "command":
