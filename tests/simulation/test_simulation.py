@@ -16,7 +16,7 @@ from tests.simulation.simulation import simulate
 
 ROOT = Path(__file__).parents[2]
 FIXED = (6, 7, 202, 248, 2881770405)
-"""A few that are always the same. In the last one a copy of a refused submission comes late, and is accepted."""
+"""A few that are always the same. In the last one a copy of a refused submission comes late, and is done."""
 
 
 @pytest.mark.parametrize("seed", FIXED)
