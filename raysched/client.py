@@ -100,7 +100,7 @@ class Client:
 
     def drain(self, node: str, *, on: bool = True) -> Json:
         """Start nothing new on a node, or use it again; the node. Raises NotFound."""
-        return self._command(f"/v1/nodes/{quote(node, safe='')}/drain", {"on": on})
+        return self._command(f"/v1/nodes/{quote(node, safe='')}/drain", {"on": on, "user": user()})
 
     def hosts(self) -> list[Json]:
         """The machines that SSH reaches."""

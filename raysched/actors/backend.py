@@ -10,8 +10,9 @@ from pathlib import Path
 
 from raysched.actors.remote_ledger import RemoteLedger
 from raysched.actors.settings import Settings
-from raysched.backends.base import Backend, Scripted
+from raysched.backends.base import Backend, Draining, EngineRefused, Mirroring, Scripted
 from raysched.backends.reconciler import Reconciler
+from raysched.backends.slurm.controller import Unanswered
 from raysched.core.work import Launch, Run
 
 
@@ -20,9 +21,9 @@ class BackendActor:
 
     async def __init__(self, name: str, settings: Settings) -> None:
         self.name = name
-        ledger = RemoteLedger()
-        self.backend = _open(name, settings, ledger)
-        self.task = asyncio.create_task(Reconciler(self.backend, ledger).run())
+        self.ledger = RemoteLedger()
+        self.backend = _open(name, settings, self.ledger)
+        self.task = asyncio.create_task(Reconciler(self.backend, self.ledger).run())
 
     def __repr__(self) -> str:
         return f"Backend({self.name})"
@@ -38,6 +39,17 @@ class BackendActor:
     async def scripts(self, launches: Sequence[Launch]) -> dict[Run, str]:
         """What would be sent to a site for these launches; nothing where work is started without one."""
         return await self.backend.scripts(launches) if isinstance(self.backend, Scripted) else {}
+
+    async def drain(self, node: str, on: bool, reason: str) -> str:
+        """Have a site start nothing new on a node, or use it again, and tell the ledger; "", else why not."""
+        assert isinstance(self.backend, Draining), "this backend's nodes are drained by the ledger"
+        assert isinstance(self.backend, Mirroring)
+        try:
+            await self.backend.drain(node, on, reason)
+            await self.ledger.tell(await self.backend.mirror())
+        except (EngineRefused, Unanswered) as error:
+            return str(error)
+        return ""
 
     async def check_host(self, host: str, accept_new: bool) -> str:
         """Connect to a host of the vm backend anew; "" where it can be used, else why not."""

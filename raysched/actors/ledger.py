@@ -209,6 +209,15 @@ class Ledger:
     async def drain(self, key: str, node: str, on: bool) -> View:
         """Start nothing new on a node, or use it again; answers with the node. Raises NotFound."""
         await self.tell([commands.Once(key, _digest("drain", node, on), (), (commands.Drain(node, on),))])
+        return await self.node(node)
+
+    async def at_site(self, node: str) -> str | None:
+        """The backend whose site has this node; None for a node of no site, or that is not known."""
+        known = self.state.nodes.get(node)
+        return known.info.backends[0] if known is not None and known.info.site else None
+
+    async def node(self, node: str) -> View:
+        """One node as the views show it."""
         return gpu_views.node_view(self.state, node, self._usage(), self._now())
 
     async def set_layout(self, key: str, user: str, gpu: str, profiles: list[str] | None, plan: bool) -> View:

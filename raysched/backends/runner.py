@@ -81,6 +81,8 @@ class Command:
         self.cwd: str = launch["cwd"]
         self.container: dict[str, Any] | None = launch.get("container")
         self.group: str | None = launch.get("group")
+        # Whether only the command itself is told that the run is to end, and passes that on.
+        self.group_only = self.container is not None
 
     def start(self, output: int) -> int:
         """Fork the command, writing to the descriptor `output`, as leader of a session; return its pid."""
@@ -239,7 +241,7 @@ class Runner:
     def _told(self) -> set[int]:
         """Those who are told that the run is to end."""
         found = self._processes()
-        return {pid for pid in found if group(pid) == self.child} if self.command.container else found
+        return {pid for pid in found if group(pid) == self.child} if self.command.group_only else found
 
     def _processes(self) -> set[int]:
         while True:

@@ -119,6 +119,10 @@ class SlurmOptions(Fields):
         description="A warning to the command, that many seconds before the time limit or a preemption.",
         examples=["USR1@60"],
     )
+    ray: bool = Field(
+        default=False,
+        description="Start Ray on all nodes of the job, and the entrypoint once, as its driver.",
+    )
     options: Options = Field(
         default=(), description="Further options of sbatch.", examples=[["--exclusive", "--nice=100"]]
     )

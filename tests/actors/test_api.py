@@ -57,9 +57,9 @@ class ScriptedLedger:
     async def set_layout(self, key: str, user: str, gpu: str, profiles: list[str] | None, plan: bool) -> Any:
         return await self._answer("set_layout", user, gpu, profiles, plan)
 
-    async def drain(self, key: str, node: str, on: bool) -> Any:
+    async def drain(self, key: str, node: str, on: bool, by: str) -> Any:
         self.keys.append(key)
-        return await self._answer("drain", node, on)
+        return await self._answer("drain", node, on, by)
 
     async def add_host(self, key: str, host: Any) -> Any:
         self.keys.append(key)
@@ -279,8 +279,8 @@ def test_a_gpu_is_cut_or_only_planned_to_be(ask: Ask, ledger: ScriptedLedger) ->
 
 def test_a_node_is_drained_and_used_again(ask: Ask, ledger: ScriptedLedger) -> None:
     ask("POST", "/v1/nodes/node-a/drain")
-    ask("POST", "/v1/nodes/node-a/drain", json={"on": False})
-    assert ledger.calls == [("drain", "node-a", True), ("drain", "node-a", False)]
+    ask("POST", "/v1/nodes/node-a/drain", json={"on": False, "user": "ana"})
+    assert ledger.calls == [("drain", "node-a", True, "the API"), ("drain", "node-a", False, "ana")]
 
 
 def test_cancel_tells_who_ended_it(ask: Ask, ledger: ScriptedLedger) -> None:

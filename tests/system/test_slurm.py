@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 from collections.abc import Iterator
 from typing import Any
 
@@ -123,6 +124,22 @@ def test_a_plan_shows_what_would_be_sent(site: SlurmSite, beside: System) -> Non
     assert (tasks, limit, gres) == ("0-2", "2:00:00", "gres:gpu:a100:2")
     assert comment.partition(" ")[2].rstrip() == spec["name"]
     site.run("scancel", id.partition("_")[0])
+
+
+def test_a_node_of_the_site_is_drained_in_slurm(site: SlurmSite, beside: System) -> None:
+    """With who did it as the reason, and used again; what runs there goes on."""
+    said = beside.cli("drain", "n3").stdout
+    try:
+        assert said == "n3 is drained: nobody is on its GPUs\n"
+        by = f"raysched: drained by {getpass.getuser()}"
+        assert nodes(beside)["n3"]["closed"] == f"drained: {by}"
+        assert by in site.run("scontrol", "show", "node", "n3")
+        beside.cli("drain", "n3")
+    finally:
+        beside.cli("drain", "n3", "--off")
+    assert nodes(beside)["n3"]["closed"] == ""
+    beside.cli("drain", "n3", "--off")
+    assert "DRAIN" not in site.run("scontrol", "show", "node", "n3")
 
 
 def test_what_the_site_can_never_give_is_refused_before(site: SlurmSite, beside: System) -> None:

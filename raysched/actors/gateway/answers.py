@@ -517,9 +517,10 @@ class Cancellation(Shape):
 
 
 class Draining(Shape):
-    """Whether a node is drained (nothing new starts there, what runs goes on) or used again."""
+    """Whether a node is drained (nothing new starts there, what runs goes on) or used again, says who."""
 
     on: bool = True
+    user: str | None = Field(default=None, max_length=256)
 
 
 class Kept(Shape):

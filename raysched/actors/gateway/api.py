@@ -73,7 +73,7 @@ class Ledger(Protocol):
         """End a job or an array; a repeated key ends the same ones."""
         ...
 
-    async def drain(self, key: str, node: str, on: bool) -> View:
+    async def drain(self, key: str, node: str, on: bool, by: str) -> View:
         """Start nothing new on a node, or use it again, once under a key; its view."""
         ...
 
@@ -166,7 +166,8 @@ def _system(ledger: Ledger) -> APIRouter:
 
     @routes.post("/nodes/{node}/drain", response_model=answers.Node, summary="Start nothing new on a node")
     async def drain(node: str, body: answers.Draining | None = None, key: Key = None) -> Response:
-        return JSONResponse(await ledger.drain(key or _new_key(), node, body is None or body.on))
+        on, by = (True, None) if body is None else (body.on, body.user)
+        return JSONResponse(await ledger.drain(key or _new_key(), node, on, by or "the API"))
 
     @routes.post("/gpus/{gpu:path}/layout", response_model=answers.NewLayout, summary="Cut a GPU by MIG")
     async def layout(gpu: str, body: answers.WantedLayout, key: Key = None) -> Response:

@@ -12,7 +12,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 from raysched.actors import names
 from raysched.actors.gateway.past import Past
 from raysched.core.usage import By
-from raysched.errors import RayschedError, Unreachable
+from raysched.errors import RayschedError, Refused, Unreachable
 
 PATIENCE_S = 20.0
 """How long an actor that is being restarted is waited for."""
@@ -65,9 +65,16 @@ class Link:
         """Cut a GPU, or say what would be done for it."""
         return await self._ledger("set_layout", key, user, gpu, profiles, plan)
 
-    async def drain(self, key: str, node: str, on: bool) -> View:
-        """Start nothing new on a node, or use it again."""
-        return await self._ledger("drain", key, node, on)
+    async def drain(self, key: str, node: str, on: bool, by: str) -> View:
+        """Start nothing new on a node, or use it again; a node of a site is drained by that. Raises
+        Refused."""
+        site = await self._ledger("at_site", node)
+        if site is None:
+            return await self._ledger("drain", key, node, on)
+        reason = f"raysched: drained by {by}"
+        if refused := await self._call(names.backend(site), PATIENCE_S, "drain", node, on, reason):
+            raise Refused(refused)
+        return await self._ledger("node", node)
 
     async def add_host(self, key: str, host: View) -> View:
         """Use a machine over SSH."""

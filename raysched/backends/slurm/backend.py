@@ -14,8 +14,9 @@ from signal import SIGRTMAX
 from typing import Any
 
 from raysched.backends import runner
-from raysched.backends.slurm import batch, mirror, reasons
-from raysched.backends.slurm.controller import Controller, Unanswered
+from raysched.backends.base import EngineRefused
+from raysched.backends.slurm import batch, mirror, ray_nodes, reasons
+from raysched.backends.slurm.controller import Controller, Refused, Unanswered
 from raysched.backends.slurm.folder import TOLD_TO_END, Folder
 from raysched.backends.slurm.listing import Listing
 from raysched.backends.slurm.records import Job, Node
@@ -93,6 +94,7 @@ class SlurmBackend:
         self._nodes: list[Node] = []
         self._nodes_at = -NODES_S
         self._told_nodes: set[str] = set()
+        self._site_names: dict[str, str] = {}
 
     # ------------------------------------------------------------ start
 
@@ -114,7 +116,7 @@ class SlurmBackend:
     def _program(self) -> Path:
         """The folder's copy of what runs inside a job. Another version has another one, so that jobs which
         wait find theirs."""
-        sources = [Path(runner.__file__), Path(batch.__file__)]
+        sources = [Path(module.__file__ or "") for module in (runner, batch, ray_nodes)]
         version = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
         folder = self.root / f".program-{version}"
         if not folder.exists():
@@ -294,6 +296,26 @@ class SlurmBackend:
             await self._cancelling
         await self._controller.close()
 
+    # ------------------------------------------------------------ nodes
+
+    async def drain(self, node: str, on: bool, reason: str) -> None:
+        """See `base.Draining`."""
+        own = self._site_names.get(node, node)
+        there = [known for known in await self._controller.nodes() if known.name == own]
+        if there and on == any("DRAIN" in state for state in there[0].states):
+            return
+        try:
+            await self._controller.drain(own, reason if on else None)
+        except Refused as error:
+            done = "drained" if on else "used again"
+            raise EngineRefused(
+                f"{node} is not {done}: Slurm says no ({error.reason}); somebody who may has to: "
+                f"scontrol update NodeName={own} State={'DRAIN Reason=...' if on else 'RESUME'}",
+                final=True,
+            ) from None
+        finally:
+            self._nodes_at = -NODES_S
+
     # ------------------------------------------------------------ the mirror
 
     async def mirror(self) -> list[Command]:
@@ -303,7 +325,8 @@ class SlurmBackend:
             self._nodes_at = time.monotonic()
         beside = await self._known_nodes() if self._known_nodes else {}
         infos = {node.name: self._info(node, beside) for node in self._nodes}
-        names = {info.name for info in infos.values()}
+        self._site_names = {info.name: name for name, info in infos.items()}
+        names = set(self._site_names)
         gone = [NodeGone(name) for name in self._told_nodes - names]
         self._told_nodes = names
         jobs = [(run, job) for run, job in self._listing.runs() if job.states & {"RUNNING", "SUSPENDED"}]

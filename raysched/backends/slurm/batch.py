@@ -4,9 +4,10 @@ It stands alone beside runner.py, and does what that does, but stays where it wa
 counts the work and can signal it. Slurm may start a script again that runs or ran already; who comes second
 ends at once, so that a command runs once. `launch.json` has more fields here: `nodes`; `inherit`, the
 beginnings of names that the command gets as Slurm set them; `ranks`, the variables of each rank, where `@2@`
-stands for the node of rank 2.
+stands for the node of rank 2; `ray`.
 
-With several nodes the command is started once on each, by srun: `batch.py --rank RUN_FOLDER`.
+With several nodes the command is started once on each, by srun: `batch.py --rank RUN_FOLDER`; with `ray` it
+is the driver of a Ray on all of them (ray_nodes.py).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import time
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
-if TYPE_CHECKING or __name__ != "__main__":
+if TYPE_CHECKING or __package__:
     from raysched.backends import runner
 else:
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
@@ -69,12 +70,24 @@ def prepared(folder: str) -> runner.Command:
     launch = runner.read_json(folder, "launch.json")
     command = runner.Command(folder)
     command.env = environment(os.environ, launch)
-    if launch["nodes"] > 1:
-        me = [sys.executable, "-I", "-S", "-X", "utf8", os.path.abspath(__file__), "--rank", folder]
+    python, here = [sys.executable, "-I", "-S", "-X", "utf8"], os.path.abspath(__file__)
+    if launch.get("ray"):
+        program = os.path.join(os.path.dirname(here), "ray_nodes.py")
+        command.entrypoint, command.group_only = [*python, program, folder], True
+    elif launch["nodes"] > 1:
         each = [f"--nodes={launch['nodes']}", f"--ntasks={launch['nodes']}", "--ntasks-per-node=1"]
-        command.entrypoint = ["srun", *each, "--kill-on-bad-exit=1", "--export=ALL", *me]
+        options = [*each, *cores(os.environ), "--kill-on-bad-exit=1", "--export=ALL"]
+        command.entrypoint = ["srun", *options, *python, here, "--rank", folder]
+    if launch.get("ray") or launch["nodes"] > 1:
         command.env = {**os.environ, "RAYSCHED_RUN": launch["env"]["RAYSCHED_RUN"]}
     return command
+
+
+def cores(slurm: Mapping[str, str]) -> list[str]:
+    """What srun has to be told so that a task gets all cores that the job has on its node: it heeds what was
+    asked of sbatch no more."""
+    count = slurm.get("SLURM_CPUS_PER_TASK", "")
+    return [f"--cpus-per-task={count}"] if count else []
 
 
 def environment(slurm: Mapping[str, str], launch: Mapping[str, object]) -> dict[str, str]:

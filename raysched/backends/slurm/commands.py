@@ -70,6 +70,14 @@ class CommandController:
         asked = ("sinfo",) if await self._is_old() else ("scontrol", "show", "nodes")
         return records.nodes(await self._json(*asked))
 
+    async def drain(self, node: str, reason: str | None) -> None:
+        """See `Controller.drain`."""
+        how = ("State=RESUME",) if reason is None else ("State=DRAIN", f"Reason={reason}")
+        try:
+            await self._run("scontrol", "update", f"NodeName={node}", *how)
+        except Said as error:
+            raise Refused(f"scontrol: {refusal(error.words)}", final=True) from None
+
     async def cancel(self, targets: Sequence[Target], signal: str | None = None) -> None:
         """See `Controller.cancel`."""
         how = () if signal is None else ("--batch", f"--signal={signal}")

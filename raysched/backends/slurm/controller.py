@@ -63,6 +63,10 @@ class Controller(Protocol):
         """All nodes."""
         ...
 
+    async def drain(self, node: str, reason: str | None) -> None:
+        """Start nothing new on a node, for the `reason`, or (None) use it again. Raises Refused."""
+        ...
+
     async def cancel(self, targets: Sequence[Target], signal: str | None = None) -> None:
         """End jobs, or send a signal to the script of each; silent for those that are gone, or whose id is
         another job's now."""

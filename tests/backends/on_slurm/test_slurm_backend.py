@@ -252,6 +252,27 @@ def test_sbatch_may_talk(site: SlurmSite, tmp_path: Path) -> None:
     hands.close()
 
 
+# ---------------------------------------------------------------- nodes
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="whoever runs this site may drain its nodes")
+def test_a_node_that_this_user_may_not_drain_says_who_may(site: SlurmSite, tmp_path: Path) -> None:
+    """Slurm itself refuses it; nothing is changed."""
+    wrapper = tmp_path / "bin" / "scontrol"
+    wrapper.parent.mkdir()
+    nobody = "setpriv --reuid=65534 --regid=65534 --clear-groups"
+    wrapper.write_text(f'#!/bin/sh\nexec {nobody} {shutil.which("scontrol")} "$@"\n')
+    wrapper.chmod(0o755)
+    hands = make_hands(site, tmp_path, PATH=f"{wrapper.parent}:{os.environ['PATH']}")
+    backend: Any = hands.backend
+    with pytest.raises(
+        EngineRefused, match=r"n3 is not drained: Slurm says no .*scontrol update NodeName=n3"
+    ):
+        hands.do(backend.drain("n3", True, "raysched: drained by ana"))
+    assert "DRAIN" not in site.run("scontrol", "show", "node", "n3")
+    hands.close()
+
+
 # ---------------------------------------------------------------- the mirror
 
 
