@@ -24,6 +24,7 @@ from engines import need
 from running import wait_until
 
 INSTALL = "apt-get install --no-install-recommends slurm-wlm slurm-wlm-basic-plugins munge"
+REST = "apt-get install --no-install-recommends slurmrestd"
 NODES = ("n1", "n2", "n3")
 PORTS = 8
 """How many ports one site needs, one after the other."""
@@ -94,6 +95,7 @@ class SlurmSite:
             **{name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH"))},
             "SLURM_CONF": str(self.folder / "slurm.conf"),
         }
+        self._rest: subprocess.Popen[bytes] | None = None
         self._make_files(patience)
         self._start_munge()
         self.start_controller(clean=True)
@@ -157,6 +159,26 @@ class SlurmSite:
         """kill -9 a node's slurmd; what runs there goes on."""
         self._kill(self._pid(f"run/slurmd-{node}.pid"))
 
+    def rest(self) -> str:
+        """The URL of a slurmrestd, started once; it runs as nobody where this is root, which it refuses."""
+        if self._rest is None:
+            need(_program("slurmrestd"), REST)
+            address = f"127.0.0.1:{self.port + PORTS - 1}"
+            nobody = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
+            command = [*(nobody if os.geteuid() == 0 else []), _program("slurmrestd"), "-a", "rest_auth/jwt"]
+            self._rest = subprocess.Popen(
+                [*command, "-s", "openapi/v0.0.38", address],
+                env={**self.env, "SLURM_JWT": "daemon"},
+                stdin=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            wait_until(lambda: not _is_free(self.port + PORTS - 1), "slurmrestd listens", 60)
+        return f"http://127.0.0.1:{self.port + PORTS - 1}"
+
+    def token(self) -> str:
+        """A token for slurmrestd."""
+        return self.run("scontrol", "token", "lifespan=3600").strip().removeprefix("SLURM_JWT=")
+
     def jobs(self, form: str = "%i %j %T") -> list[str]:
         """The lines of squeue for all jobs."""
         return self.run("squeue", "-h", "-t", "all", "-o", form).splitlines()
@@ -173,6 +195,9 @@ class SlurmSite:
                 self._kill(self._pid(name))
             for pid in self._left():
                 self._kill(pid)
+            if self._rest is not None:
+                self._rest.kill()
+                self._rest.wait()
         finally:
             shutil.rmtree(self.folder, ignore_errors=True)
 

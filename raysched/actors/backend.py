@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from raysched.actors.remote_ledger import RemoteLedger
-from raysched.actors.settings import Settings
+from raysched.actors.settings import Settings, SlurmSite
 from raysched.backends.base import Backend, Draining, EngineRefused, Mirroring, Scripted
 from raysched.backends.reconciler import Reconciler
-from raysched.backends.slurm.controller import Unanswered
+from raysched.backends.slurm.controller import Controller, Unanswered
 from raysched.core.work import Launch, Run
 
 
@@ -88,17 +88,34 @@ def system_id(folder: Path) -> str:
 
 def _open_slurm(settings: Settings, ledger: RemoteLedger) -> Backend:
     from raysched.backends.slurm.backend import SlurmBackend
-    from raysched.backends.slurm.commands import CommandController
     from raysched.backends.slurm.script import Defaults
 
     site = settings.slurm
     assert site is not None, "no Slurm site is configured"
     return SlurmBackend(
         Path(site.folder),
-        CommandController(site.login, settings.environment),
+        _controller(site, settings.environment),
         settings.environment,
         settings.packages,
         defaults=Defaults(site.account, site.partition, site.qos, site.python),
         gpu_memory=site.gpu_memory,
         nodes=ledger.nodes,
     )
+
+
+def _controller(site: SlurmSite, environment: Mapping[str, str]) -> Controller:
+    """The way in which a site is reached."""
+    from raysched.backends.slurm.commands import CommandController
+    from raysched.backends.slurm.rest import RestController
+
+    if site.rest is None:
+        return CommandController(site.login, environment)
+    path = site.token_file
+
+    def token() -> str:
+        """Read anew each time: tokens are renewed."""
+        return (
+            environment.get("SLURM_JWT", "") if path is None else Path(path).expanduser().read_text().strip()
+        )
+
+    return RestController(site.rest, token, environment)

@@ -17,6 +17,8 @@ class SlurmSite:
 
     folder: str
     login: str | None = None
+    rest: str | None = None
+    token_file: str | None = None
     python: str = "python3"
     account: str | None = None
     partition: str | None = None

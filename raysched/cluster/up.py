@@ -112,6 +112,8 @@ def _slurm(config: Config) -> SlurmSite | None:
     return SlurmSite(
         folder=str(folder),
         login=site.login,
+        rest=site.rest,
+        token_file=site.token_file,
         python=site.python,
         account=site.account,
         partition=site.partition,

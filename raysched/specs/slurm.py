@@ -53,6 +53,7 @@ _OPTION = re.compile(r"--(?P<name>[a-z][a-z-]*)(=[^\x00-\x1f]+)?")
 _WORD = re.compile(r"[^\s\x00-\x1f,][^\x00-\x1f]*")
 _SIGNAL = re.compile(r"(?P<name>[A-Z]+[0-9]*)@(?P<seconds>[0-9]{1,5})")
 _SIGNALS = ("USR1", "USR2", "HUP", "INT", "ALRM")
+_URL = re.compile(r"https?://[^\s/@?#]+/?")
 _LOGIN = re.compile(r"[^\s\x00-\x1f-][^\s\x00-\x1f]*")
 
 
@@ -90,6 +91,13 @@ def parse_login(value: str) -> str:
     """A destination of ssh. Raises ValueError."""
     if not _LOGIN.fullmatch(value):
         raise ValueError(f"{quoted(value)} is no destination of ssh: write HOST or USER@HOST")
+    return value
+
+
+def parse_url(value: str) -> str:
+    """A URL of http or https, without a path. Raises ValueError."""
+    if not _URL.fullmatch(value):
+        raise ValueError(f"{quoted(value)} is no URL such as http://slurm.example:6820")
     return value
 
 
@@ -148,6 +156,13 @@ class SlurmBackend(Fields):
     )
     login: Annotated[Text, AfterValidator(parse_login)] | None = Field(
         default=None, description="Where sbatch is run, as ssh knows it; null: here."
+    )
+    rest: Annotated[Text, AfterValidator(parse_url)] | None = Field(
+        default=None, description="The URL of a slurmrestd to use instead of commands; null: none."
+    )
+    token_file: Annotated[Text, AfterValidator(parse_shared_folder)] | None = Field(
+        default=None,
+        description="The file with the token for it; null: SLURM_JWT of the shell that runs `up`.",
     )
     python: Word = Field(default="python3", description="Python 3.9 or later on the nodes.")
     account: Word | None = Field(default=None, description="For jobs that name none.")

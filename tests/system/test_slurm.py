@@ -137,7 +137,8 @@ def test_a_node_of_the_site_is_drained_in_slurm(site: SlurmSite, beside: System)
         beside.cli("drain", "n3")
     finally:
         beside.cli("drain", "n3", "--off")
-    assert nodes(beside)["n3"]["closed"] == ""
+    # Slurm calls it silent until it has heard of it again.
+    wait_until(lambda: nodes(beside)["n3"]["closed"] == "", "it is used again", 60)
     beside.cli("drain", "n3", "--off")
     assert "DRAIN" not in site.run("scontrol", "show", "node", "n3")
 

@@ -106,12 +106,18 @@ class SlurmBackend:
 
     async def scripts(self, launches: Sequence[Launch]) -> dict[Run, str]:
         """See `base.Scripted`."""
-        batches = await asyncio.to_thread(self._sender.batches, launches)
-        return {sent[0].run: self._controller.shown(batch) for batch, sent in batches}
+        shown: dict[Run, str] = {}
+        for whole, sent in await asyncio.to_thread(self._sender.batches, launches):
+            try:
+                shown[sent[0].run] = await self._controller.shown(whole)
+            except (Refused, Unanswered) as error:
+                shown[sent[0].run] = f"nothing: {error}\n"
+        return shown
 
     def _prepare(self, launch: Launch) -> Any:
         package = self._packages / f"{launch.package}.tar.gz" if launch.package else None
-        return self._folder(launch.run).prepare(launch, self._base_env, package)
+        watch = not self._controller.signals
+        return self._folder(launch.run).prepare(launch, self._base_env, package, watch=watch)
 
     def _program(self) -> Path:
         """The folder's copy of what runs inside a job. Another version has another one, so that jobs which

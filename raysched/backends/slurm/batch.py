@@ -4,7 +4,8 @@ It stands alone beside runner.py, and does what that does, but stays where it wa
 counts the work and can signal it. Slurm may start a script again that runs or ran already; who comes second
 ends at once, so that a command runs once. `launch.json` has more fields here: `nodes`; `inherit`, the
 beginnings of names that the command gets as Slurm set them; `ranks`, the variables of each rank, where `@2@`
-stands for the node of rank 2; `ray`.
+stands for the node of rank 2; `ray`; and `watch`, where nobody can signal the script, so that it looks for
+`stop.json` itself.
 
 With several nodes the command is started once on each, by srun: `batch.py --rank RUN_FOLDER`; with `ray` it
 is the driver of a Ray on all of them (ray_nodes.py).
@@ -17,6 +18,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ else:
 
 LOCK_S = 20.0
 """Seconds for which whoever prepared the run may still hold its lock."""
+WATCH_S = 1.0
+"""Time between two looks for `stop.json`."""
 FORWARDED = {signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGHUP, signal.SIGINT}
 
 
@@ -52,7 +56,7 @@ def main(folder: str) -> int:
         looked_after.register()
         looked_after.run()
         os._exit(0)
-    return guard(folder, pid)
+    return guard(folder, pid, command.watch)
 
 
 def taken(folder: str) -> bool:
@@ -65,11 +69,18 @@ def taken(folder: str) -> bool:
     return True
 
 
-def prepared(folder: str) -> runner.Command:
+class Command(runner.Command):
+    """The command of a run; `watch` as in launch.json."""
+
+    watch = False
+
+
+def prepared(folder: str) -> Command:
     """The command with what Slurm set for it; for several nodes the one that starts it on each."""
     launch = runner.read_json(folder, "launch.json")
-    command = runner.Command(folder)
+    command = Command(folder)
     command.env = environment(os.environ, launch)
+    command.watch = bool(launch.get("watch"))
     python, here = [sys.executable, "-I", "-S", "-X", "utf8"], os.path.abspath(__file__)
     if launch.get("ray"):
         program = os.path.join(os.path.dirname(here), "ray_nodes.py")
@@ -131,10 +142,11 @@ def hosts(nodes: str) -> list[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
 
 
-def guard(folder: str, pid: int) -> int:
+def guard(folder: str, pid: int, watch: bool) -> int:
     """Wait for the runner, pass on what Slurm signals; where it was killed, end what is left of the run."""
+    wishes = Wishes(folder)
     while True:
-        number = signal.sigwait(FORWARDED | {signal.SIGCHLD})
+        number = wishes.next() if watch else signal.sigwait(FORWARDED | {signal.SIGCHLD})
         if number == signal.SIGCHLD:
             if reaped(pid):
                 break
@@ -150,6 +162,27 @@ def guard(folder: str, pid: int) -> int:
         killed = {"code": None, "started": started, "ended": runner.now(), "reason": "its runner was killed"}
         runner.write_exit(folder, killed)
     return 0
+
+
+class Wishes:
+    """What the guard of the run in `folder` waits for, where nobody can signal it: its signals, and a new
+    `stop.json`, which counts as SIGTERM."""
+
+    def __init__(self, folder: str) -> None:
+        self.path = os.path.join(folder, "stop.json")
+        self.seen = 0
+
+    def next(self) -> int:
+        """The next one, once it is there."""
+        while True:
+            found = signal.sigtimedwait(FORWARDED | {signal.SIGCHLD}, WATCH_S)
+            if found is not None:
+                return found.si_signo
+            with suppress(OSError):
+                written = os.stat(self.path).st_mtime_ns
+                if written != self.seen:
+                    self.seen = written
+                    return signal.SIGTERM
 
 
 def reaped(pid: int) -> bool:

@@ -40,9 +40,11 @@ class Said(Exception):
 class CommandController:
     """Runs sbatch, squeue and scancel: here, or on `login`, a destination that ssh knows."""
 
+    signals = True
+
     def __init__(self, login: str | None = None, environment: Mapping[str, str] = os.environ) -> None:
         self._login = login
-        self._environment = _plain(environment)
+        self._environment = plain(environment)
         self._version = 0
         self._folder = tempfile.TemporaryDirectory(prefix="raysched-ssh-") if login else None
 
@@ -55,7 +57,7 @@ class CommandController:
             raise Refused(f"sbatch: {refusal(error.words)}", final=bool(FINAL.search(error.words))) from None
         log.info("sbatch: %s", said.strip())
 
-    def shown(self, batch: Batch) -> str:
+    async def shown(self, batch: Batch) -> str:
         """See `Controller.shown`: text for a shell that does what `submit` does."""
         options = "".join(f" \\\n    {shlex.quote(option)}" for option in batch.options)
         return f"sbatch{options} <<'END'\n{batch.script}END\n"
@@ -173,7 +175,7 @@ class CommandController:
         return process.returncode or 0, out, err
 
 
-def _plain(environment: Mapping[str, str]) -> dict[str, str]:
+def plain(environment: Mapping[str, str]) -> dict[str, str]:
     """The variables for Slurm's commands: those that would change what they do are left out, and so is all
     that the job does not get from here."""
     kept = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "SSH_AUTH_SOCK", "SLURM_CONF", "SLURM_JWT")

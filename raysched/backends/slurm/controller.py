@@ -45,14 +45,17 @@ class Target:
 
 
 class Controller(Protocol):
-    """Slurm's controller. Every method may raise Unanswered."""
+    """Slurm's controller. Every method may raise Unanswered. `signals`: whether `cancel` can signal a script;
+    where it can't, the script looks for itself whether it is to end."""
+
+    signals: bool
 
     async def submit(self, batch: Batch) -> None:
         """Hand a job, or an array, to Slurm. Raises Refused."""
         ...
 
-    def shown(self, batch: Batch) -> str:
-        """What `submit` sends, for people to read."""
+    async def shown(self, batch: Batch) -> str:
+        """What `submit` sends, for people to read. Raises Refused."""
         ...
 
     async def jobs(self) -> list[Job]:

@@ -29,9 +29,10 @@ class Folder:
         self.run = run
 
     def prepare(
-        self, launch: Launch, base_env: Mapping[str, str], package: Path | None
+        self, launch: Launch, base_env: Mapping[str, str], package: Path | None, *, watch: bool = False
     ) -> Literal["ready", "again", "begun"]:
-        """Make the run ready to be handed over, and mark it so. `again`: it may have been handed over before;
+        """Make the run ready to be handed over, and mark it so. With `watch` its script looks for itself
+        whether it is to end. `again`: it may have been handed over before;
         `begun`: it began or ended already. Raises EngineRefused where its package can't be used (final), or
         the file system says no."""
         try:
@@ -41,7 +42,8 @@ class Folder:
                     return "begun"
                 if not (self.path / "launch.json").exists():
                     make_working_dir(self.path / "work", package)
-                    self._write("launch.json", _content(launch, base_env, self.path / "work"))
+                    content = _content(launch, base_env, self.path / "work")
+                    self._write("launch.json", {**content, "watch": watch})
                 before = self.sent
                 self._write("sent", {"at": runner.now()})
         except OSError as error:
