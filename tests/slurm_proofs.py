@@ -85,7 +85,7 @@ def array(site: SlurmSite, folder: Path, count: int) -> None:
     print(f"{count} elements: raysched {ours:.1f} s, bare sbatch --wait {bare:.1f} s: {ours / bare:.2f} x")
 
 
-def faults(site: SlurmSite, folder: Path, count: int, seed: int) -> None:
+def faults(site: SlurmSite, folder: Path, count: int, seed: str) -> None:
     """Kill Slurm's daemons at random while jobs run; a run that Slurm takes away gets another attempt."""
     rng = random.Random(seed)
     done = threading.Event()
@@ -170,7 +170,7 @@ def main() -> None:
             if what == "array":
                 array(site, Path(folder), count)
             else:
-                faults(site, Path(folder), count, int(os.environ.get("SEED", time.time_ns() % 10**6)))
+                faults(site, Path(folder), count, os.environ.get("SEED") or str(time.time_ns() % 10**6))
     finally:
         site.close()
 

@@ -35,6 +35,7 @@ EVENTS = 1_000_000
 KILLS = 400
 STEPS = 10_000
 FAULTS = 500
+JOBS = 200
 
 
 def crashes(seed: str, count: int) -> str:
@@ -111,6 +112,20 @@ def hosts(seed: str, _: int) -> str:
     return done.stdout.splitlines()[-1]
 
 
+def slurm(seed: str, _: int) -> str:
+    """Jobs at a real Slurm whose daemons are killed at random moments; and all that a backend has to do, by
+    slurmrestd."""
+    command = [sys.executable, "tests/slurm_proofs.py", "faults", f"{JOBS}"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"SEED": seed}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-5000:]
+    suite = [sys.executable, "-m", "pytest", "-q", "tests/backends/on_slurm/rest_conformance.py"]
+    rest = subprocess.run(suite, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert rest.returncode == 0, rest.stdout[-5000:]
+    return f"{done.stdout.splitlines()[0]}; slurmrestd: {rest.stdout.splitlines()[-1]}"
+
+
 def mutants(_: str, __: int) -> str:
     """One broken rule after the other."""
     done = subprocess.run([sys.executable, "tests/mutants/run.py"], cwd=ROOT, check=False)
@@ -126,6 +141,7 @@ PROOFS: dict[str, Callable[[str, int], str]] = {
     "gpus": gpus,
     "containers": containers,
     "hosts": hosts,
+    "slurm": slurm,
     "mutants": mutants,
 }
 

@@ -7,8 +7,8 @@ beginnings of names that the command gets as Slurm set them; `ranks`, the variab
 stands for the node of rank 2; `ray`; and `watch`, where nobody can signal the script, so that it looks for
 `stop.json` itself.
 
-With several nodes the command is started once on each, by srun: `batch.py --rank RUN_FOLDER`; with `ray` it
-is the driver of a Ray on all of them (ray_nodes.py).
+With several nodes `batch.py --ranks RUN_FOLDER` has srun start `batch.py --rank RUN_FOLDER` on each; with
+`ray` the command is the driver of a Ray on all of them (ray_nodes.py).
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ else:
 
 LOCK_S = 20.0
 """Seconds for which whoever prepared the run may still hold its lock."""
+FAILED = "failed.json"
+"""The file with the exit code of the first rank that failed."""
 WATCH_S = 1.0
 """Time between two looks for `stop.json`."""
 FORWARDED = {signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGHUP, signal.SIGINT}
@@ -86,9 +88,7 @@ def prepared(folder: str) -> Command:
         program = os.path.join(os.path.dirname(here), "ray_nodes.py")
         command.entrypoint, command.group_only = [*python, program, folder], True
     elif launch["nodes"] > 1:
-        each = [f"--nodes={launch['nodes']}", f"--ntasks={launch['nodes']}", "--ntasks-per-node=1"]
-        options = [*each, *cores(os.environ), "--kill-on-bad-exit=1", "--export=ALL"]
-        command.entrypoint = ["srun", *options, *python, here, "--rank", folder]
+        command.entrypoint = [*python, here, "--ranks", folder]
     if launch.get("ray") or launch["nodes"] > 1:
         command.env = {**os.environ, "RAYSCHED_RUN": launch["env"]["RAYSCHED_RUN"]}
     return command
@@ -109,8 +109,43 @@ def environment(slurm: Mapping[str, str], launch: Mapping[str, object]) -> dict[
     return {**{name: value for name, value in slurm.items() if name.startswith(tuple(inherit))}, **env}
 
 
+def ranks(folder: str) -> int:
+    """Run the command once on each node, to the end; the exit code is that of the first one that failed by
+    itself. srun ends the others for it, and would tell theirs."""
+    import subprocess  # takes long to import, and few need it
+
+    nodes = runner.read_json(folder, "launch.json")["nodes"]
+    me = [sys.executable, "-I", "-S", "-X", "utf8", os.path.abspath(__file__), "--rank", folder]
+    each = [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
+    command = ["srun", *each, *cores(os.environ), "--kill-on-bad-exit=1", "--export=ALL", *me]
+    with subprocess.Popen(command) as srun:
+        for number in FORWARDED:  # the runner tells srun itself that the run is to end
+            signal.signal(number, lambda got, _: None if got == signal.SIGTERM else srun.send_signal(got))
+        code = srun.wait()
+    with suppress(FileNotFoundError):
+        code = runner.read_json(folder, FAILED)["code"]
+    return code if code >= 0 else 128 - code
+
+
 def rank(folder: str) -> int:
-    """Become the command, on one of the nodes of a job with several."""
+    """Run the command on one of the nodes of a job with several; its exit code, which is written down where
+    it is the first one that is not 0. Slurm signals the command itself."""
+    told: list[int] = []
+    for number in FORWARDED:
+        signal.signal(number, lambda got, _: told.append(got))
+    pid = os.fork()
+    if pid == 0:
+        os._exit(become(folder))
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    code = code if code >= 0 else 128 - code
+    if code != 0 and signal.SIGTERM not in told:
+        with suppress(OSError), open(os.path.join(folder, FAILED), "x", opener=runner.private) as file:
+            file.write(f'{{"code": {code}}}')
+    return code
+
+
+def become(folder: str) -> int:
+    """Become the command; the exit code where that can't be."""
     import re  # takes long to import, and few need it
 
     launch = runner.read_json(folder, "launch.json")
@@ -214,6 +249,6 @@ def end_all() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "--rank":
-        sys.exit(rank(os.path.abspath(sys.argv[2])))
+    if sys.argv[1] in ("--ranks", "--rank"):
+        sys.exit({"--ranks": ranks, "--rank": rank}[sys.argv[1]](os.path.abspath(sys.argv[2])))
     sys.exit(main(os.path.abspath(sys.argv[1])))

@@ -126,9 +126,10 @@ class RestController:
             with self._opener.open(request, timeout=PATIENCE_S) as answer:
                 return _read(answer.read())
         except HTTPError as error:
-            if error.code == 401:
-                raise Unanswered(f"{self._url} refuses the token: renew it (scontrol token)") from None
-            return _read(error.read())
+            with error:
+                if error.code == 401:
+                    raise Unanswered(f"{self._url} refuses the token: renew it (scontrol token)") from None
+                return _read(error.read())
         except (URLError, OSError, ValueError) as error:
             raise Unanswered(f"{self._url} does not answer: {getattr(error, 'reason', error)}") from None
 
@@ -152,5 +153,8 @@ def _read(answer: bytes) -> dict[str, Any]:
 
 
 def _sentence(error: Mapping[str, Any]) -> str:
-    """What went wrong, in one of the two forms of an error."""
-    return str(error.get("description") or error.get("error") or "it gave no reason")
+    """What went wrong, and where, if that says more."""
+    what, where = str(error.get("error") or ""), str(error.get("description") or "")
+    if what in ("", "Unspecified error") or what in where:
+        return where or what or "it gave no reason"
+    return f"{what} ({where})" if where else what

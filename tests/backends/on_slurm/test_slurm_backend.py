@@ -87,8 +87,9 @@ def test_a_long_script_arrives_byte_for_byte(hands: OrderedHands) -> None:
 def test_a_job_on_two_nodes_runs_once_on_each(hands: OrderedHands) -> None:
     """With the variables of its rank; its code is that of the one that failed."""
     say = 'echo "$RAYSCHED_NODE_RANK of $RAYSCHED_NUM_NODES $SLURMD_NODENAME $MASTER_ADDR"'
+    others = "[ $RAYSCHED_NODE_RANK = 1 ] || sleep 600"  # srun ends it, by a signal
     launch = hands.order(
-        f"{say}; exit $((5 * RAYSCHED_NODE_RANK))", nodes=2, kind="gpu", type="a100", count=1
+        f"{say}; {others}; exit $((5 * RAYSCHED_NODE_RANK))", nodes=2, kind="gpu", type="a100", count=1
     )
     run = hands.start(launch)
     assert hands.until(run, "exited").code == 5
