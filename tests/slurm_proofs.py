@@ -1,6 +1,7 @@
 """Arrays and faults on a real Slurm, as `slurm_site.py` starts it; too long for the suite.
 
 python tests/slurm_proofs.py array [COUNT]     an array by raysched's backend, and by bare sbatch
+python tests/slurm_proofs.py submit [COUNT]    an array submitted to a whole raysched, and by bare sbatch
 python tests/slurm_proofs.py faults [COUNT]    so many jobs; slurmctld and slurmd are killed at random
 """
 
@@ -18,6 +19,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+from running import System, wait_until
 from slurm_site import NODES, SlurmSite
 
 from raysched.backends.slurm.backend import SlurmBackend
@@ -74,6 +76,39 @@ def array(site: SlurmSite, folder: Path, count: int) -> None:
     ours = time.monotonic() - start
     codes = {int(run.job.partition(".")[2]): one.code for run, one in ended.items()}
     assert codes == {index: index % 7 for index in range(count)}
+    told(site, folder, count, ours)
+
+
+def submit(site: SlurmSite, folder: Path, count: int) -> None:
+    """Time an array that is submitted to a running raysched, from the submission to the last known end."""
+    system = System(None)
+    system.env["SLURM_CONF"] = site.env["SLURM_CONF"]
+    config = system.folder / "raysched.yaml"
+    shared = f"{{folder: {folder}/shared, python: /usr/bin/python3}}"
+    config.write_text(f"{config.read_text()}backends: {{slurm: {shared}}}\n")
+    try:
+        system.up()
+        client = system.client()
+        wait_until(lambda: any(node["name"] == "n3" for node in client.gpus()["nodes"]), "the site is there")
+        resources = {"gpus": 0, "cpus": 1}
+        spec = {"name": "sweep", "entrypoint": COMMAND, "working_dir": None, "backend": "slurm"}
+        start = time.monotonic()
+        first = client.submit([{**spec, "array": count, "resources": resources}], [None])[0]
+        group = first["group"]
+        while any(not job["ended"] for job in client.job(group)):
+            time.sleep(1)
+        ours = time.monotonic() - start
+        codes = {job["index"]: job["exit_code"] for job in client.job(group)}
+        assert codes == {index: index % 7 for index in range(count)}
+        arrays = {line.split("_")[0] for line in site.jobs("%i %j") if group in line}
+        print(f"{len(arrays)} array(s) in Slurm")
+    finally:
+        system.close()
+    told(site, folder, count, ours)
+
+
+def told(site: SlurmSite, folder: Path, count: int, ours: float) -> None:
+    """Time the same by bare sbatch, and print both."""
     script = folder / "bare.sh"
     script.write_text("#!/bin/sh\nsleep 1; exit $((SLURM_ARRAY_TASK_ID % 7))\n")
     options = ["--output=/dev/null", "--ntasks-per-node=1", "--cpus-per-task=1", f"--array=0-{count - 1}"]
@@ -163,12 +198,14 @@ async def all_attempts(backend: SlurmBackend, count: int, mark: str) -> tuple[di
 def main() -> None:
     """See the top."""
     what = sys.argv[1] if len(sys.argv) > 1 else "array"
-    count = int(sys.argv[2]) if len(sys.argv) > 2 else {"array": 1000, "faults": 200}[what]
+    count = int(sys.argv[2]) if len(sys.argv) > 2 else {"array": 1000, "submit": 1000, "faults": 200}[what]
     site = SlurmSite()
     try:
         with tempfile.TemporaryDirectory(prefix="slurm-runs-") as folder:
             if what == "array":
                 array(site, Path(folder), count)
+            elif what == "submit":
+                submit(site, Path(folder), count)
             else:
                 faults(site, Path(folder), count, os.environ.get("SEED") or str(time.time_ns() % 10**6))
     finally:
