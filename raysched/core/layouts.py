@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from raysched.core import facts
 from raysched.core.commands import SetLayout
 from raysched.core.cuts import cut_mask
-from raysched.core.facts import Fact
 from raysched.core.lease import Lease, Place, Slice
 from raysched.core.mig import Cut, Geometry, Profile
 from raysched.core.node import GPU, Node
@@ -82,8 +81,8 @@ def check(node: Node, gpu: GPU, wanted: Steps) -> None:
     name, tenants = f"{short(gpu.info.uuid)} on {gpu.node}", list(gpu.tenants)
     if node.lost is not None or not gpu.present:
         raise Conflict(f"{name} is not there now")
-    if node.info.ray_id is None:
-        raise Conflict(f"{name} has no node agent, which would cut it: use `nvidia-smi mig` there")
+    if node.info.site:
+        raise Conflict(f"{name} is of a site, whose administrator cuts its GPUs")
     if tenants:
         raise Conflict(f"{name} is held by {listing(tenants)}: `raysched drain {gpu.node}` and wait")
     if gpu.outside or gpu.used_by_strangers:
@@ -94,7 +93,7 @@ def check(node: Node, gpu: GPU, wanted: Steps) -> None:
         raise Conflict(f"the MIG mode of {name} can't be switched by raysched: only root may")
 
 
-def granted(state: State, command: SetLayout, now: int) -> Iterator[Fact]:
+def granted(state: State, command: SetLayout, now: int) -> tuple[facts.Submitted, facts.Granted]:
     """The job that cuts a GPU, and its lease. Raises what `find_gpu`, `steps` and `check` do, and Conflict
     where nothing is to be done."""
     gpu = find_gpu(state, command.gpu)
@@ -104,7 +103,7 @@ def granted(state: State, command: SetLayout, now: int) -> Iterator[Fact]:
         raise Conflict(f"{short(gpu.info.uuid)} on {gpu.node} is cut so already: nothing is to be done")
     sharing: Sharing = "mig" if wanted.cuts else "exclusive"
     backend = node.info.backends[0]
-    yield facts.Submitted(
+    submitted = facts.Submitted(
         at=now,
         id=command.id,
         name=f"mig set {short(gpu.info.uuid)}",
@@ -117,7 +116,7 @@ def granted(state: State, command: SetLayout, now: int) -> Iterator[Fact]:
     )
     place = Place(gpu.node, slices(gpu, wanted.cuts), 0, 0)
     lease = Lease(f"{command.id}.1", command.id, 1, backend, sharing, "soft", sharing, (place,))
-    yield facts.Granted(now, lease)
+    return submitted, facts.Granted(now, lease)
 
 
 def slices(gpu: GPU, cuts: tuple[Cut, ...] | None) -> tuple[Slice, ...]:

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raysched.core import layouts
-from raysched.core.commands import Cancel, CutRefused, Gone, SetLayout, Usage
+from raysched.core.commands import AddHost, Cancel, CutRefused, Gone, HostSeen, SetLayout, Usage
 from raysched.core.cuts import cut_mask
+from raysched.core.host import Host
 from raysched.core.mig import UNCUT, Cut, Layout
 from raysched.core.node import GPU
 from raysched.core.validate import validate
@@ -112,6 +113,28 @@ def test_it_can_be_cancelled():
     world.do(Cancel("set", "me"))
     assert world.job("set").state == "cancelled"
     assert world.cut() == []
+
+
+def test_a_host_that_ray_does_not_manage_is_cut_too():
+    """There is nothing to be held in Ray before."""
+    info = mig_node("a", ray_id=None, backends=("vm",))
+    world = World()
+    world.do(AddHost(Host("a", "a.example")))
+    world.do(HostSeen(info))
+    set_layout(world, "3g.40gb")
+    assert (world.lease("set").state, world.lease("set").backend) == ("held", "vm")
+    world.cut()
+    assert world.job("set").state == "succeeded"
+    world.do(Gone("set.1"))
+    assert not world.state.nodes["a"].gpus[UUID].tenants
+    assert cuts(world) == [(THREE, 0)] or cuts(world) == [(THREE, 4)]
+    validate(world.state)
+
+
+def test_a_gpu_of_a_site_is_left_to_its_administrator():
+    world = World(mig_node("a", site=True, ray_id=None, backends=("slurm",)))
+    with pytest.raises(Conflict, match="of a site, whose administrator"):
+        world.core.handle(SetLayout("set", "key", "me", UUID, ("3g.40gb",)), world.now)
 
 
 def test_a_repeated_key_does_nothing_more():

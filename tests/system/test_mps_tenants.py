@@ -94,8 +94,8 @@ def test_tenants_share_a_daemon_that_ends_with_the_last_of_them(machine: Machine
 
 
 def test_others_wait_until_the_daemon_has_ended(machine: Machine) -> None:
-    tenant = machine.submit()
-    machine.wait(tenant, "running")
+    tenant = machine.submit(sharing=None, use_mig=False)
+    assert machine.wait(tenant, "running")["lease"]["mechanism"] == "mps", "as nothing else would hold it"
     whole = machine.system.submit("whole", "env | grep -c MPS; true", resources={"gpus": 1})
     assert "shared by MPS until job" in machine.system.json("explain", whole)["why"]
     machine.system.cli("cancel", tenant)

@@ -1,17 +1,26 @@
-"""A system whose vm backend reaches two hosts over real sshds, each with simulated GPUs of its own."""
+"""A system whose vm backend reaches hosts over real sshds: two with simulated GPUs of their own, and one with
+the real driver, on a fake NVML and a stand-in for the MPS program."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_mps.install import install
+from fake_nvml import fake_state
+from fake_nvml.build import compile_fake
 from programs import MEET
 from running import System, wait_until
 from ssh_hosts import HostWorld, world
 
+GPU = f"GPU-3f2a0030-aaaa-bbbb-cccc-{os.getpid():012d}"
+"""That of delta; of its own, as the pipe directories of all who run as this user lie in one folder."""
+DELTA = (fake_state.DRIVER, "cuda 12080", *fake_state.gpu(0, GPU, "A30"), "pci 0 00:07.0 8.0")
+POLICY = {"watchdog": {"sample": "1s", "over_memory": "end", "grace": "2s"}}
 LASTS = "echo on $(hostname); exec sleep 600"
 pytestmark = pytest.mark.ray
 
@@ -21,17 +30,29 @@ def hosts() -> Iterator[HostWorld]:
     with world() as made:
         made.add("alpha", alone=True)
         made.add("beta", alone=True)
+        made.add("delta", alone=True, environment=_driver(made.folder / "driver"))
         yield made
+
+
+def _driver(folder: Path) -> dict[str, str]:
+    """What finds the fake NVML, and the MPS program, in `folder`."""
+    for part in ("lib", "bin"):
+        (folder / part).mkdir(parents=True)
+    (folder / "nvml").write_text("\n".join(DELTA))
+    path = f"{install(folder / 'bin')}:/usr/local/bin:/usr/bin:/bin"
+    library = compile_fake(folder / "lib")
+    return {"LD_LIBRARY_PATH": str(library), "FAKE_NVML_STATE": str(folder / "nvml"), "PATH": path}
 
 
 @pytest.fixture(scope="module")
 def system(_ray: None, hosts: HostWorld) -> Iterator[System]:
-    """Its own machine has an A30, alpha two A100 and beta an H100."""
-    running = System("1xA30")
+    """Its own machine has an L4, alpha two A100, beta an H100 and delta an A30."""
+    running = System("1xL4")
     running.env["HOME"] = str(hosts.home)
     running.env.pop("SSH_AUTH_SOCK", None)
-    inventory = [_entry(hosts, "alpha", "2xA100-80GB"), _entry(hosts, "beta", "1xH100-80GB")]
-    config = {"gateway": {"port": running.port}, "backends": {"vm": {"hosts": inventory}}}
+    gpus = {"alpha": "2xA100-80GB", "beta": "1xH100-80GB", "delta": None}
+    inventory = [_entry(hosts, name, simulate) for name, simulate in gpus.items()]
+    config = {"gateway": {"port": running.port}, "backends": {"vm": {"hosts": inventory}}, "policy": POLICY}
     (running.folder / "raysched.yaml").write_text(json.dumps(config))
     try:
         running.up()
@@ -40,7 +61,7 @@ def system(_ray: None, hosts: HostWorld) -> Iterator[System]:
         running.close()
 
 
-def _entry(hosts: HostWorld, name: str, gpus: str) -> dict[str, Any]:
+def _entry(hosts: HostWorld, name: str, gpus: str | None) -> dict[str, Any]:
     return {
         "name": name,
         "address": hosts.hosts[name].address,
@@ -93,11 +114,12 @@ def submit(system: System) -> Iterator[Callable[..., str]]:
 
 def test_up_waits_until_the_hosts_are_known(system: System) -> None:
     states = {host["name"]: host["state"] for host in system.client().hosts()}
-    assert states == {"alpha": "ready", "beta": "ready"}
+    assert states == {"alpha": "ready", "beta": "ready", "delta": "ready"}
     nodes = {node["name"]: node for node in system.client().gpus()["nodes"]}
     assert [gpu["model"] for gpu in nodes["alpha"]["gpus"]] == ["A100-80GB", "A100-80GB"]
     assert nodes["beta"]["backends"] == ["vm"]
     assert nodes["beta"]["simulated"]
+    assert not nodes["delta"]["simulated"]
 
 
 def test_a_job_that_names_no_backend_runs_on_the_host_that_has_its_gpu(
@@ -244,3 +266,96 @@ def test_a_cut_link_does_not_lose_a_job(system: System, hosts: HostWorld, submit
     ended = _ended(system, job)
     assert (ended["exit_code"], ended["attempt"]) == (4, 1)
     assert _output(system, job) == "done\n"
+
+
+# ------------------------------------------------------------ the driver of a host
+
+
+class Delta:
+    """The host with the fake NVML."""
+
+    def __init__(self, system: System, hosts: HostWorld) -> None:
+        self.system = system
+        self.state = hosts.folder / "driver" / "nvml"
+
+    def change(self, *more: str) -> None:
+        """Let these lines be true as well, and no others."""
+        aside = self.state.with_suffix(".new")
+        aside.write_text("\n".join([*DELTA, *more]))
+        aside.replace(self.state)
+
+    def gpu(self) -> dict[str, Any]:
+        nodes = {node["name"]: node for node in self.system.client().gpus()["nodes"]}
+        return nodes["delta"]["gpus"][0]
+
+    def tenant(self) -> dict[str, Any]:
+        """The only tenant; empty if there is none."""
+        return next(iter(self.gpu()["tenants"]), {})
+
+
+@pytest.fixture
+def delta(system: System, hosts: HostWorld) -> Iterator[Delta]:
+    delta = Delta(system, hosts)
+    wait_until(lambda: not delta.tenant(), "the GPU is free")
+    yield delta
+    delta.change()
+
+
+def test_what_a_tenant_uses_on_a_host_is_measured_and_the_watchdog_ends_one_that_takes_more(
+    system: System, delta: Delta, submit: Callable[..., str]
+) -> None:
+    job = submit("echo $$; exec sleep 600", "A30", resources={"gpu_fraction": 0.25})
+    pid = wait_until(lambda: _output(system, job).strip(), "it tells its process id, as it is on the host")
+    use = ("busy 0 60", f"active 0 {pid} 40", "watts 0 150")
+    delta.change(*use, f"process 0 {pid} 5000 compute", "process 0 1 300 compute")
+    wait_until(lambda: delta.tenant().get("memory_used_mib") == 5000, "it is measured")
+    gpu = wait_until(lambda: delta.gpu() if delta.tenant()["busy"] else None, "and how busy it is")
+    assert (gpu["busy"], gpu["power_w"], gpu["foreign_mib"]) == (6000, 150, 300)
+    assert [(each["pid"], each["memory_mib"]) for each in gpu["strangers"]] == [(1, 300)]
+    delta.change(*use, f"process 0 {pid} 7000 compute")
+    ended = _ended(system, job)
+    assert (ended["state"], "used 7000 MiB of" in ended["reason"]) == ("failed", True), ended["reason"]
+    delta.change()
+    wait_until(lambda: not delta.tenant(), "the GPU is free")
+    (row,) = [row for row in system.json("usage", "--by", "gpu")["rows"] if row["name"].endswith(GPU)]
+    assert row["memory_peak_mib"] == 7000
+
+
+def test_tenants_under_mps_share_a_daemon_on_the_host(
+    system: System, hosts: HostWorld, delta: Delta, submit: Callable[..., str]
+) -> None:
+    """Nobody says MPS: it is what holds them where no instance is to be had."""
+    held = {"gpu_fraction": 0.5, "isolation": "hard", "use_mig": False}
+    jobs = [submit("env | grep ^CUDA_MPS | sort; exec sleep 600", "A30", resources=held) for _ in range(2)]
+    for job in jobs:
+        _until(system, job, "running")
+    assert {tenant["mechanism"] for tenant in delta.gpu()["tenants"]} == {"mps"}
+    output = wait_until(lambda: _output(system, jobs[0]) if "PIPE" in _output(system, jobs[0]) else "", "env")
+    told = dict(line.split("=", 1) for line in output.splitlines())
+    assert told["CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"] == f"{GPU}=12288M"
+    assert told["CUDA_MPS_PIPE_DIRECTORY"].endswith(GPU)
+    there = hosts.hosts["delta"].processes
+    wait_until(lambda: there("fake_mps/control.py", "-d"), "it is seen there")
+    for job in jobs:
+        system.client().cancel(job)
+    wait_until(lambda: not there("fake_mps/control.py"), "it ends with the last")
+    assert _ended(system, submit("true", "A30"))["exit_code"] == 0
+
+
+def test_a_gpu_of_a_host_is_cut_at_somebodys_word(
+    system: System, delta: Delta, submit: Callable[..., str]
+) -> None:
+    plan = system.cli("mig", "set", "delta/0", "2g.12gb,1g.6gb,1g.6gb", "--plan").stdout
+    assert plan.count("create") == 3
+    done = system.json("mig", "set", "delta/0", "2g.12gb,1g.6gb,1g.6gb")
+    assert done["mode"] == "on"
+    wait_until(lambda: not delta.tenant(), "the GPU is free")
+    job = submit("echo $CUDA_VISIBLE_DEVICES", "A30", resources={"mig_profile": "2g.12gb"})
+    ended = _ended(system, job)
+    (given,) = ended["lease"]["places"][0]["gpus"]
+    assert _output(system, job) == f"{given['instance']}\n"
+    wait_until(lambda: not delta.tenant(), "the GPU is free")
+    shown = system.cli("mig").stdout
+    assert "2g.12gb at" in shown
+    system.cli("mig", "set", "delta/0", "off")
+    wait_until(lambda: not delta.gpu()["tenants"], "the GPU is free")
