@@ -20,5 +20,15 @@ def test_what_the_gpus_are_is_what_the_ledger_thinks_after_every_step(
     done = stream(fake_nvml, tmp_path, seed, STEPS)
     assert done.returncode == 0, done.stderr[-3000:]
     told = Counter(json.loads(done.stdout))
-    for kind in ("fraction", "time_slice", "mig", "exclusive", "cuts", "strangers", "by hand", "looks"):
+    for kind in (
+        "fraction",
+        "time_slice",
+        "mig",
+        "mps",
+        "exclusive",
+        "cuts",
+        "strangers",
+        "by hand",
+        "looks",
+    ):
         assert told[kind], f"a stream without any {kind} shows little"
