@@ -131,6 +131,19 @@ def test_a_host_that_ray_does_not_manage_is_cut_too():
     validate(world.state)
 
 
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"fault": "XID 79"}, "can't be cut: XID 79"),
+        ({"layout": Layout(mps="/tmp/pipe")}, "MPS daemon is being"),
+    ],
+)
+def test_a_gpu_that_is_out_of_use_is_left_alone(fields, words):
+    world = World(changed(mig_node("a"), **fields))
+    with pytest.raises(Conflict, match=words):
+        world.core.handle(SetLayout("set", "key", "me", UUID, ("3g.40gb",)), world.now)
+
+
 def test_a_gpu_of_a_site_is_left_to_its_administrator():
     world = World(mig_node("a", site=True, ray_id=None, backends=("slurm",)))
     with pytest.raises(Conflict, match="of a site, whose administrator"):
@@ -150,6 +163,7 @@ def test_a_repeated_key_does_nothing_more():
         (("9g.90gb",), Refused, "1g.10gb"),
         (("4g.40gb", "4g.40gb"), Refused, "do not fit"),
         (("3g.40gb", "3g.40gb", "1g.10gb"), Refused, "do not fit"),
+        (("1g.10gb+me", "1g.10gb+me"), Refused, "do not fit"),
         ((), Refused, "off"),
     ],
 )

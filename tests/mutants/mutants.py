@@ -7,6 +7,7 @@ from dataclasses import dataclass
 SHARING = ("tests/core/test_sharing.py", "tests/core/test_turns.py")
 JOBS = ("tests/core/test_jobs.py",)
 MIG = ("tests/core/test_instances.py",)
+LAYOUTS = ("tests/core/test_layouts.py",)
 HEALTH = ("tests/core/test_health.py",)
 WATCHDOG = ("tests/core/test_watchdog.py",)
 MODEL = ("tests/core/test_model.py",)
@@ -252,6 +253,138 @@ MIG_RULES = (
         "            if there is None or there.uuid != slice.instance:\n",
         "            if False:\n",
         MIG,
+    ),
+)
+
+SHARES = (
+    Mutant(
+        "a GPU whose MPS daemon has not ended",
+        "core/placement.py",
+        '    if info.layout.mps and not gpu.tenants:\n        return Lack("daemon")\n',
+        "",
+        SHARING,
+    ),
+    Mutant(
+        "a tenant that starts before its MPS daemon",
+        "core/cutting.py",
+        '        if bool(layout.mps) != (lease.sharing == "mps"):\n            return None\n',
+        "",
+        SHARING,
+    ),
+    Mutant(
+        "an MPS daemon that outlives its tenants",
+        "core/wanted.py",
+        "    if layout.mps and not gpu.tenants and gpu.present:\n",
+        "    if False:\n",
+        SHARING,
+    ),
+    Mutant(
+        "an MPS daemon that is gone under its tenants",
+        "core/cutting.py",
+        '        if lease.sharing == "mps" and layout.mps != slice.pipe:\n',
+        "        if False:\n",
+        SHARING,
+    ),
+    Mutant(
+        "an MPS daemon that does not start, and is asked for again at once",
+        "core/placement.py",
+        '    if request.sharing == "mps" and gpu.refusals and gpu.refusal(DAEMON):\n',
+        "    if False:\n",
+        SHARING,
+    ),
+    Mutant(
+        "an MPS client that may have the whole memory",
+        "core/environment.py",
+        'f"{slice.gpu}={slice.memory}M"',
+        'f"{slice.gpu}={slice.total}M"',
+        SHARING,
+    ),
+    Mutant(
+        "a hard tenant held by the weakest that there is",
+        "core/placement.py",
+        "    return (*(replace(plain, sharing=way) for way, will_do in asked.items() if will_do), plain)\n",
+        "    return (plain, *(replace(plain, sharing=way) for way, will_do in asked.items() if will_do))\n",
+        SHARING,
+    ),
+    Mutant(
+        "a container that the kernel is said to hold",
+        "core/isolation.py",
+        "LIMITS if request.limitable else LIMITS[1:]",
+        "LIMITS",
+        SHARING,
+    ),
+    Mutant(
+        "a tenant that the kernel is to hold, started outside",
+        "core/wanted.py",
+        'bool(real) and lease.mechanism == "memory_limit"',
+        "False",
+        SHARING,
+    ),
+)
+
+LAYOUT_RULES = (
+    Mutant(
+        "a GPU cut by hand under its tenants",
+        "core/layouts.py",
+        "    if tenants:\n",
+        "    if False:\n",
+        LAYOUTS,
+    ),
+    Mutant(
+        "a GPU cut by hand under a stranger",
+        "core/layouts.py",
+        "    if gpu.outside or gpu.used_by_strangers:\n",
+        "    if False:\n",
+        LAYOUTS,
+    ),
+    Mutant(
+        "a faulty GPU cut by hand",
+        "core/layouts.py",
+        "    if gpu.info.fault or gpu.info.layout.mps:\n",
+        "    if False:\n",
+        LAYOUTS,
+    ),
+    Mutant(
+        "a GPU of a site cut by hand",
+        "core/layouts.py",
+        "    if node.info.site:\n",
+        "    if False:\n",
+        LAYOUTS,
+    ),
+    Mutant(
+        "a host whose GPU waits for Ray to be cut",
+        "core/decide.py",
+        "    if not managed(state, granted.lease):\n",
+        "    if False:\n",
+        LAYOUTS,
+    ),
+    Mutant(
+        "instances that nobody asked for stay",
+        "core/wanted.py",
+        "        destroy.update(dict.fromkeys(instance.cut for instance in free))\n",
+        "        pass\n",
+        LAYOUTS,
+    ),
+    Mutant(
+        "an instance made anew that could stay",
+        "core/layouts.py",
+        "yield rest[0] + (cut in there), ",
+        "yield rest[0], ",
+        LAYOUTS,
+    ),
+    Mutant(
+        "a GPU that is called cut before it is",
+        "core/cutting.py",
+        "        if is_layout(state, lease) and _others(state, place, slice, layout):\n",
+        "        if False:\n",
+        LAYOUTS,
+    ),
+    Mutant(
+        "more of a profile by hand than there may be",
+        "core/layouts.py",
+        "    if any(sum(each.id == one.id for each in profiles) > one.most for one in profiles):\n",
+        "    if False:\n",
+        LAYOUTS,
     ),
 )
 
@@ -551,4 +684,4 @@ USE = (
     ),
 )
 
-MUTANTS = (*CAPACITY, *MIG_RULES, *LIFE, *STORE, *RUNS, *USE)
+MUTANTS = (*CAPACITY, *SHARES, *MIG_RULES, *LAYOUT_RULES, *LIFE, *STORE, *RUNS, *USE)
