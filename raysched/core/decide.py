@@ -486,13 +486,8 @@ def _uncut(state: State, lease: Lease, reason: str, now: int) -> Iterator[Fact]:
 
 
 def _set_layout(state: State, command: commands.SetLayout, now: int) -> Iterator[Fact]:
-    if known_key(state, command.key, command.digest):
-        return
-    submitted, granted = layouts.granted(state, command, now)
-    yield submitted
-    yield granted
-    if not managed(state, granted.lease):
-        yield facts.Held(now, granted.lease.id, ())  # its GPU is not cut yet: that is what it is for
+    if not known_key(state, command.key, command.digest):
+        yield from layouts.granted(state, command, now)
 
 
 # ---------------------------------------------------------------- time

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from raysched.core import facts
 from raysched.core.commands import SetLayout
 from raysched.core.cuts import cut_mask
+from raysched.core.facts import Fact
 from raysched.core.lease import Lease, Place, Slice
 from raysched.core.mig import Cut, Geometry, Profile
 from raysched.core.node import GPU, Node
@@ -93,7 +94,7 @@ def check(node: Node, gpu: GPU, wanted: Steps) -> None:
         raise Conflict(f"the MIG mode of {name} can't be switched by raysched: only root may")
 
 
-def granted(state: State, command: SetLayout, now: int) -> tuple[facts.Submitted, facts.Granted]:
+def granted(state: State, command: SetLayout, now: int) -> Iterator[Fact]:
     """The job that cuts a GPU, and its lease. Raises what `find_gpu`, `steps` and `check` do, and Conflict
     where nothing is to be done."""
     gpu = find_gpu(state, command.gpu)
@@ -103,7 +104,7 @@ def granted(state: State, command: SetLayout, now: int) -> tuple[facts.Submitted
         raise Conflict(f"{short(gpu.info.uuid)} on {gpu.node} is cut so already: nothing is to be done")
     sharing: Sharing = "mig" if wanted.cuts else "exclusive"
     backend = node.info.backends[0]
-    submitted = facts.Submitted(
+    yield facts.Submitted(
         at=now,
         id=command.id,
         name=f"mig set {short(gpu.info.uuid)}",
@@ -116,7 +117,9 @@ def granted(state: State, command: SetLayout, now: int) -> tuple[facts.Submitted
     )
     place = Place(gpu.node, slices(gpu, wanted.cuts), 0, 0)
     lease = Lease(f"{command.id}.1", command.id, 1, backend, sharing, "soft", sharing, (place,))
-    return submitted, facts.Granted(now, lease)
+    yield facts.Granted(now, lease)
+    if node.info.ray_id is None:  # there is nothing to be held in Ray before it is cut
+        yield facts.Held(now, lease.id, ())
 
 
 def slices(gpu: GPU, cuts: tuple[Cut, ...] | None) -> tuple[Slice, ...]:

@@ -353,9 +353,9 @@ LAYOUT_RULES = (
     ),
     Mutant(
         "a host whose GPU waits for Ray to be cut",
-        "core/decide.py",
-        "    if not managed(state, granted.lease):\n",
-        "    if False:\n",
+        "core/layouts.py",
+        "    if node.info.ray_id is None:  # there",
+        "    if False:  # there",
         LAYOUTS,
     ),
     Mutant(
