@@ -579,7 +579,7 @@ STORE = (
     Mutant(
         "facts that another ledger wrote meanwhile",
         "store/journal.py",
-        "            if self._last(connection) != self._known:\n",
+        "            if (newest or self._last(connection)) != self._known:\n",
         "            if False:\n",
         JOURNAL,
     ),
