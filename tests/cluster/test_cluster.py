@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -161,29 +161,29 @@ def test_up_ends_what_an_up_that_was_killed_had_started(make_system: MakeSystem)
     wait_until(lambda: not before & set(system.processes()), "the first Ray is gone")
 
 
-def test_down_refuses_while_jobs_run_and_ends_them_when_told(make_system: MakeSystem) -> None:
-    system = make_system()
+@pytest.fixture(scope="module")
+def lasting(_ray: None) -> Iterator[System]:
+    """A system that the four tests below start, kill and take down, one after the other."""
+    made = System("2xA100-80GB")
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def up(lasting: System) -> System:
+    """It is up, as the test before left it or started now."""
+    if not (lasting.home / "up.json").exists():
+        lasting.up()
+    return lasting
+
+
+def test_jobs_go_on_over_down_keep_and_the_next_up_finds_them(lasting: System) -> None:
+    system = lasting
     answer = system.up()
     assert answer["simulated"]
     assert (answer["nodes"], answer["gpus"]) == (1, 2)
     assert answer["ray"]["started"]
-    job = system.submit("busy", "sleep 1000")
-    waits = system.submit("waits", "sleep 1000", resources={"gpus": 2})
-    wait_until(lambda: runs(system, job), "the job runs")
-    refused = system.cli("down", check=False)
-    assert refused.returncode == 82
-    assert "busy" in refused.stderr
-    assert "waits" not in refused.stderr
-    assert runs(system, job)
-    assert state(system, waits) == "waiting"
-    assert sorted(system.json("down", "--cancel")["cancelled"]) == ["busy", "waits"]
-    wait_until(lambda: not system.processes(), "nothing is left")
-    assert not (system.home / "up.json").exists()
-
-
-def test_jobs_go_on_over_down_keep_and_the_next_up_finds_them(make_system: MakeSystem) -> None:
-    system = make_system()
-    system.up()
     token = system.token
     go = system.folder / "go"
     kept = [system.submit(backend, until(go), backend=backend) for backend in ("vm", "ray")]
@@ -200,10 +200,9 @@ def test_jobs_go_on_over_down_keep_and_the_next_up_finds_them(make_system: MakeS
         assert system.client().job(job)[0]["attempt"] == 1
 
 
-def test_up_after_all_of_ray_was_killed_adopts_what_runs(make_system: MakeSystem) -> None:
-    system = make_system()
-    system.up()
-    go = system.folder / "go"
+def test_up_after_all_of_ray_was_killed_adopts_what_runs(lasting: System) -> None:
+    system = up(lasting)
+    go = system.folder / "then"
     job = system.submit("survivor", until(go))
     wait_until(lambda: runs(system, job), "the job runs")
     runners = set(system.processes("runner.py"))
@@ -219,9 +218,9 @@ def test_up_after_all_of_ray_was_killed_adopts_what_runs(make_system: MakeSystem
     assert system.client().job(job)[0]["attempt"] == 1
 
 
-def test_up_makes_actors_that_are_dead_again(make_system: MakeSystem, tmp_path: Path) -> None:
-    system = make_system()
-    first = system.up()
+def test_up_makes_actors_that_are_dead_again(lasting: System, tmp_path: Path) -> None:
+    system = up(lasting)
+    first = json.loads((system.home / "up.json").read_text())
     script = tmp_path / "kill.py"
     script.write_text(
         "import ray\n"
@@ -231,8 +230,24 @@ def test_up_makes_actors_that_are_dead_again(make_system: MakeSystem, tmp_path: 
     )
     system.python(str(script))
     again = system.up()
-    assert again["ray"]["address"] == first["ray"]["address"]
+    assert again["ray"]["address"] == first["ray"]
     assert system.client().status()["nodes"] == 1
+
+
+def test_down_refuses_while_jobs_run_and_ends_them_when_told(lasting: System) -> None:
+    system = up(lasting)
+    job = system.submit("busy", "sleep 1000")
+    waits = system.submit("waits", "sleep 1000", resources={"gpus": 2})
+    wait_until(lambda: runs(system, job), "the job runs")
+    refused = system.cli("down", check=False)
+    assert refused.returncode == 82
+    assert "busy" in refused.stderr
+    assert "waits" not in refused.stderr
+    assert runs(system, job)
+    assert state(system, waits) == "waiting"
+    assert sorted(system.json("down", "--cancel")["cancelled"]) == ["busy", "waits"]
+    wait_until(lambda: not system.processes(), "nothing is left")
+    assert not (system.home / "up.json").exists()
 
 
 def test_the_scripts_of_ray_jobs_use_our_python_and_find_the_gateway(system: System, tmp_path: Path) -> None:
