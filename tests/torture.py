@@ -24,7 +24,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from tests.backends.container_kills import VICTIMS, kills  # noqa: E402
 from tests.crash import outside  # noqa: E402
 from tests.fake_nvml.build import compile_fake  # noqa: E402
-from tests.gpu.streams import stream  # noqa: E402
+from tests.gpu.streams import errors, stream  # noqa: E402
 from tests.podman import podman  # noqa: E402
 from tests.simulation.shards import simulations, story  # noqa: E402
 
@@ -90,9 +90,15 @@ def gpus(seed: str, _: int) -> str:
     with TemporaryDirectory() as folder:
         library = compile_fake(Path(folder))
         done = stream(library, Path(folder), seed, STEPS)
-    assert done.returncode == 0, done.stderr[-5000:]
-    told = json.loads(done.stdout)
-    return f"{STEPS} steps with {told['cuts']} cuts: after each the GPUs were as the ledger thought"
+        assert done.returncode == 0, done.stderr[-5000:]
+        failing = errors(library, Path(folder), "all")
+    assert failing.returncode == 0, failing.stderr[-5000:]
+    told, tried = json.loads(done.stdout), json.loads(failing.stdout)
+    assert not tried["wrong"], "\n".join(tried["wrong"][:10])
+    return (
+        f"{STEPS} steps with {told['cuts']} cuts: after each the GPUs were as the ledger thought; "
+        f"{len(tried['calls'])} calls failed with {tried['codes']} codes, and nobody lost anything"
+    )
 
 
 def containers(seed: str, _: int) -> str:

@@ -1,5 +1,6 @@
-"""Every call that the driver makes fails with every error code that NVML has. Run on the fake NVML, with the
-paths of its state and of its list of calls; prints what went wrong, and how much was tried.
+"""Every call that the driver makes fails with error codes that NVML has: with `all` of them, or with `some`:
+those that the product tells from others, and one of the rest in turn. Run on the fake NVML, with the path for
+its list of calls; prints what went wrong, and how much was tried.
 
 Three GPUs, with a lease on a MIG instance of one and one on a share of another, in a ledger that is told what
 the driver answers.
@@ -11,9 +12,12 @@ import contextlib
 import json
 import logging
 import os
+import re
 import sys
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import cycle
 from pathlib import Path
 
 import pynvml
@@ -39,6 +43,7 @@ CODES = sorted(
         if name.startswith("NVML_ERROR_") and isinstance(value, int)
     }
 )
+PRODUCT = Path(__file__).parents[2] / "raysched" / "gpu"
 CUT, SHARED, FREE = "GPU-3f2a0001-aaaa", "GPU-3f2a0002-bbbb", "GPU-3f2a0003-cccc"
 LINES = (
     fake_state.DRIVER,
@@ -148,6 +153,20 @@ class World:
         return [] if now == self.held else [f"a lease is lost: {now}"]
 
 
+def told_apart() -> list[int]:
+    """The codes that the product names."""
+    names = re.compile(r"NVML_ERROR_\w+")
+    found = {name for path in PRODUCT.glob("*.py") for name in names.findall(path.read_text())}
+    return sorted(getattr(pynvml, name) for name in found)
+
+
+def tried(which: str) -> Iterator[list[int]]:
+    """The codes for one call after the other."""
+    named = told_apart()
+    for other in cycle(code for code in CODES if code not in named):
+        yield CODES if which == "all" else [*named, other]
+
+
 def main() -> None:
     logging.disable()
     state, log = Path(os.environ["FAKE_NVML_STATE"]), Path(sys.argv[1])
@@ -161,10 +180,12 @@ def main() -> None:
     world.begin()
     world.live()
     del os.environ["FAKE_NVML_CALLS"]
-    calls = sorted(set(sys.argv[2:]) or set(log.read_text().split()))
+    calls = sorted(set(sys.argv[3:]) or set(log.read_text().split()))
     wrong: list[str] = []
-    for function in calls:
-        for code in CODES:
+    codes: set[int] = set()
+    for function, chosen in zip(calls, tried(sys.argv[2]), strict=False):
+        codes.update(chosen)
+        for code in chosen:
             try:
                 new = world.fail(function, code)
             except Exception:
@@ -175,7 +196,7 @@ def main() -> None:
                 world.driver.close()
                 world = World(state)
                 world.begin()
-    print(json.dumps({"calls": calls, "codes": CODES, "wrong": wrong}))
+    print(json.dumps({"calls": calls, "codes": len(codes), "wrong": wrong}))
 
 
 if __name__ == "__main__":
