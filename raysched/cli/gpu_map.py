@@ -191,6 +191,8 @@ def _others(gpu: Json, width: int | None) -> list[Text]:
     if gpu["sharing"] == "time_slice":
         turns = count(gpu["replicas"], "turn")
         lines.append(Text(f"      time-sliced: {len(gpu['tenants'])} of {turns} taken", "dim"))
+    if gpu["sharing"] == "mps":
+        lines.append(Text("      under MPS", "dim"))
     if gpu["outside"]:
         lines.append(Text("      held in Ray by somebody who did not ask raysched", "yellow"))
     if gpu["foreign_mib"]:

@@ -63,12 +63,7 @@ def compile_resources(resources: Resources, backend: Backend) -> Request:
 def _must_be_held(resources: Resources) -> bool:
     """Whether a part of a GPU must be held to its share, and does not say how: a MIG instance will do, where
     one GPU is asked for (several would be instances of one), and MPS, where it is one on each node."""
-    return (
-        resources.isolation == "hard"
-        and resources.part
-        and resources.mode == "fraction"
-        and (resources.sharing is None)
-    )
+    return resources.isolation == "hard" and resources.sharing is None and resources.mode == "fraction"
 
 
 def _cpus(resources: Resources) -> int:

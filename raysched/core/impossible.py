@@ -115,11 +115,11 @@ def _not_held(gpus: list[GPU], request: Request) -> str:
     if cut and request.or_mig:
         have = f"no MIG instance of {listing(_models(cut))} has {at_least(request)}, and there is none other"
     if request.or_mps:
-        instead = "install MPS (nvidia-cuda-mps-control; `raysched doctor` there says more), "
+        instead = "install MPS there (nvidia-cuda-mps-control; `raysched doctor` says more), or "
     elif any("mps" in gpu.info.mechanisms for gpu in gpus):
-        instead = "ask for sharing: mps, which holds one GPU's tenant, "
+        instead = "ask for sharing: mps, or "
     else:
-        instead = "ask for a mig_profile, " if cut and not request.or_mig else ""
+        instead = "ask for a mig_profile, or " if cut and not request.or_mig else ""
     return (
         f"isolation: hard can't be kept for {asks(request)}: it needs MIG, MPS, HAMi or a kernel memory "
         f"limit, and {have}; {instead}ask for isolation: soft or a whole GPU"

@@ -115,6 +115,9 @@ def test_the_map_tells_of_faults_turns_and_nodes_that_drain() -> None:
     text = "\n".join(_plain(gpu_map.gpu_map(answer, 80)))
     assert "node-a   draining" in text
     assert "time-sliced: 2 of 4 turns taken" in text
+    assert "under MPS" not in text
+    node["gpus"][0]["sharing"] = "mps"
+    assert "under MPS" in "\n".join(_plain(gpu_map.gpu_map(answer, 80)))
     assert "GPU-9b1c77e0  faulty" in text
     assert "not used: XID 79" in text
 

@@ -191,7 +191,7 @@ def test_what_raysched_does_not_start_itself_is_never_held_by_a_limit_of_the_ker
 @pytest.mark.parametrize(
     ("request_", "mechanisms", "says"),
     [
-        (share(0.5, **HELD), (), "install MPS .nvidia-cuda-mps-control"),
+        (share(0.5, **HELD), (), "install MPS there .nvidia-cuda-mps-control"),
         (share(0.5, isolation="hard"), ("mps",), "ask for sharing: mps"),
         (turn(isolation="hard"), ("mps",), "ask for sharing: mps"),
     ],
