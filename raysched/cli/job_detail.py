@@ -151,7 +151,7 @@ def _lease(lease: Json | None, width: int | None) -> Iterable[tuple[str, Cell]]:
         return
     yield "lease", f"{lease['id']}, {lease['state']}"
     yield "sharing", lease["sharing"]
-    yield "isolation", f"{lease['isolation']}, by {lease['mechanism']}"
+    yield "isolation", f"{lease['isolation']}, by {lease['mechanism'].replace('_', ' ')}"
     for given in lease["places"]:
         yield "on", place(given, width)
 
@@ -174,7 +174,11 @@ def _command(entrypoint: Any) -> str:
 
 
 def _plan_row(plan: Json, width: int | None) -> list[Cell]:
-    isolation = f"{plan['isolation']}, by {plan['mechanism']}" if plan["mechanism"] else plan["isolation"]
+    isolation = (
+        f"{plan['isolation']}, by {plan['mechanism'].replace('_', ' ')}"
+        if plan["mechanism"]
+        else plan["isolation"]
+    )
     return [
         Text(clean(plan["display"]), "bold"),
         clean(plan["asks"]),
