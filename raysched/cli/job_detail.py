@@ -151,9 +151,15 @@ def _lease(lease: Json | None, width: int | None) -> Iterable[tuple[str, Cell]]:
         return
     yield "lease", f"{lease['id']}, {lease['state']}"
     yield "sharing", lease["sharing"]
-    yield "isolation", f"{lease['isolation']}, by {lease['mechanism'].replace('_', ' ')}"
+    yield "isolation", _held(lease)
     for given in lease["places"]:
         yield "on", place(given, width)
+
+
+def _held(granted: Json) -> str:
+    """Whether a lease or a plan is hard or soft, and what holds the tenant, where that is known."""
+    words = (granted["isolation"], granted["mechanism"].replace("_", " ") if granted["mechanism"] else "")
+    return ", by ".join(filter(None, words))
 
 
 def _ranks(job: Json) -> Iterable[tuple[str, Cell]]:
@@ -174,17 +180,12 @@ def _command(entrypoint: Any) -> str:
 
 
 def _plan_row(plan: Json, width: int | None) -> list[Cell]:
-    isolation = (
-        f"{plan['isolation']}, by {plan['mechanism'].replace('_', ' ')}"
-        if plan["mechanism"]
-        else plan["isolation"]
-    )
     return [
         Text(clean(plan["display"]), "bold"),
         clean(plan["asks"]),
         plan["backend"],
         plan["outcome"],
-        isolation or "",
+        _held(plan),
         "; ".join(place(given, width) for given in plan["places"]),
         clean(plan["why"]),
     ]
