@@ -2,6 +2,7 @@
 
 python tests/slurm_proofs.py array [COUNT]     an array by raysched's backend, and by bare sbatch
 python tests/slurm_proofs.py submit [COUNT]    an array submitted to a whole raysched, and by bare sbatch
+python tests/slurm_proofs.py ends              each way in which Slurm ends a job, as it is told (root)
 python tests/slurm_proofs.py faults [COUNT]    so many jobs; slurmctld and slurmd are killed at random
 """
 
@@ -120,6 +121,56 @@ def told(site: SlurmSite, folder: Path, count: int, ours: float) -> None:
     print(f"{count} elements: raysched {ours:.1f} s, bare sbatch --wait {bare:.1f} s: {ours / bare:.2f} x")
 
 
+WAIT = "while :; do sleep 0.1; done"
+FILL = "/usr/bin/python3 -c 'print(len(bytearray(400 << 20)))'"
+ENDS = {
+    "memory": (f"{FILL}; exit $?", {"memory": 100}, "exited 137 ran out of memory on n"),
+    "time": (WAIT, {"limit": 60_000}, "exited 143 ran longer than its max_runtime of 60 s"),
+    "warned": (
+        f"trap 'echo warned; exit 9' USR1; {WAIT}",
+        {"limit": 60_000, "signal": "USR1@30"},
+        "exited 9 ",
+    ),
+    "node": (WAIT, {"kind": "gpu", "count": 2}, "taken None a node of it failed on n"),
+    "mps": ("exit $CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", {"kind": "mps", "count": 50}, "exited 50 "),
+}
+"""What is run, what it asks for, and how its end is told."""
+
+
+def ends(site: SlurmSite, folder: Path) -> None:
+    """Each of them at once; one node is lost."""
+    asked: dict[str, Launch] = {}
+    for name, (command, fields, _) in ENDS.items():
+        (launch,) = launches(f"{name}x", 1, command)
+        demand = replace(CPU, **{key: value for key, value in fields.items() if key in Demand.__slots__})
+        where = ("options", (f"--nodelist={'n2' if name == 'node' else 'n1'}",))
+        options = (where, *((key, value) for key, value in fields.items() if key == "signal"))
+        asked[name] = replace(launch, order=Order(demand, fields.get("limit"), options))
+    backend = SlurmBackend(folder / "runs", CommandController(environment=site.env), dict(os.environ), folder)
+
+    async def run() -> dict[Run, Seen]:
+        going = asyncio.create_task(until_ended(backend, list(asked.values())))
+        while not (
+            node := site.run("squeue", "-h", "-t", "R", "-n", named(asked["node"]), "-o", "%N").strip()
+        ):
+            await asyncio.sleep(0.5)
+        await asyncio.sleep(2)
+        await asyncio.to_thread(site.lose_node, node)
+        return await going
+
+    def named(launch: Launch) -> str:
+        return f"rs-{(folder / 'runs' / '.tag').read_text()}-{launch.run}"
+
+    ended = asyncio.run(run())
+    wrong = 0
+    for name, (_, _, expected) in ENDS.items():
+        one = ended[asked[name].run]
+        said = f"{one.state} {one.code} {one.reason}"
+        wrong += not said.startswith(expected)
+        print(f"{name}: {said}")
+    sys.exit(bool(wrong))
+
+
 def faults(site: SlurmSite, folder: Path, count: int, seed: str) -> None:
     """Kill Slurm's daemons at random while jobs run; a run that Slurm takes away gets another attempt."""
     rng = random.Random(seed)
@@ -198,12 +249,16 @@ async def all_attempts(backend: SlurmBackend, count: int, mark: str) -> tuple[di
 def main() -> None:
     """See the top."""
     what = sys.argv[1] if len(sys.argv) > 1 else "array"
-    count = int(sys.argv[2]) if len(sys.argv) > 2 else {"array": 1000, "submit": 1000, "faults": 200}[what]
-    site = SlurmSite()
+    count = (
+        int(sys.argv[2]) if len(sys.argv) > 2 else {"array": 1000, "submit": 1000, "faults": 200}.get(what, 0)
+    )
+    site = SlurmSite(8, memory=True) if what == "ends" else SlurmSite()
     try:
         with tempfile.TemporaryDirectory(prefix="slurm-runs-") as folder:
             if what == "array":
                 array(site, Path(folder), count)
+            elif what == "ends":
+                ends(site, Path(folder))
             elif what == "submit":
                 submit(site, Path(folder), count)
             else:

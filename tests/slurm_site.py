@@ -84,9 +84,10 @@ def _program(name: str) -> str:
 
 
 class SlurmSite:
-    """One Slurm. `patience` is after how many silent seconds a node counts as down."""
+    """One Slurm. `patience` is after how many silent seconds a node counts as down; with `memory` jobs are
+    held to theirs by cgroups (root, version 1)."""
 
-    def __init__(self, patience: int = 30) -> None:
+    def __init__(self, patience: int = 30, *, memory: bool = False) -> None:
         need(all(map(_program, ("slurmctld", "slurmd", "munged"))), INSTALL)
         self.folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
         self.folder.chmod(0o755)  # munge wants no folder above it that others can't enter
@@ -97,6 +98,8 @@ class SlurmSite:
         }
         self._rest: subprocess.Popen[bytes] | None = None
         self._make_files(patience)
+        if memory:
+            self._hold_memory()
         self._start_munge()
         self.start_controller(clean=True)
         for node in NODES:
@@ -121,6 +124,15 @@ class SlurmSite:
         (self.folder / "slurm.conf").write_text(conf)
         (self.folder / "gres.conf").write_text(GRES.format(dev=self.folder / "dev"))
         (self.folder / "cgroup.conf").write_text("ConstrainDevices=no\n")
+
+    def _hold_memory(self) -> None:
+        conf = self.folder / "slurm.conf"
+        text = conf.read_text().replace("proctrack/linuxproc", "proctrack/cgroup")
+        conf.write_text(text.replace("TaskPlugin=task/none", "TaskPlugin=task/cgroup"))
+        (self.folder / "cgroup.conf").write_text(
+            "CgroupPlugin=cgroup/v1\nConstrainDevices=no\nConstrainCores=no\nConstrainRAMSpace=yes\n"
+            "ConstrainSwapSpace=yes\n"
+        )
 
     def _start_munge(self) -> None:
         names = {
@@ -154,6 +166,14 @@ class SlurmSite:
     def kill_controller(self) -> None:
         """kill -9 slurmctld."""
         self._kill(self._pid("run/slurmctld.pid"))
+
+    def lose_node(self, node: str) -> None:
+        """kill -9 everything on a node, as a loss of power does."""
+        self.kill_node(node)
+        steps = [pid for pid in self._left() if f"SLURMD_NODENAME={node}\0".encode() in _environment(pid)]
+        parents = [int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1]) for pid in steps]
+        for pid in [*(pid for pid in parents if b"slurmstepd" in _name(pid)), *steps]:
+            self._kill(pid)
 
     def kill_node(self, node: str) -> None:
         """kill -9 a node's slurmd; what runs there goes on."""
@@ -200,6 +220,11 @@ class SlurmSite:
                 self._rest.wait()
         finally:
             shutil.rmtree(self.folder, ignore_errors=True)
+            for node in NODES:
+                for group in Path("/sys/fs/cgroup").glob(f"*/slurm_{node}"):
+                    for folder, _, _ in os.walk(group, topdown=False):
+                        with suppress(OSError):
+                            os.rmdir(folder)
 
     def _pid(self, name: str) -> int | None:
         try:
@@ -223,6 +248,18 @@ class SlurmSite:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
         wait_until(lambda: _gone(pid), f"process {pid} is gone", 20)
+
+
+def _environment(pid: int) -> bytes:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/environ").read_bytes()
+    return b""
+
+
+def _name(pid: int) -> bytes:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_bytes()
+    return b""
 
 
 def _gone(pid: int) -> bool:

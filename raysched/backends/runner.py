@@ -244,6 +244,10 @@ class Runner:
         return {pid for pid in found if group(pid) == self.child} if self.command.group_only else found
 
     def _processes(self) -> set[int]:
+        try:
+            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return set()  # orphans become its children, so nothing is left: no need to look at all of /proc
         while True:
             try:
                 return descendants({os.getpid()})
