@@ -119,17 +119,29 @@ def hosts(seed: str, _: int) -> str:
 
 
 def slurm(seed: str, _: int) -> str:
-    """Jobs at a real Slurm whose daemons are killed at random moments; and all that a backend has to do, by
-    slurmrestd."""
-    command = [sys.executable, "tests/slurm_proofs.py", "faults", f"{JOBS}"]
-    done = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"SEED": seed}, capture_output=True, text=True, check=False
+    """Jobs at a real Slurm whose daemons are killed at random moments; each way in which it ends a job; and
+    all that a backend has to do, by slurmrestd."""
+    proofs = "tests/slurm_proofs.py"
+    said: list[str] = []
+    for command in (
+        [proofs, "faults", f"{JOBS}"],
+        [proofs, "ends"],
+        ["-m", "pytest", "-q", "tests/backends/on_slurm/rest_conformance.py"],
+    ):
+        done = subprocess.run(
+            [sys.executable, *command],
+            cwd=ROOT,
+            env=os.environ | {"SEED": seed},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+        said.append(done.stdout)
+    faults, ends, rest = said
+    return (
+        f"{faults.splitlines()[0]}; {len(ends.splitlines())} ends told; slurmrestd: {rest.splitlines()[-1]}"
     )
-    assert done.returncode == 0, done.stdout + done.stderr[-5000:]
-    suite = [sys.executable, "-m", "pytest", "-q", "tests/backends/on_slurm/rest_conformance.py"]
-    rest = subprocess.run(suite, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert rest.returncode == 0, rest.stdout[-5000:]
-    return f"{done.stdout.splitlines()[0]}; slurmrestd: {rest.stdout.splitlines()[-1]}"
 
 
 def mutants(_: str, __: int) -> str:
