@@ -61,7 +61,6 @@ def test_jobs_of_every_kind_run_where_slurm_puts_them(beside: System) -> None:
         "whole": {"gpus": 2, "gpu_type": "A100"},
         "part": {"gpu_fraction": 0.3},
         "slice": {"mig_profile": "3g.39gb"},
-        "mps": {"gpu_fraction": 0.5, "sharing": "mps"},
     }
     ids = {name: beside.submit(name, wait, backend="slurm", resources=what) for name, what in wanted.items()}
 
@@ -74,17 +73,32 @@ def test_jobs_of_every_kind_run_where_slurm_puts_them(beside: System) -> None:
     assert [(gpu["share"], gpu["memory_mib"]) for gpu in places["part"]["gpus"]] == [(5000, 40960)]
     assert places["slice"]["node"] == "n3"
     held = {node: sum(gpu["share_used"] for gpu in shown["gpus"]) for node, shown in nodes(beside).items()}
-    assert [gpu["share"] for gpu in places["mps"]["gpus"]] == [5000]
-    assert sorted(held[name] for name in ("n1", "n2", "n3")) == [10_000, 10_000, 20_000]
+    assert sorted(held[name] for name in ("n1", "n2", "n3")) == [5000, 10_000, 20_000]
     for name, id in ids.items():
         wait_until(lambda id=id: output(beside, id).endswith("\n"), f"{name} has begun", 60)
-        indices = ",".join(str(gpu["index"]) for gpu in places[name]["gpus"])
-        assert output(beside, id).strip() == ("" if name == "mps" else indices)  # of which Slurm tells none
+        indices = [str(gpu["index"]) for gpu in places[name]["gpus"]]
+        assert output(beside, id).split() == [",".join(indices)]
         beside.cli("cancel", id)
         assert ended(beside, id)["state"] == "cancelled"
     wait_until(
         lambda: not any(gpu["tenants"] for n in nodes(beside).values() for gpu in n["gpus"]), "free", 30
     )
+
+
+def test_mps_of_the_site_is_a_share(beside: System) -> None:
+    """Slurm tells the job how much of the GPU it has."""
+    say = "echo $CUDA_MPS_ACTIVE_THREAD_PERCENTAGE; exec sleep 600"
+    id = beside.submit("mps", say, backend="slurm", resources={"gpu_fraction": 0.5, "sharing": "mps"})
+
+    def placed() -> Any:
+        lease = job(beside, id)["lease"]
+        return lease and lease["places"]
+
+    (place,) = wait_until(placed, "it is placed", 60)
+    assert [gpu["share"] for gpu in place["gpus"]] == [5000]
+    wait_until(lambda: output(beside, id) == "50\n", "it has begun", 60)
+    beside.cli("cancel", id)
+    assert ended(beside, id)["state"] == "cancelled"
 
 
 def test_an_array_and_its_codes(beside: System) -> None:
