@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from running import System, wait_until
 from raysched.actors.gateway import answers
 
 pytestmark = pytest.mark.ray
-MakeSystem = Callable[..., System]
 
 
 def get(system: System, path: str, method: str = "GET", body: Any = None, key: str | None = None) -> Any:
@@ -92,12 +90,8 @@ def test_a_followed_log_goes_on_to_the_last_byte(system: System, tmp_path: Path)
     assert b"".join(stream) == b"last\n"
 
 
-def test_a_gateway_that_is_killed_comes_back_at_the_same_place_and_no_byte_is_lost(
-    make_system: MakeSystem,
-) -> None:
+def test_a_gateway_that_is_killed_comes_back_at_the_same_place_and_no_byte_is_lost(system: System) -> None:
     """The stream is taken up again where it broke, and the token is the one from before."""
-    system = make_system()
-    system.up()
     token, address = system.token, system.address
     job = system.submit("talks", "for i in $(seq 100); do echo line $i; sleep 0.1; done")
     read: list[bytes] = []
@@ -114,13 +108,12 @@ def test_a_gateway_that_is_killed_comes_back_at_the_same_place_and_no_byte_is_lo
     assert b"".join(read).decode().split() == [word for i in range(1, 101) for word in ("line", str(i))]
 
 
-def test_a_ledger_that_is_killed_is_waited_for(make_system: MakeSystem) -> None:
-    system = make_system()
-    system.up()
+def test_a_ledger_that_is_killed_is_waited_for(system: System) -> None:
     job = system.submit("busy", "sleep 1000")
     wait_until(lambda: system.client().job(job)[0]["state"] == "running", "the job runs")
     system.kill_process(pid_of(system, "Ledger"))
     assert get(system, f"/v1/jobs/{job}")["jobs"][0]["state"] == "running"
+    system.cli("cancel", job)
 
 
 def test_a_repeated_command_gets_the_first_answer(system: System) -> None:

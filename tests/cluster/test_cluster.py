@@ -8,7 +8,6 @@ import signal
 import socket
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -163,7 +162,8 @@ def test_up_ends_what_an_up_that_was_killed_had_started(make_system: MakeSystem)
 
 @pytest.fixture(scope="module")
 def lasting(_ray: None) -> Iterator[System]:
-    """A system that the four tests below start, kill and take down, one after the other."""
+    """A system that the three tests below start, kill and take down, one after the other. (That `up` goes on
+    after all of Ray was killed: `system/test_killed.py`.)"""
     made = System("2xA100-80GB")
     try:
         yield made
@@ -198,24 +198,6 @@ def test_jobs_go_on_over_down_keep_and_the_next_up_finds_them(lasting: System) -
         wait_until(lambda job=job: state(system, job) == "succeeded", "the job ends")
         assert b"".join(system.client().logs(job)) == b"ended well\n"
         assert system.client().job(job)[0]["attempt"] == 1
-
-
-def test_up_after_all_of_ray_was_killed_adopts_what_runs(lasting: System) -> None:
-    system = up(lasting)
-    go = system.folder / "then"
-    job = system.submit("survivor", until(go))
-    wait_until(lambda: runs(system, job), "the job runs")
-    runners = set(system.processes("runner.py"))
-    for pid in set(system.processes()) - runners - set(system.processes("test -e")):
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    assert system.cli("status", check=False).returncode == 69
-    system.up()
-    assert runs(system, job)
-    assert set(system.processes("runner.py")) == runners
-    go.touch()
-    wait_until(lambda: state(system, job) == "succeeded", "the job ends")
-    assert system.client().job(job)[0]["attempt"] == 1
 
 
 def test_up_makes_actors_that_are_dead_again(lasting: System, tmp_path: Path) -> None:

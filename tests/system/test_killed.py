@@ -108,10 +108,9 @@ def ended(system: System) -> set[str]:
     return {job["id"] for job in system.client().jobs() if job["ended"]}
 
 
-def test_jobs_outlive_all_of_ray_and_are_adopted(make_system: MakeSystem, tmp_path: Path) -> None:
+def test_jobs_outlive_all_of_ray_and_are_adopted(faulty: System, tmp_path: Path) -> None:
     """Every process of Ray is killed; `up` again finds the jobs of vm and of ray still running."""
-    system = make_system()
-    system.up()
+    system = faulty
     go = tmp_path / "go"
     jobs = [
         system.submit(backend, told(tmp_path, go), backend=backend, resources={"gpu_fraction": 0.5})
@@ -130,6 +129,7 @@ def test_jobs_outlive_all_of_ray_and_are_adopted(make_system: MakeSystem, tmp_pa
     go.touch()
     for id in [*jobs, waiting]:
         wait_for(system, id, "succeeded")
+        assert system.client().job(id)[0]["attempt"] == 1
         assert (tmp_path / id).read_text() == "started\n"
 
 
@@ -158,9 +158,8 @@ def ancestors(pid: int) -> set[int]:
     return found
 
 
-def test_a_job_that_ended_while_all_was_down_is_told_truly(make_system: MakeSystem, tmp_path: Path) -> None:
-    system = make_system()
-    system.up()
+def test_a_job_that_ended_while_all_was_down_is_told_truly(faulty: System, tmp_path: Path) -> None:
+    system = faulty
     run = f"while [ ! -e {tmp_path}/go ]; do sleep 0.05; done; exit 7"
     ids = [
         system.submit(backend, run, backend=backend, resources={"gpu_fraction": 0.5})
