@@ -42,8 +42,9 @@ class Link:
             if script and wanted:
                 found = await self._call(names.backend(backend), PATIENCE_S, "scripts", wanted)
                 scripts.update({run.job: text for run, text in found.items()})
-        rows = view["jobs"]
-        return {"jobs": [{**row, "script": scripts.get(row.pop("id", ""))} for row in rows]}
+        for row in view["jobs"]:
+            row["script"] = scripts.get(row.pop("id", ""))
+        return view
 
     async def view(self, what: str, **args: Any) -> View:
         """One of the views."""
