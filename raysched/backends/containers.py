@@ -32,6 +32,9 @@ LOOK_S = 60.0
 LABEL = "io.raysched.run"
 """The label of a container that names its run."""
 
+CONTAINER = "raysched-"
+"""How the name of a container begins; the run's id follows."""
+
 CDI_FOLDERS = (Path("/etc/cdi"), Path("/var/run/cdi"))
 CDI_KIND = "nvidia.com/gpu"
 
@@ -145,7 +148,7 @@ def _calls(engine: Engine, launch: Launch) -> dict[str, Any]:
 
 def container_name(run: Run) -> str:
     """The name of a run's container: an argument of the processes that look after it."""
-    return f"raysched-{run}"
+    return f"{CONTAINER}{run}"
 
 
 def _options(engine: Engine, env: Mapping[str, str], work: Path) -> list[str]:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Iterator
 from signal import SIGKILL
 
 from raysched.backends import runner
-from raysched.backends.containers import container_name
+from raysched.backends.containers import CONTAINER, container_name
 from raysched.core.work import Run
 
 KILL_LIMIT = 2.0
 """Seconds that one call waits for killed processes to be gone; the next call goes on."""
+
+MARKER = "RAYSCHED_RUN="
+"""How the variable begins that names the run of a process."""
 
 LOOK_AGAIN = 0.02
 """Seconds between two looks."""
@@ -35,11 +40,24 @@ def end_leftovers(run: Run) -> bool:
 def leftovers(run: Run) -> set[int]:
     """The processes of a run, dead ones that nobody reaped left out. Of a container also those that look
     after it, and would go on though it never came to be."""
-    marker, name = f"RAYSCHED_RUN={run}".encode(), container_name(run).encode()
+    marker, name = f"{MARKER}{run}".encode(), container_name(run).encode()
     marked = {pid for pid in runner.processes() if marker in started_with(pid) or name in _words(pid)}
     if not marked:
         return marked
     return {pid for pid in marked | runner.descendants(marked) if runner.ticks(pid) is not None}
+
+
+def runs_left() -> set[str]:
+    """The ids of all runs of which something is there, whoever started them."""
+    found: set[bytes] = set()
+    for pid in runner.processes():
+        found.update(_after(MARKER, started_with(pid)), _after(CONTAINER, _words(pid)))
+    return {os.fsdecode(name) for name in found}
+
+
+def _after(start: str, words: list[bytes]) -> Iterator[bytes]:
+    """What is behind `start` in those words that begin with it."""
+    return (word[len(start) :] for word in words if word.startswith(start.encode()))
 
 
 def started_with(pid: int) -> list[bytes]:

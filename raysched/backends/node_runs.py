@@ -41,6 +41,10 @@ class NodeRuns:
         """All runs of this node: running, exited, or lost."""
         return await asyncio.to_thread(self._runs.observe)
 
+    def run_seen(self, run: Run) -> Seen | None:
+        """What is to be seen of a run now; None if it was not started."""
+        return self._runs.look(run)
+
     async def run_start(self, launch: Launch, package: bytes | None) -> bool:
         """Start a run; silent where it was started before. `package` is its packed working directory; False
         says that nothing was started as it is needed and was not given. Raises EngineRefused."""

@@ -1,8 +1,8 @@
 """A process that stands ready to become runners, so that a start need not wait for a Python to start.
 
-It is `runner.py --nursery SOCKET`. For each start it is sent the run folder, and a pipe that is the stderr of
-what it forks; that one does what `runner.py FOLDER` does and writes its exit status behind a NUL. Without it,
-or when it was killed, runners start as ever.
+It is `runner.py --nursery SOCKET`. For each start it is sent the run folder, and a socket that is the stderr
+of what it forks; that one does what `runner.py FOLDER` does, and says `+` or why not. Without it, or when it
+was killed, runners start as ever.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import socket
 import subprocess
 import sys
 import threading
-from contextlib import suppress
 
 from raysched.backends import runner
 
@@ -33,17 +32,18 @@ class Nursery:
     def start(self, folder: str) -> tuple[int, bytes] | None:
         """Start the runner of a run folder; its exit status, as of a runner that detached itself, and what it
         said. None: it is not known whether it started, and starting it in another way does no harm."""
-        ours, theirs = socket.socketpair()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours:
             ours.settimeout(ANSWER_S)
             try:
                 with theirs:
                     self._send(folder, theirs.fileno())
-                said = b"".join(iter(lambda: ours.recv(1 << 16), b""))
+                said = ours.recv(1 << 16)
             except OSError:
                 return None
-        text, mark, status = said.rpartition(b"\0")
-        return (int(status), text) if mark else None
+        if said == b"+":
+            return 0, b""
+        return (1, said) if said else None
 
     def _send(self, folder: str, descriptor: int) -> None:
         with self._lock:
@@ -72,9 +72,12 @@ class Nursery:
             self._socket.close()
             self._socket = None
         if self._process is not None:
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(1)
+            self._process.kill()
+            self._process.wait()
             self._process = None
+
+    def __del__(self) -> None:
+        self.close()
 
 
 def of_this_python() -> Nursery:

@@ -56,17 +56,21 @@ class RunFolder:
         self.run = run
         self._runner: RunnerMark | None = None
 
-    def start(self, launch: Launch, base_env: Mapping[str, str], package: Path | None) -> None:
+    def start(
+        self, launch: Launch, base_env: Mapping[str, str], package: Path | None, new: bool = False
+    ) -> None:
         """Prepare the run and start its runner; return once it has registered. Silent where the run was
         started or stopped before, and where somebody else is just starting it.
 
-        `package` is the packed working directory. Raises EngineRefused where it can't be used (final) or
-        the run can't be started now.
+        `package` is the packed working directory; `new` says that no process of the run can be there. Raises
+        EngineRefused where the package can't be used (final) or the run can't be started now.
         """
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             with self._locked() as mine:
-                if not mine or self.begun or self._was_deleted() or self._is_over(launch.lease):
+                if not mine or self.begun:
+                    return
+                if (not new and self._was_deleted()) or self._is_over(launch.lease):
                     return
                 _check_daemon(launch)
                 self._prepare(launch, base_env, package)
@@ -215,7 +219,7 @@ class RunFolder:
             return None
         mark = self.runner
         started = mark.started if mark else None
-        rebooted = mark is not None and mark.boot != runner.boot()
+        rebooted = mark is None or mark.boot != runner.boot()  # only a power cut damages run.json
         reason = "the machine was restarted" if rebooted else "its runner was killed"
         if not end_leftovers(self.run) or not self._end_container():
             return Seen(self.run, "running", started, reason=f"{reason}; what is left of it is being ended")
@@ -249,7 +253,11 @@ class RunFolder:
 
     def _write_exit(self, code: int | None, started: int | None, reason: str) -> None:
         exit = {"code": code, "started": started, "ended": runner.now(), "reason": reason}
-        runner.write_exit(str(self.path), exit)
+        try:
+            runner.write_exit(str(self.path), exit)
+        except FileNotFoundError:  # its runner, whose folder was deleted, was just doing the same
+            if not runner.exists(str(self.path), "exit.json"):
+                raise
 
     @contextmanager
     def _locked(self) -> Generator[bool]:

@@ -22,6 +22,7 @@ ticks since that boot of the machine: together they tell it from a later process
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import json
 import os
@@ -32,6 +33,7 @@ from contextlib import suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Mapping
     from typing import Any
 
@@ -161,15 +163,9 @@ class Runner:
 
     def register(self) -> None:
         """Write down who this runner is. From here on the run has been started and never is again."""
-        forget_signals()
-        forget_worker()
-        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGPIPE):
-            signal.signal(number, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_BLOCK, AWAITED)
-        if ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
-            raise OSError("the system doesn't let the runner adopt orphans")
         me = {"pid": os.getpid(), "ticks": ticks(os.getpid()), "boot": boot(), "started": self.started}
         write_json(self.folder, "run.json", me)
+        sync(self.folder)
 
     def run(self) -> None:
         """Tell whoever waits that the run has started, run the command to its end, write the exit down."""
@@ -318,36 +314,47 @@ def read_json(folder: str, name: str) -> Any:
 
 
 def write_json(folder: str, name: str, content: Mapping[str, object]) -> None:
-    """Write a file of the run folder so that it is there whole, even after a power cut, or not at all."""
-    _write(folder, name, json.dumps(content).encode(), os.O_TRUNC)
-
-
-def write_exit(folder: str, exit: Mapping[str, object]) -> None:
-    """Write `exit.json` into the room that `reserve_exit` set aside."""
-    _write(folder, "exit.json", json.dumps(exit).encode().ljust(EXIT_ROOM), 0)
-
-
-def reserve_exit(folder: str) -> None:
-    """Set room aside for `exit.json`. Raises OSError where the disk is full."""
-    with open(os.path.join(folder, "exit.json.new"), "wb", opener=private) as file:
-        file.write(b" " * EXIT_ROOM)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _write(folder: str, name: str, data: bytes, flags: int) -> None:
+    """Write a file of the run folder so that it is there whole or not at all, whoever is killed. A power cut
+    leaves it, or nothing, or a damaged one; but what was there at a `sync` of the folder is not gone."""
     path = os.path.join(folder, name)
-    descriptor = os.open(path + ".new", os.O_WRONLY | os.O_CREAT | flags, 0o600)
-    with open(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(descriptor)
+    with open(path + ".new", "wb", opener=private) as file:
+        file.write(json.dumps(content).encode())
     os.rename(path + ".new", path)
+
+
+def sync(folder: str) -> None:
+    """Return when a power cut can't undo any more which files there are in a folder."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_exit(folder: str, exit: Mapping[str, object]) -> None:
+    """Write `exit.json` into the room that `reserve_exit` set aside: whole, even after a power cut, or not
+    at all."""
+    path = os.path.join(folder, "exit.json")
+    descriptor = os.open(path + ".new", os.O_WRONLY | os.O_CREAT, 0o600)
+    with open(descriptor, "wb") as file:
+        file.write(json.dumps(exit).encode().ljust(EXIT_ROOM))
+        file.flush()
+        os.fsync(descriptor)
+    os.rename(path + ".new", path)
+    sync(folder)
+
+
+def reserve_exit(folder: str) -> None:
+    """Set room aside for `exit.json`. Raises OSError where the disk is full."""
+    with open(os.path.join(folder, "exit.json.new"), "wb", opener=private) as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, EXIT_ROOM)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+            file.write(b" " * EXIT_ROOM)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def private(path: str, flags: int) -> int:
@@ -461,6 +468,25 @@ def forget_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
+def become_runner() -> None:
+    """Be a process that can be a runner. Raises OSError where the system does not let it adopt orphans."""
+    forget_signals()
+    forget_worker()
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, AWAITED)
+    if ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError("the system doesn't let the runner adopt orphans")
+
+
+def be_called(words: bytes) -> None:
+    """Be so in lists of processes, as far as there is room."""
+    with open("/proc/self/stat", "rb") as file:
+        start, end = map(int, file.read().rsplit(b")", 1)[1].split()[45:47])  # of the command line
+    if start:
+        ctypes.memmove(start, words[: end - start - 1].ljust(end - start, b"\0"), end - start)
+
+
 def forget_worker() -> None:
     """Be an ordinary process again, where the system allows it: Ray's workers have niceness 15 and are the
     first that the kernel kills when memory runs out."""
@@ -515,19 +541,19 @@ def detach() -> int | None:
         os.dup2(source, target)
     for descriptor in (reader, writer, nothing):
         os.close(descriptor)
-    return None
+    return become_runner()
 
 
-def main(folder: str) -> int:
-    """Start the run in `folder` and leave it to itself. 0: it runs, or was started before; 1: it can't be
-    started, and stderr says why."""
+def main(folder: str, leave: Callable[[], int | None] = detach) -> int | None:
+    """Start the run in `folder` and `leave` it to itself. 0: it runs, or was started before; 1: it can't be
+    started, and stderr says why; None: this process was its runner, and it has ended."""
     try:
         if lock(folder) is None or begun(folder):
             return 0
         command = Command(folder)
         reserve_exit(folder)
         output = os.open(os.path.join(folder, "output.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        status = detach()
+        status = leave()
         if status is not None:
             return status
         runner = Runner(folder, command, output)
@@ -535,40 +561,54 @@ def main(folder: str) -> int:
     except (OSError, ValueError, KeyError) as error:
         complain(f"can't start the run in {folder!r}: {words(error)}")
         return 1
-    runner.run()
-    return 0
+    return runner.run()
+
+
+# ---------------------------------------------------------------- the nursery
 
 
 def nurse(number: int) -> None:
-    """Fork what starts the run of each folder that comes over the socket with this number, the descriptor
-    that comes along being its stderr (`nursery.py`), until the other end is closed."""
+    """Have a process ready, detached, that becomes the runner of the next folder that comes over the socket
+    with this number; until the other end is closed, or the one that is ready is killed (`nursery.py`)."""
+    import gc
     import socket
 
+    gc.freeze()  # what is never collected is not copied by those that are forked
+    os.chdir("/")
     with socket.socket(fileno=number) as line:
-        while True:
-            message, descriptors, _, _ = socket.recv_fds(line, 1 << 16, 1)
-            if not message:
-                return
+        busy = b"+"
+        while busy:
+            reader, writer = os.pipe()
             if os.fork() == 0:
-                os.dup2(descriptors[0], 2)
-                os.close(descriptors[0])
-                line.close()
-                be_started(message.decode("utf-8", "surrogateescape"))
-            os.close(descriptors[0])
-            with suppress(ChildProcessError):
-                while os.waitpid(-1, os.WNOHANG)[0]:
-                    pass
+                os.setsid()
+                if os.fork() == 0:
+                    be_ready(line, writer)
+                os._exit(0)
+            os.close(writer)
+            os.wait()
+            busy = os.read(reader, 1)
+            os.close(reader)
 
 
-def be_started(folder: str) -> None:
-    """Do what `python runner.py FOLDER` does, and end; whoever started the runner says how that went."""
-    me, status = os.getpid(), 1
+def be_ready(line: socket.socket, busy: int) -> None:
+    """Wait for a folder, say so to the descriptor `busy`, and do what `main` does. What comes along with the
+    folder is stderr, until that has said `+`, or why not."""
+    import socket
+
     try:
-        status = main(folder)
+        become_runner()
+        message, descriptors, _, _ = socket.recv_fds(line, 1 << 16, 1)
+        if not message:
+            return
+        os.write(busy, b"+")
+        os.dup2(descriptors[0], 2)
+        for descriptor in (descriptors[0], line.detach(), busy):
+            os.close(descriptor)
+        be_called(b"runner.py\0" + message)
+        if main(message.decode("utf-8", "surrogateescape"), lambda: None) == 0:
+            answer(b"+")
     finally:
-        if os.getpid() == me:
-            answer(b"\0%d" % status)
-        os._exit(status)
+        os._exit(0)
 
 
 if __name__ == "__main__":

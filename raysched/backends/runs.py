@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from raysched.backends.base import EngineRefused
+from raysched.backends.leftovers import runs_left
 from raysched.backends.nursery import Nursery
 from raysched.backends.run_folder import OVER, RunFolder
 from raysched.backends.working_dir import delete_tree
@@ -34,12 +36,31 @@ class Runs:
         self._base_env = dict(base_env)
         self._folders: dict[Run, RunFolder] = {}
         self._ended: dict[Run, Seen] = {}
+        self._begun: set[str] | None = None
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def start(self, launch: Launch, package: Path | None) -> None:
         """Start a run, its working directory unpacked from the file `package`; silent where it was started
         before. Raises EngineRefused."""
-        self._folder(launch.run).start(launch, self._base_env, package)
+        new = self._is_new(launch.run)
+        self._folder(launch.run).start(launch, self._base_env, package, new)
+
+    def _is_new(self, run: Run) -> bool:
+        """Whether no process of a run can be there: nothing of it was there at the first start here, and
+        nobody has asked for it since. Whoever is asked again may have to look for processes whose folder was
+        deleted, which takes as long as all else that a start does. Raises EngineRefused."""
+        try:
+            if self._begun is None:
+                self._begun = runs_left()
+        except OSError as error:
+            raise EngineRefused(f"no process can be looked at: {error.strerror}") from error
+        new = str(run) not in self._begun
+        self._begun.add(str(run))
+        return new
+
+    def look(self, run: Run) -> Seen | None:
+        """What is to be seen of a run; None if it was not started."""
+        return self._look(run)
 
     def observe(self) -> list[Seen]:
         """Every run here: running, exited, or lost. Cheap for those that have ended."""
@@ -79,6 +100,8 @@ class Runs:
         """Delete the files of these runs, but of one that goes on."""
         for run in self._listed() & runs:
             self._folder(run).delete()
+        if self._begun is not None:
+            self._begun.difference_update(map(str, runs))
         for hidden in self.root.glob(".*.deleted"):  # where a crash came between
             delete_tree(hidden)
         old = time.time() - OVER_KEPT_S

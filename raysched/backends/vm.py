@@ -9,6 +9,7 @@ from typing import Any
 
 from raysched.backends.base import EngineRefused
 from raysched.backends.node_runs import NodeRuns
+from raysched.backends.nursery import of_this_python
 from raysched.backends.ssh.hosts import Hosts
 from raysched.backends.ssh.remote import Remote
 from raysched.core.work import Hold, Launch, Run, Seen
@@ -34,7 +35,8 @@ class VMBackend:
     def __init__(
         self, folder: Path, base_env: Mapping[str, str], packages: Path, hosts: Hosts | None = None
     ) -> None:
-        self._here = NodeRuns(folder, base_env, packages)
+        self._nursery = of_this_python()
+        self._here = NodeRuns(folder, base_env, packages, nursery=self._nursery)
         self._packages = packages
         self.hosts = hosts or Hosts()
         self.hosts.changed = self._here.wake
@@ -112,6 +114,7 @@ class VMBackend:
         for look in self._looks.values():
             look.cancel()
         await self.hosts.close()
+        await asyncio.to_thread(self._nursery.close)
 
     async def _home(self, run: Run) -> Remote | None:
         """The host of a run; None for this machine, also for a run that nobody knows."""

@@ -12,6 +12,7 @@ import os
 import random
 import shlex
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -63,10 +64,30 @@ def start_with_runner(root: Path, launch: Launch, death: Death) -> None:
         child = os.fork()
         if child == 0:
             sys.settrace(death.trace)
-            os._exit(runner.main(str(folder.path)))
+            os._exit(runner.main(str(folder.path)) or 0)
         os.waitpid(child, 0)
 
     RunFolder._start_runner = run_it_here  # the command line of the product's gives no way to trace it
+    Runs(root, os.environ).start(launch, None)
+
+
+def start_in_nursery(root: Path, launch: Launch, death: Death) -> None:
+    """One that stood ready to be the runner dies."""
+
+    def run_it_here(folder: RunFolder) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        said, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        socket.send_fds(ours, [os.fsencode(folder.path)], [there.fileno()])
+        if os.fork() == 0:
+            os.setsid()
+            busy = os.open(os.devnull, os.O_WRONLY)
+            sys.settrace(death.trace)
+            runner.be_ready(theirs, busy)
+        there.close()
+        theirs.close()
+        said.recv(1000)
+
+    RunFolder._start_runner = run_it_here
     Runs(root, os.environ).start(launch, None)
 
 
@@ -81,7 +102,7 @@ Kind = Callable[[Path, Launch, Death], None]
 
 def lines_of(kind: Kind) -> int:
     """How many lines there are to die at. The runner's own are counted until its command has begun."""
-    if kind is start_with_runner:
+    if kind in (start_with_runner, start_in_nursery):
         return RUNNER_LINES
     reader, writer = os.pipe()
     with tempfile.TemporaryDirectory(prefix="raysched-starts-") as folder:
@@ -151,7 +172,7 @@ def main(seed: str, points: int) -> int:
     told: dict[str, Any] = {"seed": seed, "crashes": 0}
     chance = random.Random(seed)
     try:
-        for kind in (start, start_with_runner, stop):
+        for kind in (start, start_with_runner, start_in_nursery, stop):
             lines = range(1, lines_of(kind) + 1)
             chosen = sorted(chance.sample(lines, points)) if 0 < points < len(lines) else list(lines)
             ends = [attempt(kind, line) for line in chosen]

@@ -45,8 +45,9 @@ class Calls(Protocol):
         """All runs of the system here."""
         ...
 
-    async def start(self, launch: Launch) -> bool:
-        """Start a run. False: its package is needed first, and nothing was started. Raises EngineRefused."""
+    async def start(self, launch: Launch) -> tuple[Seen, ...] | None:
+        """Start a run; what is then seen of it. None: its package is needed first, and nothing was started.
+        Raises EngineRefused."""
         ...
 
     async def put_package(self, digest: str, offset: int, data: bytes, last: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -161,12 +161,21 @@ class Remote:
     async def start(self, launch: Launch, packages: Path) -> None:
         """Start a run; silent where it was started before. Raises EngineRefused, Unreachable."""
         try:
-            if await self._call("start", launch, timeout=START_S):
-                return
-            await self._bring(launch, packages)
-            await self._call("start", launch, timeout=START_S)
-        finally:
+            seen = await self._call("start", launch, timeout=START_S)
+            if seen is None:
+                await self._bring(launch, packages)
+                seen = await self._call("start", launch, timeout=START_S)
+        except BaseException:
             self._news()
+            raise
+        self._learn(launch.run, seen or ())
+
+    def _learn(self, run: Run, seen: Sequence[Seen]) -> None:
+        """Know of a run what its start has told; a look under way may have begun before."""
+        known = self._sights
+        self._news()
+        if known is not None:
+            self._sights = [each for each in known if each.run != run] + list(seen)
 
     async def _bring(self, launch: Launch, packages: Path) -> None:
         """Send the packed working directory of a launch."""

@@ -116,13 +116,17 @@ class Served:
         """All runs of the system here."""
         return await self.runs.runs_observe()
 
-    async def start(self, launch: Launch) -> bool:
-        """Start a run; silent where it was started before. False: its package is needed first."""
+    async def start(self, launch: Launch) -> tuple[Seen, ...] | None:
+        """Start a run, silent where it was started before; what is then seen of it. None: its package is
+        needed first."""
         if launch.package:
             package = self._packages / f"{launch.package}.tar.gz"
             if package.exists():
                 package.touch()
-        return await self.runs.run_start(launch, None)
+        if not await self.runs.run_start(launch, None):
+            return None
+        seen = self.runs.run_seen(launch.run)
+        return (seen,) if seen is not None else ()
 
     async def put_package(self, digest: str, offset: int, data: bytes, last: bool) -> None:
         """A part of a packed working directory; whole, it is kept under its digest. Raises EngineRefused,
@@ -177,6 +181,7 @@ class Line:
         self._reader = reader
         self._writer = writer
         self._tasks: set[asyncio.Task[None]] = set()
+        self._told: dict[Run, Seen] = {}
 
     async def serve(self) -> None:
         """Go on until the stream ends or nobody calls any more."""
@@ -199,6 +204,7 @@ class Line:
             arguments = signature.decode_arguments(frame["arguments"])
             answer = await getattr(self._served, frame["call"])(**arguments)
             said = {"answer": frames.encode(signature.answer, answer)}
+            self._note(frame["call"], answer)
         except EngineRefused as refused:
             said = {"refused": refused.reason, "final": refused.final}
         except PartitionRefused as refused:
@@ -207,14 +213,20 @@ class Line:
             said = {"error": str(error) if isinstance(error, RayschedError) else _words(error)}
         self._send({"id": frame["id"], **said})
 
+    def _note(self, call: str, answer: Any) -> None:
+        """What the other end knows of the runs, once it has this answer."""
+        if call == "observe":
+            self._told = {seen.run: seen for seen in answer}
+        elif call == "start" and answer is not None:
+            self._told.update((seen.run, seen) for seen in answer)
+
     async def _announce(self) -> None:
-        """Say whenever the runs are not as they were."""
-        last: list[Seen] | None = None
+        """Say whenever the runs are not as the other end knows them."""
         while True:
             try:
-                seen = await self._served.runs.runs_observe()
-                if seen != last:
-                    last = seen
+                seen = {each.run: each for each in await self._served.runs.runs_observe()}
+                if seen != self._told:
+                    self._told = seen
                     self._send({"changed": True})
                 await self._served.runs.runs_changed(LOOK_S)
             except (OSError, RayschedError):
