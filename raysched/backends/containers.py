@@ -35,6 +35,26 @@ LABEL = "io.raysched.run"
 CONTAINER = "raysched-"
 """How the name of a container begins; the run's id follows."""
 
+PULL_PAUSES_S = (2, 6, 18)
+"""Seconds between two attempts to pull an image."""
+
+PULL = f"""\
+pauses=$1
+shift
+for pause in $pauses last; do
+  said=$("$@" 2>&1) && exit 0
+  printf '%s\\n' "$said"
+  case "$said" in
+    *unknown* | *"not found"* | *"not exist"* | *invalid* | *"must be"*) exit 1 ;;
+    *denied* | *unauthorized* | *forbidden*) exit 1 ;;
+  esac
+  [ "$pause" = last ] || sleep "$pause"
+done
+exit {os.EX_TEMPFAIL}
+"""
+"""Pulls an image, and tries again where that may help: not where a registry says that there is no such image,
+or not for us. Its arguments are the pauses and the command that pulls."""
+
 CDI_FOLDERS = (Path("/etc/cdi"), Path("/var/run/cdi"))
 CDI_KIND = "nvidia.com/gpu"
 
@@ -140,7 +160,16 @@ def _calls(engine: Engine, launch: Launch) -> dict[str, Any]:
     return {
         "image": image,
         "there": [engine.path, "image", "inspect", image],
-        "pull": [engine.path, "pull", image],
+        "pull": [
+            "/bin/sh",
+            "-c",
+            PULL,
+            "pull",
+            " ".join(map(str, PULL_PAUSES_S)),
+            engine.path,
+            "pull",
+            image,
+        ],
         "find": [engine.path, "ps", "--all", "--quiet", "--filter", f"label={LABEL}={launch.run}"],
         "remove": [engine.path, "rm", "--force", *at_once, container_name(launch.run)],
     }

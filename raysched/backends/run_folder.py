@@ -210,6 +210,8 @@ class RunFolder:
             return None
         code: int | None = content.get("code")
         state = "lost" if code is None else "exited"
+        if code == runner.ENGINE_FAILED and runner.exists(str(self.path), "later.json"):
+            state = "taken"
         reason = content.get("reason", f"{self.path / 'exit.json'} is damaged")
         return Seen(self.run, state, content.get("started"), content.get("ended"), code, reason)
 

@@ -12,6 +12,7 @@ little, so that it starts in a few hundredths of a second. Linux only. The files
     stop.json    {"grace": seconds}: somebody wants the run to end; the runner gets SIGTERM after it
     exit.json    {"code", "started", "ended", "reason"}: the run has ended and its processes are gone;
                  the code is null where nobody knows it, because the runner itself was killed
+    later.json   its image could not be had for now: the command never began
     output.log   what the command wrote to stdout and stderr, in order
     work/        its working directory
 
@@ -137,9 +138,12 @@ class Command:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != self.runner:
             os._exit(ENGINE_FAILED)
-        there = subprocess.run(container["there"], env=self.env, capture_output=True, check=False)
-        if there.returncode != 0 and subprocess.run(container["pull"], env=self.env, check=False).returncode:
+        if not subprocess.run(container["there"], env=self.env, capture_output=True, check=False).returncode:
+            return
+        if status := subprocess.run(container["pull"], env=self.env, check=False).returncode:
             complain(f"the image {container['image']} can't be pulled: {last_line(self.folder)}")
+            if status == os.EX_TEMPFAIL:
+                write_json(self.folder, "later.json", {})
             os._exit(ENGINE_FAILED)
 
 
@@ -562,9 +566,6 @@ def main(folder: str, leave: Callable[[], int | None] = detach) -> int | None:
         complain(f"can't start the run in {folder!r}: {words(error)}")
         return 1
     return runner.run()
-
-
-# ---------------------------------------------------------------- the nursery
 
 
 def nurse(number: int) -> None:

@@ -128,7 +128,7 @@ class Seen:
 
     lost: it had been started and is gone without leaving an exit code (a reboot, a deleted folder).
     queued: its engine has it and has not started it, for the `reason`. taken: its engine took it away, for
-    others or as a node failed, and it may be started again.
+    others or as a node failed, or its image could not be had for now, and it may be started again.
     """
 
     run: Run

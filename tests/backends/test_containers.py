@@ -255,12 +255,24 @@ def test_a_container_never_begins_twice_and_never_outlives_its_run(box: Podman, 
 
 def test_an_image_that_can_not_be_pulled_is_named(boxes: Boxes, box: Podman) -> None:
     """Case kubernetes-03. Nobody listens there."""
-    image = "127.0.0.1:9/no-such-image:v0"
+    image = "127.0.0.1:9/No-Such-Image:v0"
     run = boxes.start(replace(boxes.launch("true"), image=image))
     seen = boxes.until(run, "exited")
     assert seen.code == 125
     assert f"the image {image} can't be pulled" in seen.reason
     assert f"raysched: the image {image} can't be pulled" in boxes.output(run).decode()
+
+
+def test_a_registry_that_is_down_is_asked_again_and_costs_no_attempt(
+    boxes: Boxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody listens there. What its engine took may be started again (`core/decide.py`)."""
+    monkeypatch.setattr(containers, "PULL_PAUSES_S", (0.1, 0.1))
+    image = "127.0.0.1:9/no-such-image:v0"
+    run = boxes.start(replace(boxes.launch("true"), image=image))
+    seen = boxes.until(run, "taken")
+    assert f"the image {image} can't be pulled" in seen.reason
+    assert boxes.output(run).decode().count("connection refused") >= 3
 
 
 def test_a_machine_without_an_engine_says_so(tmp_path: Path) -> None:

@@ -50,6 +50,6 @@ def test_a_job_with_an_image_runs_in_a_container(boxed: System, box: Podman) -> 
     boxed.cli("cancel", cancelled)
     wait_until(lambda: boxed.client().job(cancelled)[0]["state"] == "cancelled", "it is cancelled")
     assert box.containers() == []
-    typo = boxed.submit("typo", "true", image="127.0.0.1:9/no-such-image:v0", resources={"gpus": 1})
+    typo = boxed.submit("typo", "true", image="127.0.0.1:9/No-Such-Image:v0", resources={"gpus": 1})
     wait_until(lambda: boxed.client().job(typo)[0]["state"] == "failed", "it fails")
-    assert "127.0.0.1:9/no-such-image:v0 can't be pulled" in boxed.client().job(typo)[0]["reason"]
+    assert "127.0.0.1:9/No-Such-Image:v0 can't be pulled" in boxed.client().job(typo)[0]["reason"]
