@@ -1,6 +1,6 @@
 """A process that stands ready to become runners, so that a start need not wait for a Python to start.
 
-It is `runner.py --nursery SOCKET`. For each start it is sent the run folder, and a socket that is the stderr
+It is `nurse.py SOCKET`. For each start it is sent the run folder, and a socket that is the stderr
 of what it forks; that one does what `runner.py FOLDER` does, and says `+` or why not. Without it, or when it
 was killed, runners start as ever.
 """
@@ -13,14 +13,14 @@ import subprocess
 import sys
 import threading
 
-from raysched.backends import runner
+from raysched.backends import nurse, runner
 
 ANSWER_S = 60.0
 """How long a start may take that ends in nothing: the disk hangs."""
 
 
 class Nursery:
-    """Starts runners, from any thread. `command` and `env` are those of a runner, without its folder."""
+    """Starts runners, from any thread. `command` is that of `nurse.py`, without its socket."""
 
     def __init__(self, command: list[str], env: dict[str, str]) -> None:
         self._command = command
@@ -58,7 +58,7 @@ class Nursery:
         with theirs:
             number = theirs.fileno()
             self._process = subprocess.Popen(
-                [*self._command, runner.NURSERY, str(number)],
+                [*self._command, str(number)],
                 env=self._env,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -82,13 +82,17 @@ class Nursery:
 
 def of_this_python() -> Nursery:
     """A nursery whose runners are started as those that `RunFolder` starts itself."""
-    return Nursery(runner_command(), runner_environment())
+    return Nursery(_isolated(nurse.__file__), runner_environment())
 
 
 def runner_command() -> list[str]:
-    """The command line of a runner, but for its folder: isolated (-I), without site packages (-S), text as
-    UTF-8 whatever the locale."""
-    return [sys.executable, "-I", "-S", "-X", "utf8", runner.__file__]
+    """The command line of a runner, but for its folder."""
+    return _isolated(runner.__file__)
+
+
+def _isolated(file: str) -> list[str]:
+    """Runs a file isolated (-I), without site packages (-S), text as UTF-8 whatever the locale."""
+    return [sys.executable, "-I", "-S", "-X", "utf8", file]
 
 
 def runner_environment() -> dict[str, str]:

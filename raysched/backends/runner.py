@@ -34,7 +34,6 @@ from contextlib import suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable, Mapping
     from typing import Any
 
@@ -65,8 +64,6 @@ LINE_LIMIT = 2048
 
 STOPPED_EARLY = (128 + signal.SIGTERM, "stopped before it started")
 """Exit code and reason of a run that was stopped before its command began."""
-
-NURSERY = "--nursery"
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 AWAITED = {signal.SIGCHLD, signal.SIGTERM}
@@ -483,14 +480,6 @@ def become_runner() -> None:
         raise OSError("the system doesn't let the runner adopt orphans")
 
 
-def be_called(words: bytes) -> None:
-    """Be so in lists of processes, as far as there is room."""
-    with open("/proc/self/stat", "rb") as file:
-        start, end = map(int, file.read().rsplit(b")", 1)[1].split()[45:47])  # of the command line
-    if start:
-        ctypes.memmove(start, words[: end - start - 1].ljust(end - start, b"\0"), end - start)
-
-
 def forget_worker() -> None:
     """Be an ordinary process again, where the system allows it: Ray's workers have niceness 15 and are the
     first that the kernel kills when memory runs out."""
@@ -568,52 +557,5 @@ def main(folder: str, leave: Callable[[], int | None] = detach) -> int | None:
     return runner.run()
 
 
-def nurse(number: int) -> None:
-    """Have a process ready, detached, that becomes the runner of the next folder that comes over the socket
-    with this number; until the other end is closed, or the one that is ready is killed (`nursery.py`)."""
-    import gc
-    import socket
-
-    gc.freeze()  # what is never collected is not copied by those that are forked
-    os.chdir("/")
-    with socket.socket(fileno=number) as line:
-        busy = b"+"
-        while busy:
-            reader, writer = os.pipe()
-            if os.fork() == 0:
-                os.setsid()
-                if os.fork() == 0:
-                    be_ready(line, writer)
-                os._exit(0)
-            os.close(writer)
-            os.wait()
-            busy = os.read(reader, 1)
-            os.close(reader)
-
-
-def be_ready(line: socket.socket, busy: int) -> None:
-    """Wait for a folder, say so to the descriptor `busy`, and do what `main` does. What comes along with the
-    folder is stderr, until that has said `+`, or why not."""
-    import socket
-
-    try:
-        become_runner()
-        message, descriptors, _, _ = socket.recv_fds(line, 1 << 16, 1)
-        if not message:
-            return
-        os.write(busy, b"+")
-        os.dup2(descriptors[0], 2)
-        for descriptor in (descriptors[0], line.detach(), busy):
-            os.close(descriptor)
-        be_called(b"runner.py\0" + message)
-        if main(message.decode("utf-8", "surrogateescape"), lambda: None) == 0:
-            answer(b"+")
-    finally:
-        os._exit(0)
-
-
 if __name__ == "__main__":
-    if sys.argv[1] == NURSERY:
-        nurse(int(sys.argv[2]))
-    else:
-        sys.exit(main(os.path.abspath(sys.argv[1])))
+    sys.exit(main(os.path.abspath(sys.argv[1])))

@@ -52,7 +52,7 @@ def standing_ready() -> list[int]:
     """The processes of this one's nursery: the one that was started, and the one that stands ready."""
     nurses = {pid for pid in runner.processes() if (stat := runner.process(pid)) and stat[1] == os.getpid()}
     lines = {pid: command_line(pid) for pid in runner.processes()}
-    own = {lines[pid] for pid in nurses if runner.NURSERY in lines[pid]}
+    own = {lines[pid] for pid in nurses if "nurse.py" in lines[pid]}
     return [pid for pid, line in lines.items() if line in own]
 
 
@@ -63,12 +63,12 @@ def command_line(pid: int) -> str:
         return ""
 
 
-def test_a_runner_that_stood_ready_is_told_by_its_folder_and_belongs_to_nobody(runs: Runs) -> None:
+def test_a_runner_that_stood_ready_is_told_by_its_run_and_belongs_to_nobody(runs: Runs) -> None:
     for _ in range(2):  # the first is also the start of the nursery
         launch = new_launch("exec sleep 600")
         runs.start(launch, None)
         pid = runner.read_json(str(runs.root / str(launch.run)), "run.json")["pid"]
-        assert command_line(pid) == f"runner.py {runs.root / str(launch.run)}"
+        assert command_line(pid) == f"runner.py {launch.run}"
         assert os.getsid(pid) not in (pid, os.getsid(0))
         assert runner.process(pid)[1] != os.getpid()  # type: ignore[index]
 

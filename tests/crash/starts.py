@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from raysched.backends import run_folder, runner, runs, working_dir
+from raysched.backends import nurse, run_folder, runner, runs, working_dir
 from raysched.backends.base import EngineRefused
 from raysched.backends.leftovers import leftovers
 from raysched.backends.run_folder import RunFolder
@@ -29,7 +29,7 @@ from raysched.backends.runs import Runs
 from raysched.core.work import Launch, Seen
 from raysched.testing.conformance import new_launch
 
-TRACED = frozenset(module.__file__ for module in (run_folder, runner, runs, working_dir))
+TRACED = frozenset(module.__file__ for module in (nurse, run_folder, runner, runs, working_dir))
 PATIENCE_S = 60
 KILLED = 128 + signal.SIGKILL
 
@@ -82,7 +82,7 @@ def start_in_nursery(root: Path, launch: Launch, death: Death) -> None:
             os.setsid()
             busy = os.open(os.devnull, os.O_WRONLY)
             sys.settrace(death.trace)
-            runner.be_ready(theirs, busy)
+            nurse.be_ready(theirs, busy)
         there.close()
         theirs.close()
         said.recv(1000)

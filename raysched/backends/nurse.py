@@ -1,0 +1,70 @@
+"""Has a process stand ready to be the next runner: `python -I -S nurse.py SOCKET` (`nursery.py`).
+
+It stands beside runner.py, and on the standard library alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import socket
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING or __name__ != "__main__":
+    from raysched.backends import runner
+else:
+    sys.path.append(os.path.dirname(os.path.abspath(__file__)))
+    import runner
+
+
+def nurse(number: int) -> None:
+    """Have a process ready, detached, that becomes the runner of the next folder that comes over the socket
+    with this number, until the other end is closed or the one that is ready is killed."""
+    gc.freeze()  # what is never collected is not copied by those that are forked
+    os.chdir("/")
+    with socket.socket(fileno=number) as line:
+        busy = b"+"
+        while busy:
+            reader, writer = os.pipe()
+            if os.fork() == 0:
+                os.setsid()
+                if os.fork() == 0:
+                    be_ready(line, writer)
+                os._exit(0)
+            os.close(writer)
+            os.wait()
+            busy = os.read(reader, 1)
+            os.close(reader)
+
+
+def be_ready(line: socket.socket, busy: int) -> None:
+    """Wait for a folder, say so to the descriptor `busy`, and do what `main` does. What comes along with the
+    folder is stderr, until that has said `+`, or why not."""
+    try:
+        runner.become_runner()
+        message, descriptors, _, _ = socket.recv_fds(line, 1 << 16, 1)
+        if not message:
+            return
+        os.write(busy, b"+")
+        os.dup2(descriptors[0], 2)
+        for descriptor in (descriptors[0], line.detach(), busy):
+            os.close(descriptor)
+        be_called(b"runner.py\0" + os.path.basename(message))
+        if runner.main(message.decode("utf-8", "surrogateescape"), lambda: None) == 0:
+            runner.answer(b"+")
+    finally:
+        os._exit(0)
+
+
+def be_called(words: bytes) -> None:
+    """Be so in lists of processes, as far as there is room."""
+    with open("/proc/self/stat", "rb") as file:
+        start, end = map(int, file.read().rsplit(b")", 1)[1].split()[45:47])  # of the command line
+    if start:
+        ctypes.memmove(start, words[: end - start - 1].ljust(end - start, b"\0"), end - start)
+
+
+if __name__ == "__main__":
+    nurse(int(sys.argv[1]))
