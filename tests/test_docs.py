@@ -5,6 +5,7 @@ What follows the language of a block tells what happens with it:
     ```yaml                  a job file: it has to be valid
     ```yaml job.yaml         the same, and kept as a file for the blocks below it
     ```yaml config           a configuration
+    ```yaml cluster          the file of a cluster
     ```python                runs; all of a page's blocks are one program
     ```python train.py       is kept as a file for the blocks below it
     ```sh                    runs; a command that fails, fails the test
@@ -188,7 +189,8 @@ def test_what_the_page_shows_runs(page: Path, tmp_path: Path, request: pytest.Fi
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_the_files_that_the_page_shows_are_valid(page: Path, tmp_path: Path) -> None:
-    """Job files and configurations."""
+    """Job files, configurations and files of clusters."""
+    from raysched.machines.file import load as load_cluster
     from raysched.specs.config import load_config
     from raysched.specs.job import load_jobs
 
@@ -199,6 +201,10 @@ def test_the_files_that_the_page_shows_are_valid(page: Path, tmp_path: Path) -> 
             path = tmp_path / "raysched.yaml"
             path.write_text(block.body, encoding="utf-8")
             load_config(path)
+        elif block.name == "cluster":
+            path = tmp_path / "cluster.yaml"
+            path.write_text(block.body, encoding="utf-8")
+            load_cluster(path)
         else:
             load_jobs(Path(block.name or "job.yaml"), block.body.encode())
 

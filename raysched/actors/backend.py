@@ -14,6 +14,7 @@ from raysched.backends.base import Backend, Draining, EngineRefused, Mirroring, 
 from raysched.backends.reconciler import Reconciler
 from raysched.backends.slurm.controller import Controller, Unanswered
 from raysched.core.work import Launch, Run
+from raysched.machines.keeper import Keeper
 
 
 class BackendActor:
@@ -24,6 +25,8 @@ class BackendActor:
         self.ledger = RemoteLedger()
         self.backend = _open(name, settings, self.ledger)
         self.task = asyncio.create_task(Reconciler(self.backend, self.ledger).run())
+        if name == "vm":
+            self.keeper = asyncio.create_task(Keeper(Path(settings.folder), self.ledger).run())
 
     def __repr__(self) -> str:
         return f"Backend({self.name})"

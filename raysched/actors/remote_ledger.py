@@ -44,6 +44,14 @@ class RemoteLedger:
         """See `Ledger.hosts`."""
         return await self._ask("hosts", version, timeout)
 
+    async def view(self, what: str) -> dict[str, Any]:
+        """See `Ledger.view`."""
+        return await self._ask("view", what)
+
+    async def remove_host(self, key: str, name: str) -> dict[str, Any]:
+        """See `Ledger.remove_host`."""
+        return await self._ask("remove_host", key, name)
+
     async def known(self, backend: str) -> frozenset[Run]:
         """See `Ledger.known`."""
         return await self._ask("known", backend)

@@ -12,6 +12,7 @@ import typer.core
 import typer.main
 
 from raysched.cli import (
+    cluster_commands,
     job_commands,
     mig_commands,
     store_commands,
@@ -46,6 +47,7 @@ PANELS: dict[str, list[Callable[..., Any] | typer.Typer]] = {
         system_commands.doctor,
         system_commands.drain,
         vm_commands.app,
+        cluster_commands.app,
         store_commands.app,
         system_commands.schema,
         usage_commands.grafana,

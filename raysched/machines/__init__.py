@@ -1,0 +1,1 @@
+"""Machines made on demand, by Ray's own cluster launcher, and used as hosts behind SSH."""

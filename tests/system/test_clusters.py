@@ -1,0 +1,170 @@
+"""Machines made on demand: a system that makes hosts with Ray's own cluster launcher, over real sshds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from cloud import REGION, Cloud, cloud
+from running import System, wait_until
+from ssh_hosts import HostWorld, world
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[HostWorld]:
+    with world() as made:
+        yield made
+
+
+@pytest.fixture(scope="module", name="cloud")
+def _cloud() -> Iterator[Cloud]:
+    with cloud() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def system(_ray: None, hosts: HostWorld, cloud: Cloud) -> Iterator[System]:
+    """It has no host at first."""
+    running = System("1xA30")
+    running.env |= {**cloud.env, "HOME": str(hosts.home)}
+    running.env.pop("SSH_AUTH_SOCK", None)
+    try:
+        running.up()
+        yield running
+    finally:
+        running.close()
+
+
+def _ended(system: System, job: str) -> dict[str, Any]:
+    def ended() -> dict[str, Any] | None:
+        (found,) = system.client().job(job)
+        return found if found["state"] in ("succeeded", "failed", "cancelled") else None
+
+    return wait_until(ended, f"{job} has ended")
+
+
+def _until(system: System, job: str, state: str) -> None:
+    wait_until(lambda: system.client().job(job)[0]["state"] == state, f"{job} is {state}")
+
+
+@pytest.fixture
+def submit(system: System) -> Iterator[Callable[..., str]]:
+    """Submits jobs, which are ended after the test."""
+    jobs: list[str] = []
+
+    def submit(entrypoint: Any, gpu_type: str | None = None, **fields: Any) -> str:
+        resources = {"gpus": 1, "gpu_type": gpu_type} if gpu_type else {"gpus": 0}
+        resources |= fields.pop("resources", {})
+        jobs.append(system.submit("over-ssh", entrypoint, resources=resources, **fields))
+        return jobs[-1]
+
+    yield submit
+    for job in jobs:
+        system.client().cancel(job)
+    for job in jobs:
+        _ended(system, job)
+
+
+def _cluster_file(system: System, hosts: HostWorld, name: str, **fields: Any) -> str:
+    """The file of a cluster whose machines have an L4 each."""
+    own = {"python": "/usr/bin/python3", "simulate": "1xL4", "cpus": 4}
+    auth = {"ssh_user": "user", "ssh_private_key": str(hosts.key)}
+    path = system.folder / f"{name}.yaml"
+    path.write_text(json.dumps({"cluster_name": name, "auth": auth, "raysched": own, **fields}))
+    return str(path)
+
+
+def _given(hosts: HostWorld, *names: str) -> dict[str, Any]:
+    """Ray's provider for machines that are there."""
+    for name in names:
+        hosts.add(name, alone=True)
+    first, *others = (hosts.hosts[name].address for name in names)
+    return {"type": "local", "head_ip": first, "worker_ips": others}
+
+
+def _machines(system: System, name: str) -> dict[str, str]:
+    """The hosts of a cluster and their states."""
+    clusters = system.json("cluster", "status", check=False)["clusters"]
+    (found,) = [each for each in clusters if each["name"] == name]
+    return {each["host"]: each["state"] for each in found["machines"]}
+
+
+def test_a_cluster_goes_up_after_a_crash_in_the_middle_runs_jobs_and_leaves_nothing(
+    system: System, hosts: HostWorld, submit: Callable[..., str]
+) -> None:
+    """Ray's local provider. `cluster up` is killed while the machines are being set up."""
+    go = hosts.folder / "go"
+    file = _cluster_file(
+        system,
+        hosts,
+        "lab",
+        provider=_given(hosts, "delta", "epsilon"),
+        setup_commands=[f"test -e {go} || sleep 600", "echo set up >> ~/marks"],
+    )
+    first = system.begin("cluster", "up", file)
+    wait_until(lambda: len(hosts.processes("sleep", "600", "test -e")) >= 2, "both are being set up")
+    first.kill()
+    first.communicate()
+    assert set(_machines(system, "lab").values()) == {"made"}
+    go.touch()
+    (made,) = system.json("cluster", "up", file)["clusters"]
+    assert [each["state"] for each in made["machines"]] == ["ready", "ready"]
+    assert system.cli("cluster", "up", file).stdout.count("ready") == 2  # again does no harm
+    for name in ("delta", "epsilon"):
+        marks = hosts.hosts[name].folder / "homes" / "user" / "marks"
+        assert marks.read_text() == "set up\n"
+
+    job = submit("hostname; exec sleep 4712", "L4")
+    _until(system, job, "running")
+    refused = system.cli("cluster", "down", "lab", check=False)
+    assert f"1 job runs on machines of lab ({job})" in refused.stderr
+    assert refused.returncode == 82
+    assert set(_machines(system, "lab").values()) == {"ready"}
+    assert system.json("cluster", "down", "lab", "--cancel") == {"cluster": "lab", "ended": 2}
+    assert _ended(system, job)["state"] == "cancelled"
+    assert {host["name"] for host in system.client().hosts()} == set()
+    assert not hosts.processes("sleep 4712")
+    assert system.cli("cluster", "status").stdout.startswith("no cluster")
+
+
+def test_machines_in_a_cloud_are_made_used_and_ended_when_idle(
+    system: System, hosts: HostWorld, cloud: Cloud, submit: Callable[..., str]
+) -> None:
+    """Ray's provider for AWS, and moto's EC2, whose machines have the addresses of hosts of ours."""
+    for name in ("zeta", "eta"):
+        hosts.add(name, alone=True)
+    subnet = cloud.subnet(f"{hosts.net}.0/24")
+
+    def type_of(name: str, size: str, **fields: Any) -> dict[str, Any]:
+        address = hosts.hosts[name].address
+        network = {"SubnetIds": [subnet], "PrivateIpAddress": address, "KeyName": "ours"}
+        return {"node_config": {"InstanceType": size, "ImageId": "ami-1", **network}, **fields}
+
+    head, worker = type_of("zeta", "m5.large"), type_of("eta", "g4dn.xlarge", min_workers=1)
+    head["node_config"]["IamInstanceProfile"] = cloud.profile("ours")
+    provider = {"type": "aws", "region": REGION, "availability_zone": f"{REGION}a", "use_internal_ips": True}
+    fields = {
+        "provider": provider,
+        "max_workers": 1,
+        "head_node_type": "head",
+        "available_node_types": {"head": head, "gpu": worker},
+    }
+    file = _cluster_file(system, hosts, "gpus", **fields)
+    (made,) = system.json("cluster", "up", file)["clusters"]
+    assert {each["type"]: each["state"] for each in made["machines"]} == {"head": "ready", "gpu": "ready"}
+    assert cloud.machines() == {"running": 2}
+    job = submit("hostname", "L4")
+    assert _ended(system, job)["exit_code"] == 0
+
+    file = _cluster_file(system, hosts, "gpus", idle_timeout_minutes=0.02, **fields)
+    system.cli("cluster", "up", file)
+    assert cloud.machines() == {"running": 2}, "none is made that is there"
+    wait_until(lambda: cloud.machines() == {"terminated": 2}, "the idle ones are ended", 120)
+    wait_until(lambda: {host["name"] for host in system.client().hosts()} == set(), "they are no hosts")
+    assert cloud.groups() == {"ray-autoscaler-gpus"}
+    assert system.json("cluster", "down", "gpus") == {"cluster": "gpus", "ended": 0}
+    assert cloud.groups() == set()
