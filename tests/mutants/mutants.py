@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from elsewhere import ELSEWHERE
+from mutant import Mutant
 
 SHARING = ("tests/core/test_sharing.py", "tests/core/test_turns.py")
 JOBS = ("tests/core/test_jobs.py",)
@@ -20,17 +21,6 @@ RUNNER = (
     "tests/backends/test_runner.py::test_a_second_runner_of_a_run_does_nothing",
 )
 BOOK = ("tests/store/test_book.py",)
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """`old`, a text that is exactly once in `file` of the package, becomes `new`; `tests` have to fail."""
-
-    name: str
-    file: str
-    old: str
-    new: str
-    tests: tuple[str, ...]
 
 
 CAPACITY = (
@@ -684,4 +674,4 @@ USE = (
     ),
 )
 
-MUTANTS = (*CAPACITY, *SHARES, *MIG_RULES, *LAYOUT_RULES, *LIFE, *STORE, *RUNS, *USE)
+MUTANTS = (*CAPACITY, *SHARES, *MIG_RULES, *LAYOUT_RULES, *LIFE, *STORE, *RUNS, *USE, *ELSEWHERE)
