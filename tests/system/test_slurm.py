@@ -134,6 +134,7 @@ def test_a_plan_shows_what_would_be_sent(site: SlurmSite, beside: System) -> Non
     plans = beside.client().plan([asked], script=True)
     assert site.jobs() == before
     assert [plan["script"] is not None for plan in plans] == [True, False, False]
+    assert "id" not in plans[0], "an id of a plan is nothing to come back to"
     site.run("sh", "-c", plans[0]["script"].replace("sbatch ", "sbatch --hold ", 1))
     (line,) = [line for line in site.jobs("%i %K %l %b %k") if "it's" in line]
     id, tasks, limit, gres, comment = line.split(" ", 4)
