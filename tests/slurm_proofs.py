@@ -32,6 +32,7 @@ from raysched.core.work import Launch, Order, Run, Seen
 CPU = Demand("", "", 0, 1, False, 1, 0, 0)
 COMMAND = "sleep 1; exit $((RAYSCHED_ARRAY_INDEX % 7))"
 LIMIT_S = 900.0
+"""How long nothing may end."""
 
 
 def launches(group: str, count: int, entrypoint: str, attempt: int = 1) -> list[Launch]:
@@ -239,7 +240,10 @@ async def all_attempts(backend: SlurmBackend, count: int, mark: str) -> tuple[di
             task = starting.get(run)
             if run not in seen and (task is None or task.done()):
                 starting[run] = asyncio.create_task(backend.start(launch))
-        ends.update({run: each for run, each in seen.items() if each.state not in ("queued", "running")})
+        new = {run: each for run, each in seen.items() if each.state not in ("queued", "running")}
+        if new.keys() - ends.keys():
+            deadline = time.monotonic() + LIMIT_S
+        ends.update(new)
         assert time.monotonic() < deadline, [each for each in seen.values() if each.run not in ends][:5]
         await backend.changed(1.0)
     await jobs
