@@ -10,17 +10,18 @@ unexport PYTHONDONTWRITEBYTECODE
 # Another environment that is active in this shell is none of our business.
 unexport VIRTUAL_ENV
 
-.PHONY: help demo test torture mutants check format bench clean venv
+.PHONY: help demo test torture mutants check format kube-tools bench clean venv
 
 help:
-	@echo "make demo     eight trainings share a GPU (a simulated one, where there is none)"
-	@echo "make test     style, types and tests"
-	@echo "make torture  the long proofs: 10,000 crashes, random lives beside a model, broken rules"
-	@echo "make mutants  one broken rule of the core at a time, to see that the tests notice"
-	@echo "make check    style and types only"
-	@echo "make format   puts the style right"
-	@echo "make bench    the speed of decorated calls, against plain Ray tasks"
-	@echo "make clean    deletes .venv and all caches"
+	@echo "make demo        eight trainings share a GPU (a simulated one, where there is none)"
+	@echo "make test        style, types and tests"
+	@echo "make torture     the long proofs: 10,000 crashes, random lives beside a model, broken rules"
+	@echo "make mutants     one broken rule of the core at a time, to see that the tests notice"
+	@echo "make check       style and types only"
+	@echo "make format      puts the style right"
+	@echo "make kube-tools  a real Kubernetes for the tests: built once, in about seven minutes"
+	@echo "make bench       the speed of decorated calls, against plain Ray tasks"
+	@echo "make clean       deletes .venv and all caches"
 
 demo: .venv/demo
 	@$(BIN)/python examples/demo.py
@@ -42,6 +43,9 @@ check: .venv/dev
 format: .venv/dev
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
+
+kube-tools:
+	@tests/kube_tools.sh
 
 bench: .venv/dev
 	@$(BIN)/python benchmarks/decorator.py

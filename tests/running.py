@@ -184,6 +184,25 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def free_ports(count: int) -> int:
+    """The first of so many free ports of the loopback, below those that Linux gives out."""
+    start = 20_000 + os.getpid() * 16 % 10_000
+    for first in [*range(start, 30_000, count), *range(20_000, start, count)]:
+        if all(is_free(port) for port in range(first, first + count)):
+            return first
+    raise AssertionError("no free ports")
+
+
+def is_free(port: int) -> bool:
+    """Whether nobody listens on a port of the loopback."""
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
 def wait_until(true: Callable[[], Any], what: str, seconds: float = 120) -> Any:
     """What `true` returns as soon as that is something. Fails after the time."""
     deadline = time.monotonic() + seconds

@@ -29,7 +29,7 @@ from raysched.backends.slurm.script import Defaults
 from raysched.core.site import NOWHERE, Demand
 from raysched.core.work import Launch, Order, Run, Seen
 
-CPU = Demand("", "", 0, 1, False, 1, 0, 0)
+CPU = Demand("", "", 0, 1, False, 10_000, 0, 0)
 COMMAND = "sleep 1; exit $((RAYSCHED_ARRAY_INDEX % 7))"
 LIMIT_S = 900.0
 """How long nothing may end."""

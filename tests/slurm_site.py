@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from engines import need
-from running import wait_until
+from running import free_ports, is_free, wait_until
 
 INSTALL = "apt-get install --no-install-recommends slurm-wlm slurm-wlm-basic-plugins munge"
 REST = "apt-get install --no-install-recommends slurmrestd"
@@ -91,7 +91,7 @@ class SlurmSite:
         need(all(map(_program, ("slurmctld", "slurmd", "munged"))), INSTALL)
         self.folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
         self.folder.chmod(0o755)  # munge wants no folder above it that others can't enter
-        self.port = _free_ports(PORTS)
+        self.port = free_ports(PORTS)
         self.env = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH"))},
             "SLURM_CONF": str(self.folder / "slurm.conf"),
@@ -192,7 +192,7 @@ class SlurmSite:
                 stdin=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )
-            wait_until(lambda: not _is_free(self.port + PORTS - 1), "slurmrestd listens", 60)
+            wait_until(lambda: not is_free(self.port + PORTS - 1), "slurmrestd listens", 60)
         return f"http://127.0.0.1:{self.port + PORTS - 1}"
 
     def token(self) -> str:
@@ -275,21 +275,3 @@ def _device(path: Path) -> None:
         os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(195, int(path.name.removeprefix("nvidia"))))
     except PermissionError:
         path.symlink_to("/dev/null")
-
-
-def _free_ports(count: int) -> int:
-    """The first of so many free ports of the loopback, below those that Linux gives out."""
-    start = 20_000 + os.getpid() * 16 % 10_000
-    for first in [*range(start, 30_000, count), *range(20_000, start, count)]:
-        if all(_is_free(port) for port in range(first, first + count)):
-            return first
-    raise AssertionError("no free ports")
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True

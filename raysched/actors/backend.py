@@ -14,6 +14,7 @@ from raysched.backends.base import Backend, Draining, EngineRefused, Mirroring, 
 from raysched.backends.reconciler import Reconciler
 from raysched.backends.slurm.controller import Controller, Unanswered
 from raysched.core.work import Launch, Run
+from raysched.errors import Unreachable
 from raysched.machines.keeper import Keeper
 
 
@@ -50,7 +51,7 @@ class BackendActor:
         try:
             await self.backend.drain(node, on, reason)
             await self.ledger.tell(await self.backend.mirror())
-        except (EngineRefused, Unanswered) as error:
+        except (EngineRefused, Unanswered, Unreachable) as error:
             return str(error)
         return ""
 
@@ -76,6 +77,8 @@ def _open(name: str, settings: Settings, ledger: RemoteLedger) -> Backend:
         return VMBackend(folder / "runs", settings.environment, settings.packages, hosts)
     if name == "slurm":
         return _open_slurm(settings, ledger)
+    if name == "k8s":
+        return _open_kube(settings, ledger)
     from raysched.backends.ray.backend import RayBackend
 
     return RayBackend(settings.packages, ledger.nodes)
@@ -122,3 +125,21 @@ def _controller(site: SlurmSite, environment: Mapping[str, str]) -> Controller:
         )
 
     return RestController(site.rest, token, environment)
+
+
+def _open_kube(settings: Settings, ledger: RemoteLedger) -> Backend:
+    from raysched.backends.kube.backend import KubeBackend
+    from raysched.backends.kube.cluster import Access, Cluster
+
+    site = settings.k8s
+    assert site is not None, "no Kubernetes cluster is configured"
+    folder = Path(settings.folder)
+    return KubeBackend(
+        Cluster(Access(site.kubeconfig, site.context, site.namespace, settings.environment)),
+        system_id(folder),
+        settings.packages,
+        folder / "runs-k8s",
+        image=site.image,
+        patience=site.patience,
+        nodes=ledger.nodes,
+    )

@@ -27,6 +27,17 @@ class SlurmSite:
 
 
 @dataclass(frozen=True, slots=True)
+class KubeSite:
+    """How a Kubernetes cluster is reached and used: the fields of `backends: {k8s: ...}`; times in ms."""
+
+    kubeconfig: str | None = None
+    context: str | None = None
+    namespace: str | None = None
+    image: str | None = None
+    patience: int = 600_000
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """`folder` is the state folder; `environment` the variables of the shell that ran `up`, from which jobs
     get theirs; `simulate` describes the made-up GPUs of the head node, None for real ones; `store` is the
@@ -50,6 +61,7 @@ class Settings:
     """The machines behind SSH that the configuration names."""
     store: str | None = field(default=None, repr=False)  # it may hold a password
     slurm: SlurmSite | None = None
+    k8s: KubeSite | None = None
 
     @property
     def on_nodes(self) -> tuple[str, ...]:
@@ -59,7 +71,7 @@ class Settings:
     @property
     def sites(self) -> tuple[str, ...]:
         """The backends whose nodes have a scheduler of their own."""
-        return tuple(name for name in self.backends if name == "slurm")
+        return tuple(name for name in self.backends if name in ("slurm", "k8s"))
 
     @property
     def journal(self) -> str:

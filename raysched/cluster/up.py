@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import secrets
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from raysched.actors.settings import Settings, SlurmSite
+from raysched.actors.settings import KubeSite, Settings, SlurmSite
 from raysched.backends import runner
 from raysched.client import Client
 from raysched.cluster import home as homes
@@ -90,10 +91,32 @@ def _plan(home: Path, config: Config, simulate: str | None, address: str | None,
         environment=dict(os.environ) | {"RAYSCHED_HOME": str(home)},
         hosts=tuple(compile_host(spec) for spec in config.backends.vm.hosts),
         store=config.store.url,
-        backends=("ray", "vm") if config.backends.slurm is None else ("ray", "vm", "slurm"),
+        backends=("ray", "vm", *_sites(config)),
         slurm=_slurm(config),
+        k8s=_k8s(config),
     )
     return Plan(home, settings, _token(home), ray, before, _count(simulate))
+
+
+def _sites(config: Config) -> Iterator[str]:
+    """The backends beside Ray's and this machine's own."""
+    if config.backends.slurm is not None:
+        yield "slurm"
+    if config.backends.k8s is not None:
+        yield "k8s"
+
+
+def _k8s(config: Config) -> KubeSite | None:
+    site = config.backends.k8s
+    if site is None:
+        return None
+    return KubeSite(
+        kubeconfig=site.kubeconfig,
+        context=site.context,
+        namespace=site.namespace,
+        image=site.image,
+        patience=site.pull_timeout,
+    )
 
 
 def _slurm(config: Config) -> SlurmSite | None:

@@ -6,6 +6,7 @@ from raysched.core import site
 from raysched.core.node import GPU, Node
 from raysched.core.placement import (
     NOTHING_KEPT,
+    demand,
     emptied,
     has_host_room,
     lack,
@@ -50,7 +51,7 @@ def impossible(state: State, request: Request) -> str:
 def _no_site(there: site.Site, request: Request) -> str:
     """Why the site can never give it, as it was asked."""
     try:
-        site.demand(there, ways(request)[-1])
+        demand(there, ways(request)[-1])
     except site.Unfit as unfit:
         return str(unfit)
     return f"asks for {asks(request)}, and the site has none"

@@ -40,7 +40,8 @@ class GPUInfo:
     not be used (an XID error, failed row remapping); empty: it is healthy. `pci` is its address on the PCI
     bus and `capability` its CUDA compute capability, such as `8.0`; empty: not known. `links` are the ways
     to the node's other GPUs, where they are known. `parts`: into how many equal parts a site gives it out, 0:
-    only whole; a site's GPU has the memory 0 where nobody knows it."""
+    only whole; a site's GPU has the memory 0 where nobody knows it. `resource` is the name under which
+    Kubernetes gives it out."""
 
     uuid: str
     index: int
@@ -55,6 +56,7 @@ class GPUInfo:
     capability: str = ""
     links: tuple[Link, ...] = ()
     parts: int = 0
+    resource: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from functools import lru_cache
 from itertools import count
 from typing import Literal, NamedTuple
 
-from raysched.core import cuts, site
+from raysched.core import cuts, pods, site
 from raysched.core.isolation import mechanism
 from raysched.core.lease import Place, Slice
 from raysched.core.mig import DAEMON, Cut, Layout, Profile
@@ -137,9 +137,14 @@ def site_of(state: State, backend: str) -> site.Site | None:
 def asked(there: site.Site, request: Request) -> site.Demand | None:
     """What a request asks of a site, or None where that can never give it."""
     try:
-        return site.demand(there, request)
+        return demand(there, request)
     except site.Unfit:
         return None
+
+
+def demand(there: site.Site, request: Request) -> site.Demand:
+    """What a request asks of a site, in its own words. Raises site.Unfit."""
+    return pods.demand(there, request) if there.pods else site.demand(there, request)
 
 
 def open_nodes(state: State, backend: str, request: Request) -> list[Node]:

@@ -38,8 +38,9 @@ Device = tuple[Kind, str, int, int]
 @dataclass(frozen=True, slots=True)
 class Demand:
     """What a job asks of a site: `count` devices or parts (`kind`; none: no GPU) of the site's type `type`
-    (empty: any) on each of `nodes` nodes, or (`together`) on all of them together. `cpus` are whole cores and
-    `memory` MiB on each node, 0: what the site gives. It then holds `share` of each GPU."""
+    (empty: any) on each of `nodes` nodes, or (`together`) on all of them together. `cpus` are ten-thousandths
+    of a core and `memory` MiB on each node, 0: what the site gives. It then holds `share` of each GPU.
+    `resource` is the name under which Kubernetes gives the devices out."""
 
     kind: Kind
     type: str
@@ -49,6 +50,7 @@ class Demand:
     cpus: int
     memory: int
     share: int
+    resource: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,6 +59,11 @@ class Site:
     this one holds."""
 
     nodes: tuple[NodeInfo, ...]
+
+    @property
+    def pods(self) -> bool:
+        """Whether it is a Kubernetes cluster, which runs pods (`core/pods.py`)."""
+        return any(node.containers for node in self.nodes)
 
 
 class Unfit(Exception):
@@ -111,7 +118,6 @@ def _counted(request: Request, kind: Kind, model: str, share: int, parts: int, h
     have = sorted(have, reverse=True)
     wanted = request.gpus
     nodes = request.nodes or _fewest(have, wanted)
-    cpus = -(-request.cpus // WHOLE)
     each, rest = divmod(wanted, nodes or 1)
     together = rest > 0 or (request.nodes is None and nodes > 1 and have[nodes - 1] < each)
     few = not nodes or len(have) < nodes
@@ -121,7 +127,7 @@ def _counted(request: Request, kind: Kind, model: str, share: int, parts: int, h
         raise Unfit(f"gpus: asks for {asks(request)}, and {where} {most} such GPU{'s' * (most != 1)}")
     count = wanted if together else each
     units = count * parts if kind else 0
-    return Demand(kind, model, units, nodes, together, cpus, request.host_memory, share)
+    return Demand(kind, model, units, nodes, together, request.cpus, request.host_memory, share)
 
 
 def _fewest(have: list[int], wanted: int) -> int:
@@ -240,10 +246,18 @@ def worded(demand: Demand, request: Request) -> str:
     """What is asked of the site, as a plan says it: `2 x a100 on each of 2 nodes`."""
     if not demand.kind:
         return "CPUs and memory only" + (f", {demand.nodes} nodes" if demand.nodes > 1 else "")
+    if demand.resource:
+        kind = f" ({demand.type})" if demand.type else ""
+        many = f", in each of {demand.nodes} pods" if demand.nodes > 1 else ""
+        return f"{demand.count} x {demand.resource}{kind}{_held(demand, request)}{many}"
     what = f"{demand.kind}:{demand.type}:{demand.count}" if demand.type else f"{demand.kind}:{demand.count}"
     where = f" on each of {demand.nodes} nodes" if demand.nodes > 1 else ""
     if demand.together:
         where = f" on {demand.nodes} nodes together"
+    return f"{what}{where}{_held(demand, request)}"
+
+
+def _held(demand: Demand, request: Request) -> str:
     asked = request.share if request.sharing in ("fraction", "mps") else None
     more = asked is not None and demand.share != asked
-    return f"{what}{where}{f', {number(demand.share)} of the GPU is held' if more else ''}"
+    return f", {number(demand.share)} of the GPU is held" if more else ""

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
@@ -14,6 +14,7 @@ from raysched.errors import ConfigError, FileMissing, Problem
 from raysched.specs.document import Document, read_file, read_yaml
 from raysched.specs.fields import Contradiction, Fields, problems_of
 from raysched.specs.inventory import HostSpec
+from raysched.specs.k8s import K8sBackend
 from raysched.specs.problems import listing, quoted
 from raysched.specs.simulation import Simulation
 from raysched.specs.slurm import SlurmBackend
@@ -22,7 +23,6 @@ from raysched.specs.values import Duration, Text, WholeNumber, filled
 _RAY_ADDRESS = re.compile(r"auto|[^\s/:]+:[0-9]{1,5}|\[[0-9A-Fa-f:]+\]:[0-9]{1,5}")
 _STORE = re.compile(r"sqlite:////[^?]+|postgres(ql)?(\+psycopg)?://[^/]*/[^/?]+(\?.*)?")
 _PASSWORD = re.compile(r"(://[^/@]*?):[^/@]*@")
-_NOT_YET = {"k8s": "the k8s backend is not in this version: remove it"}
 
 SHORTEST_SILENCE = 15_000
 SHORTEST_SAMPLE = 1_000
@@ -117,11 +117,10 @@ class VMBackend(Fields):
 class Backends(Fields):
     """What launches work."""
 
-    misplaced: ClassVar[Mapping[str, str]] = _NOT_YET
-
     ray: Section[RayBackend] = Field(default=RayBackend(), description="The Ray cluster.")
     vm: Section[VMBackend] = Field(default=VMBackend(), description="This machine and others.")
     slurm: SlurmBackend | None = Field(default=None, description="A Slurm site; null: none.")
+    k8s: K8sBackend | None = Field(default=None, description="A Kubernetes cluster; null: none.")
 
 
 class Watchdog(Fields):

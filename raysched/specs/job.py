@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -10,12 +10,12 @@ from pydantic import BeforeValidator, Field, StrictBool, ValidationError
 
 from raysched.errors import Problem, SpecError
 from raysched.specs.document import Document, read_file, read_yaml
-from raysched.specs.fields import Fields, problems_of
+from raysched.specs.fields import Contradiction, Fields, problems_of
+from raysched.specs.k8s import K8sOptions
 from raysched.specs.problems import listing
 from raysched.specs.resources import Resources
 from raysched.specs.slurm import SlurmOptions
 from raysched.specs.values import (
-    AnyMapping,
     Duration,
     Entrypoint,
     Env,
@@ -91,7 +91,9 @@ class JobSpec(Fields):
         default=0, ge=0, description="How often it is started again after a failure."
     )
     ray: Runner = Field(default=RunnerOptions(), description="For the ray backend only.")
-    k8s: AnyMapping = Field(default_factory=dict, description="For the k8s backend only.")
+    k8s: Annotated[K8sOptions, BeforeValidator(filled)] = Field(
+        default=K8sOptions(), description="For the k8s backend only."
+    )
     slurm: Annotated[SlurmOptions, BeforeValidator(filled)] = Field(
         default=SlurmOptions(), description="For the slurm backend only."
     )
@@ -100,7 +102,15 @@ class JobSpec(Fields):
     @property
     def grace(self) -> int:
         """Milliseconds between SIGTERM and SIGKILL."""
-        return {"ray": self.ray, "slurm": self.slurm}.get(self.backend, self.vm).grace
+        return {"ray": self.ray, "slurm": self.slurm, "k8s": self.k8s}.get(self.backend, self.vm).grace
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        """Only Kubernetes has secrets to refer to."""
+        for name, value in self.env.items():
+            if value.startswith("secret:") and self.backend != "k8s":
+                yield Contradiction(
+                    ("env",), f"{name} refers to a Secret of Kubernetes, which needs `backend: k8s`"
+                )
 
     def as_json(self) -> dict[str, Any]:
         """The job with all its fields as JSON values, from which `check_job` makes an equal one."""

@@ -25,6 +25,9 @@ _MIG_PROFILE = re.compile(r"[0-9]+g\.[0-9]+gb([+-][a-z.]+)*")
 _MIG_BEFORE = re.compile(r"^(nvidia\.com/)?mig[ -]+")
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@+-]{0,511}")
 _VARIABLE = re.compile(r"[^=\x00]+")
+SECRET = re.compile(r"secret:(?P<name>[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?)/(?P<key>[A-Za-z0-9._-]{1,253})")
+"""A variable whose value is in a Secret of a Kubernetes cluster: `secret:NAME/KEY`."""
+
 _DEVICES = ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
 
 
@@ -123,8 +126,8 @@ def _variable_value(value: object) -> str:
     if value is None:
         raise ValueError("has no value: write '' for an empty text")
     text = parse_text(value)
-    if text.startswith("secret:"):
-        raise ValueError("refers to a secret, and this version has no store of secrets: set the value itself")
+    if text.startswith("secret:") and not SECRET.fullmatch(text):
+        raise ValueError("must be secret:NAME/KEY, the Secret of Kubernetes and the key in it")
     return text
 
 

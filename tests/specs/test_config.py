@@ -84,7 +84,8 @@ def test_a_file_that_was_named_must_be_there(tmp_path: Path) -> None:
             "backends: {slurm: {folder: /a, gpu_memory: {a100: 80}}}\n",
             "1: backends.slurm.gpu_memory.a100: ",
         ),
-        ("backends:\n  k8s: {}\n", "2: backends.k8s: the k8s backend is not in this version"),
+        ("backends:\n  k8s: {kubeconfig: a/b}\n", "2: backends.k8s.kubeconfig: 'a/b' must start with /"),
+        ("backends:\n  k8s: {namespace: My_Own}\n", "2: backends.k8s.namespace: 'My_Own' is no name"),
         ("backends: {vm: {host: []}}\n", "1: backends.vm.host: is no field here; did you mean hosts?"),
         ("backends: {vm: {hosts: [{}]}}\n", "1: backends.vm.hosts[0].name: is missing"),
         (

@@ -347,9 +347,48 @@ def test_what_an_engine_would_take_for_something_else_is_no_image(image: str) ->
     assert "is no name of an image" in complaint(f"entrypoint: a\nimage: {image}\n")
 
 
-def test_backends_of_a_later_version_are_read() -> None:
-    """Whether one is configured, the ledger knows; what is theirs may say anything."""
-    assert load("entrypoint: a\nbackend: k8s\nk8s: {any: [thing, {a: 1}]}\n").backend == "k8s"
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("{any: thing}", "k8s.any: is no field here"),
+        ("{service_account: a b}", "k8s.service_account: 'a b' is no name of Kubernetes"),
+        ("{node_selector: {a: b c}}", "k8s.node_selector.a: 'b c' can't be the value of a label"),
+        ("{labels: {raysched.io/system: x}}", "is set by raysched or by Kubernetes"),
+        ("{labels: {job-name: x}}", "is set by raysched or by Kubernetes"),
+        ("{tolerations: [a]}", "k8s.tolerations: must be a list of tolerations"),
+        ("{pod: {restartPolicy: Always}}", "k8s.pod.restartPolicy: is set by raysched"),
+        ("{pod: {containers: [{name: other}]}}", "k8s.pod.containers[0].name: must be main"),
+        ("{pod: {containers: [{name: main, image: a}]}}", "k8s.pod.containers[0].image: is set by raysched"),
+        (
+            "{pod: {containers: [{name: main, env: [{name: NVIDIA_VISIBLE_DEVICES, value: all}]}]}}",
+            "k8s.pod.containers[0].env[0].name: NVIDIA_VISIBLE_DEVICES is set by raysched",
+        ),
+        (
+            "{pod: {containers: [{name: main, resources: {limits: {nvidia.com/gpu: 8}}}]}}",
+            "k8s.pod.containers[0].resources.limits.nvidia.com/gpu: is set by raysched",
+        ),
+        (
+            "{pod: {containers: [{name: main, volumeMounts: [{name: a, mountPath: /raysched/work}]}]}}",
+            "k8s.pod.containers[0].volumeMounts[0].mountPath: /raysched is raysched's own",
+        ),
+        (
+            "{pod: {volumes: [{name: raysched-work}]}}",
+            "k8s.pod.volumes[0].name: is a name that raysched uses",
+        ),
+    ],
+)
+def test_what_is_said_to_kubernetes_is_checked(words: str, message: str) -> None:
+    """Case kubernetes-05: what raysched sets is refused with its path."""
+    assert message in complaint(f"entrypoint: a\nbackend: k8s\nk8s: {words}\n")
+
+
+def test_a_variable_may_refer_to_a_secret_of_kubernetes() -> None:
+    job = load("entrypoint: a\nbackend: k8s\nenv: {TOKEN: secret:hub/token}\n")
+    assert job.env == {"TOKEN": "secret:hub/token"}
+    assert "env: TOKEN refers to a Secret of Kubernetes" in complaint(
+        "entrypoint: a\nenv: {TOKEN: secret:hub/x}\n"
+    )
+    assert "must be secret:NAME/KEY" in complaint("entrypoint: a\nbackend: k8s\nenv: {TOKEN: secret:hub}\n")
 
 
 @pytest.mark.parametrize(

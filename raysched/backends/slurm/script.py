@@ -10,6 +10,7 @@ from typing import Any
 
 from raysched.backends.slurm.controller import Batch
 from raysched.backends.slurm.records import Job
+from raysched.core.request import WHOLE
 from raysched.core.work import Launch, Order, Run
 
 MINUTE = 60_000
@@ -127,7 +128,7 @@ def _resources(order: Order) -> tuple[str, ...]:
     demand = order.demand
     options = [f"--nodes={demand.nodes}", "--ntasks-per-node=1"]
     if demand.cpus:
-        options.append(f"--cpus-per-task={demand.cpus}")
+        options.append(f"--cpus-per-task={-(-demand.cpus // WHOLE)}")
     if demand.memory:
         options.append(f"--mem={demand.memory}M")
     if demand.kind:

@@ -1,0 +1,283 @@
+"""What a launch is in Kubernetes' words: a Job, and a Service where its pods have to find each other. Pure:
+the same launch always is the same manifest. What users wrote is a value in it and nothing else, but for
+labels, annotations and the overlay, which can only add (`overlay.py`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from raysched.backends.base import EngineRefused
+from raysched.backends.kube.names import NAME, files_name, labels, name_of
+from raysched.backends.kube.overlay import laid_over
+from raysched.core.request import WHOLE
+from raysched.core.site import Demand, profile_of
+from raysched.core.work import Launch, Order
+from raysched.specs.k8s import MAIN
+from raysched.specs.units import parse_duration
+from raysched.specs.values import SECRET
+
+GPU = "nvidia.com/gpu"
+PRODUCT = "nvidia.com/gpu.product"
+"""The node label with the name of its GPUs."""
+WORK = "/raysched/work"
+"""The working directory of a job."""
+FILES = "/raysched/files"
+RANK = "metadata.labels['batch.kubernetes.io/job-completion-index']"
+"""Where a pod of a Job is told its rank."""
+UNPACK = f"cat {FILES}/part-* | tar -xzf - -C {WORK}"
+
+Manifest = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where manifests go: the namespace (None: the one that is current), the mark of this raysched, and the
+    image of jobs that name none."""
+
+    namespace: str | None
+    system: str
+    image: str | None = None
+
+
+def manifests(launch: Launch, target: Target, parts: int = 0) -> list[Manifest]:
+    """The objects to make for a launch, in order; `parts` is the number of ConfigMaps that its working
+    directory is in. Raises EngineRefused where the spec contradicts itself."""
+    order = launch.order
+    assert order is not None, f"{launch.run} asks nothing of a cluster"
+    several = order.demand.nodes > 1
+    return [_job(launch, order, target, parts), *([_service(launch, target)] if several else [])]
+
+
+def _metadata(launch: Launch, target: Target) -> Manifest:
+    name = name_of(launch.run, target.system)
+    return {
+        "name": name,
+        **({"namespace": target.namespace} if target.namespace else {}),
+        "labels": labels(target.system, "run", name),
+        "annotations": _annotations(launch),
+    }
+
+
+def _annotations(launch: Launch) -> dict[str, str]:
+    return {NAME: str(launch.run), "raysched.io/lease": launch.lease, "raysched.io/job-name": launch.name}
+
+
+def _service(launch: Launch, target: Target) -> Manifest:
+    """By which the pods of a job find each other, also before all of them are ready."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": _metadata(launch, target),
+        "spec": {
+            "clusterIP": "None",
+            "publishNotReadyAddresses": True,
+            "selector": {"batch.kubernetes.io/job-name": name_of(launch.run, target.system)},
+        },
+    }
+
+
+def _job(launch: Launch, order: Order, target: Target, parts: int) -> Manifest:
+    """It is suspended until its record knows of it."""
+    pods = order.demand.nodes
+    indexed = {"completionMode": "Indexed"} if pods > 1 else {}
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": _metadata(launch, target),
+        "spec": {
+            "suspend": True,
+            "completions": pods,
+            "parallelism": pods,
+            **indexed,
+            # A pod that fails is never made again: the ledger decides about attempts.
+            "backoffLimit": 0,
+            "podReplacementPolicy": "Failed",
+            "podFailurePolicy": {
+                "rules": [
+                    {
+                        "action": "FailJob",
+                        "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
+                    },
+                    {
+                        "action": "FailJob",
+                        "onExitCodes": {"containerName": MAIN, "operator": "NotIn", "values": [0]},
+                    },
+                ]
+            },
+            "template": _template(launch, order, target, parts),
+        },
+    }
+
+
+def _template(launch: Launch, order: Order, target: Target, parts: int) -> Manifest:
+    options = dict(order.options)
+    metadata = _metadata(launch, target)
+    return {
+        "metadata": {
+            "labels": {**options.get("labels", {}), **metadata["labels"]},
+            "annotations": {**options.get("annotations", {}), **metadata["annotations"]},
+        },
+        "spec": laid_over(_pod(launch, order, target, parts), options.get("pod") or {}),
+    }
+
+
+def _pod(launch: Launch, order: Order, target: Target, parts: int) -> Manifest:
+    options = dict(order.options)
+    account = options.get("service_account")
+    pod: Manifest = {
+        "restartPolicy": "Never",
+        # Else the command is the first process of its pod, which no signal ends that it does not handle.
+        "shareProcessNamespace": True,
+        "terminationGracePeriodSeconds": seconds(parse_duration(options.get("grace") or "10s")),
+        "enableServiceLinks": False,
+        "automountServiceAccountToken": account is not None,
+        "containers": [_container(launch, order, target)],
+        "volumes": [{"name": "raysched-work", "emptyDir": {}}],
+    }
+    if account is not None:
+        pod["serviceAccountName"] = account
+    if order.limit is not None:
+        pod["activeDeadlineSeconds"] = seconds(order.limit)
+    if order.demand.nodes > 1:
+        pod["subdomain"] = name_of(launch.run, target.system)
+    if selector := _selector(order.demand, options.get("node_selector") or {}):
+        pod["nodeSelector"] = selector
+    if tolerations := _tolerations(order.demand, options.get("tolerations") or ()):
+        pod["tolerations"] = tolerations
+    if launch.package and parts:
+        pod["initContainers"] = [_unpacking(order.demand, pod["containers"][0])]
+        pod["volumes"].append(_files(launch.package, target, parts))
+    return pod
+
+
+def seconds(milliseconds: int) -> int:
+    """Whole seconds, rounded up."""
+    return -(-milliseconds // 1000)
+
+
+def _selector(demand: Demand, own: Mapping[str, str]) -> dict[str, str]:
+    if not demand.type:
+        return dict(own)
+    if PRODUCT in own:
+        raise EngineRefused(f"k8s.node_selector: {PRODUCT} is set from gpu_type: remove it", final=True)
+    return {**own, PRODUCT: product_of(demand)}
+
+
+def product_of(demand: Demand) -> str:
+    """What nodes with such a GPU are labelled. Where each kind of instance has a resource of its own, the
+    label names the whole GPU."""
+    profile = profile_of(demand.type)
+    if profile and demand.resource != GPU:
+        return demand.type[: -len(f"-MIG-{profile}")]
+    return demand.type
+
+
+def _tolerations(demand: Demand, own: Sequence[Mapping[str, Any]]) -> list[Manifest]:
+    """Nodes with GPUs are often closed for all else, by this taint."""
+    for_gpus: list[Manifest] = [{"key": GPU, "operator": "Exists"}] if demand.kind else []
+    return [*for_gpus, *(dict(toleration) for toleration in own)]
+
+
+# ---------------------------------------------------------------- containers
+
+
+def _container(launch: Launch, order: Order, target: Target) -> Manifest:
+    image = launch.image or target.image
+    if image is None:
+        raise EngineRefused(
+            "image: names none, and neither does backends.k8s.image in raysched.yaml: name one", final=True
+        )
+    return {
+        "name": MAIN,
+        "image": image,
+        **_command(launch.entrypoint),
+        "workingDir": WORK,
+        "env": _variables(launch, order, target),
+        "resources": _resources(order.demand),
+        "volumeMounts": [{"name": "raysched-work", "mountPath": WORK}],
+        # A container that says nothing of its end says its last lines.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+    }
+
+
+def _command(entrypoint: str | tuple[str, ...]) -> Manifest:
+    if isinstance(entrypoint, str):
+        return {"command": ["/bin/sh", "-c", "--", as_is(entrypoint)]}
+    return {"command": [as_is(word) for word in entrypoint]}
+
+
+def as_is(text: str) -> str:
+    """Text for Kubernetes, which puts in values of variables for `$(NAME)`, and takes `$$` for `$`."""
+    return text.replace("$", "$$")
+
+
+def _variables(launch: Launch, order: Order, target: Target) -> list[Manifest]:
+    own = dict(launch.env)
+    own.update(RAYSCHED_LEASE=launch.lease, RAYSCHED_RUN=str(launch.run))
+    found = {name: _variable(name, value) for name, value in own.items()}
+    if order.demand.nodes > 1:
+        found.update(_rank_variables(order, name_of(launch.run, target.system)))
+    return [found[name] for name in sorted(found)]
+
+
+def _variable(name: str, value: str) -> Manifest:
+    if secret := SECRET.fullmatch(value):
+        return {"name": name, "valueFrom": {"secretKeyRef": {"name": secret["name"], "key": secret["key"]}}}
+    return {"name": name, "value": as_is(value)}
+
+
+def _rank_variables(order: Order, name: str) -> dict[str, Manifest]:
+    """Variables that tell the pods of one job apart. Their template is one, so that each can only have what
+    all have, or its own number."""
+    first, *others = (dict(rank) for rank in order.ranks)
+    found: dict[str, Manifest] = {}
+    for variable, value in first.items():
+        if all(other[variable] == value for other in others):
+            address = re.sub("@([0-9]+)@", lambda rank: f"{name}-{rank[1]}.{name}", value)
+            found[variable] = {"name": variable, "value": as_is(address)}
+        else:
+            found[variable] = {"name": variable, "valueFrom": {"fieldRef": {"fieldPath": RANK}}}
+    return found
+
+
+def _resources(demand: Demand) -> Manifest:
+    requests: dict[str, str] = {}
+    limits: dict[str, str] = {}
+    if demand.cpus:
+        requests["cpu"] = f"{-(-demand.cpus * 1000 // WHOLE)}m"
+    if demand.memory:
+        requests["memory"] = limits["memory"] = f"{demand.memory}Mi"
+    if demand.kind:
+        limits[demand.resource or GPU] = str(demand.count)
+    return {kind: asked for kind, asked in (("requests", requests), ("limits", limits)) if asked}
+
+
+def _unpacking(demand: Demand, main: Manifest) -> Manifest:
+    """Unpacks the working directory before the command starts, in the same image."""
+    return {
+        "name": "raysched-files",
+        "image": main["image"],
+        "command": ["/bin/sh", "-c", UNPACK],
+        "resources": _resources(Demand("", "", 0, 1, False, demand.cpus, demand.memory, 0)),
+        "volumeMounts": [
+            {"name": "raysched-work", "mountPath": WORK},
+            {"name": "raysched-files", "mountPath": FILES, "readOnly": True},
+        ],
+    }
+
+
+def _files(digest: str, target: Target, parts: int) -> Manifest:
+    sources = [
+        {
+            "configMap": {
+                "name": files_name(digest, target.system, part),
+                "items": [{"key": "part", "path": f"part-{part:03}"}],
+            }
+        }
+        for part in range(parts)
+    ]
+    return {"name": "raysched-files", "projected": {"sources": sources}}

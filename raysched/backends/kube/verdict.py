@@ -1,0 +1,184 @@
+"""What is to be said of a run, from its record, its Job and its pods. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from raysched.backends.kube import reasons
+from raysched.backends.kube.moments import moment
+from raysched.backends.kube.records import Record
+from raysched.core.work import Seen
+
+TOLD_TO_END = 128 + 15
+"""The exit code of what was ended and left none."""
+
+Object = dict[str, Any]
+
+_CODE = re.compile(r"failed with exit code (\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """`seen`: what the run is now, None where its Job still has to be made. `end`: how it ended, once it has
+    and none of its pods goes on any more. `early`: its Job is not over, and has to be deleted for that."""
+
+    seen: Seen | None
+    end: Seen | None = None
+    early: bool = False
+
+
+def verdict(
+    record: Record,
+    job: Object | None,
+    pods: Sequence[Object],
+    *,
+    nodes: Sequence[Object] = (),
+    not_made: str = "",
+    patience: int,
+    now: int,
+) -> Verdict:
+    """`pods` are those of the Job, also those that are gone, as they were last seen; `not_made` is why there
+    are none, `nodes` are the cluster's. A pod that waits for what may never come does so for at most
+    `patience` ms."""
+    if record.end is not None:
+        return Verdict(record.end)
+    before = _now(record, job, pods, not_made, nodes)
+    if record.due is not None:
+        return Verdict(before, record.due)
+    if job is None:
+        return _without_job(record, pods, before)
+    if job["spec"].get("suspend"):
+        return _suspended(record, job, pods, before)
+    if (ended := _finished(record, job, pods)) is not None:
+        return Verdict(before, ended)
+    if (late := _stuck(record, pods, patience, now)) is not None:
+        return Verdict(before, late, early=True)
+    return Verdict(before)
+
+
+def fresh(job: Object) -> bool:
+    """Whether a Job was never let go, so that nothing of it can have run."""
+    return job["metadata"].get("generation", 1) == 1 and bool(job["spec"].get("suspend"))
+
+
+def _without_job(record: Record, pods: Sequence[Object], before: Seen) -> Verdict:
+    if record.stop:
+        return Verdict(before, _stopped(record, pods))
+    if record.job:
+        lost = Seen(record.run, "lost", _started(pods), None, None, reasons.DELETED)
+        return Verdict(before, lost)
+    return Verdict(None)
+
+
+def _suspended(record: Record, job: Object, pods: Sequence[Object], before: Seen) -> Verdict:
+    if record.stop:
+        return Verdict(before, _stopped(record, pods))
+    if fresh(job):
+        return Verdict(None)
+    taken = Seen(record.run, "taken", _started(pods), None, None, reasons.SUSPENDED)
+    return Verdict(before, taken, early=True)
+
+
+def _now(
+    record: Record, job: Object | None, pods: Sequence[Object], not_made: str, nodes: Sequence[Object]
+) -> Seen:
+    """What it is as long as it has not ended."""
+    started = _started(pods)
+    if started is not None:
+        return Seen(record.run, "running", started)
+    if pods:
+        # Of several pods the one that is furthest behind says most.
+        first = min(pods, key=lambda pod: (bool(pod["spec"].get("nodeName")), pod["metadata"]["name"]))
+        return Seen(record.run, "queued", reason=reasons.waits(first, nodes))
+    waits = "is being handed to Kubernetes" if job is None else "waits in Kubernetes"
+    return Seen(record.run, "queued", reason=not_made or waits)
+
+
+def _started(pods: Sequence[Object]) -> int | None:
+    """When the first of the commands began."""
+    begun = [at for pod in pods for one in _mains(pod) if (at := _began(one)) is not None]
+    return min(begun, default=None)
+
+
+def _mains(pod: Object) -> list[Object]:
+    return [one.get("state", {}) for one in pod["status"].get("containerStatuses") or []]
+
+
+def _began(state: Object) -> int | None:
+    running = state.get("running") or state.get("terminated") or {}
+    return moment(running.get("startedAt"))
+
+
+def _stopped(record: Record, pods: Sequence[Object]) -> Seen:
+    """How a run ended that was told to."""
+    codes = [code for pod in pods if (code := _code(pod)) is not None]
+    code = next((code for code in codes if code), 0 if codes else TOLD_TO_END)
+    return Seen(record.run, "exited", _started(pods), _over(pods), code)
+
+
+def _code(pod: Object) -> int | None:
+    ended = [state["terminated"] for state in _mains(pod) if state.get("terminated")]
+    return ended[0]["exitCode"] if ended else None
+
+
+def _over(pods: Sequence[Object]) -> int | None:
+    """When the last of the commands ended."""
+    ends = [
+        state["terminated"].get("finishedAt")
+        for pod in pods
+        for state in _mains(pod)
+        if "terminated" in state
+    ]
+    return max((at for end in ends if (at := moment(end)) is not None), default=None)
+
+
+def _finished(record: Record, job: Object, pods: Sequence[Object]) -> Seen | None:
+    """How a Job ended that Kubernetes says is over."""
+    done = reasons.condition(job, "Complete")
+    if done is not None and done["status"] == "True":
+        ended = _over(pods) or moment(job["status"].get("completionTime"))
+        return Seen(record.run, "exited", _started(pods), ended, 0)
+    broken = reasons.condition(job, "Failed")
+    if broken is None or broken["status"] != "True":
+        return None
+    for pod in pods:
+        if not record.stop and (why := reasons.disrupted(pod)):
+            return Seen(record.run, "taken", _started(pods), _over(pods), None, why)
+    if record.stop:
+        return _stopped(record, pods)
+    failures = sorted((pod for pod in pods if pod["status"].get("phase") == "Failed"), key=_end_of)
+    code, why = reasons.failed(failures[0]) if failures else (None, "")
+    if code is not None or why:
+        state = "lost" if code is None else "exited"
+        return Seen(record.run, state, _started(pods), _over(pods), code, why)
+    return _by_job(record, job, pods)
+
+
+def _end_of(pod: Object) -> tuple[bool, int, str]:
+    """Those that failed by themselves come before those that were ended for it."""
+    return "deletionTimestamp" in pod["metadata"], _over([pod]) or 0, pod["metadata"]["name"]
+
+
+def _by_job(record: Record, job: Object, pods: Sequence[Object]) -> Seen:
+    """How it failed by what the Job says alone, where its pods were gone before anybody looked."""
+    said = reasons.of_job(job)
+    if "DisruptionTarget" in said:
+        why = f"Kubernetes took it away: {said}"
+        return Seen(record.run, "taken", _started(pods), None, None, why)
+    found = _CODE.search(said)
+    if found:
+        return Seen(record.run, "exited", _started(pods), _over(pods), int(found[1]))
+    return Seen(record.run, "lost", _started(pods), _over(pods), None, said)
+
+
+def _stuck(record: Record, pods: Sequence[Object], patience: int, now: int) -> Seen | None:
+    """The end of a run that waited too long for what may never come."""
+    for pod in pods:
+        since = moment(pod["metadata"]["creationTimestamp"]) or now
+        if reasons.stuck(pod) and now - since >= patience:
+            why = f"{reasons.waits(pod)}; after {patience // 1000} s raysched gave it up"
+            return Seen(record.run, "lost", None, None, None, why)
+    return None

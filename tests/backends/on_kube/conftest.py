@@ -1,0 +1,60 @@
+"""One control plane for all tests of this folder."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from kube_cluster import KubeCluster
+from orders import NAMESPACE, KubeHands
+
+from raysched.backends.base import Backend
+from raysched.backends.kube.backend import KubeBackend
+from raysched.backends.kube.cluster import Access, Cluster
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[KubeCluster]:
+    """A running control plane with one node, which tests share: leave no other node and no job behind."""
+    running = KubeCluster()
+    try:
+        running.add_node("plain")
+        running.add_namespace(NAMESPACE)
+        yield running
+    finally:
+        running.close()
+
+
+@pytest.fixture
+def packages(tmp_path: Path) -> Path:
+    """Where packed working directories lie."""
+    path = tmp_path / "packages"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def access(cluster: KubeCluster) -> Access:
+    """How the control plane is reached."""
+    return Access(str(cluster.kubeconfig), namespace=NAMESPACE)
+
+
+@pytest.fixture
+def make(access: Access, packages: Path, tmp_path: Path) -> Callable[..., Backend]:
+    """Makes the backend of a raysched that no other test has."""
+    system = uuid.uuid4().hex[:12]
+
+    def make(by: Cluster | None = None) -> Backend:
+        return KubeBackend(by or Cluster(access), system, packages, tmp_path / "runs", patience=4_000)
+
+    return make
+
+
+@pytest.fixture
+def hands(make: Callable[[], Backend], cluster: KubeCluster) -> Iterator[KubeHands]:
+    """The backend."""
+    hands = KubeHands(make, cluster)
+    yield hands
+    hands.close()

@@ -1,0 +1,85 @@
+"""Launches that ask something of a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from kube_cluster import KubeCluster
+
+from raysched.backends.base import Backend
+from raysched.core.environment import rank_variables
+from raysched.core.site import NOWHERE, Demand
+from raysched.core.work import Launch, Order, Run
+from raysched.testing.conformance import LIMIT, Hands, new_launch
+
+NOTHING = Demand("", "", 0, 1, False, 0, 0, 0)
+IMAGE = "docker.io/library/busybox:1"
+NAMESPACE = "work"
+"""Where jobs of tests run."""
+
+
+def ordered(launch: Launch, *, limit: int | None = None, image: str | None = IMAGE, **fields: Any) -> Launch:
+    """A launch that asks for these fields of a demand; what is none is said to Kubernetes alone."""
+    names = Demand.__slots__
+    demand = replace(NOTHING, **{name: value for name, value in fields.items() if name in names})
+    options = tuple((name, value) for name, value in fields.items() if name not in names)
+    addresses = [f"@{rank}@" for rank in range(demand.nodes)]
+    ranks = tuple(tuple(rank_variables(rank, addresses, 1234, 1).items()) for rank in range(demand.nodes))
+    order = Order(demand, limit, options, ranks if demand.nodes > 1 else ())
+    return replace(launch, image=image, order=order)
+
+
+class KubeHands(Hands):
+    """A k8s backend in the hands of a test. Old backends go on beside the new one, as if they did not know
+    that they are dead."""
+
+    def __init__(self, make: Callable[[], Backend], cluster: KubeCluster) -> None:
+        super().__init__(make, NOWHERE)
+        self.cluster = cluster
+        self._former: list[Backend] = []
+
+    def restart(self) -> None:
+        self._former.append(self.backend)
+        super().restart()
+
+    def close(self) -> None:
+        for former in self._former:
+            self.do(former.close())
+        self.do(self._closed())
+        super().close()
+
+    async def _closed(self) -> None:
+        """Let the last backend's connections be gone when it is closed: a loop that is closed at once would
+        leave them open."""
+        close, loop = self.backend.close, asyncio.get_running_loop()
+
+        async def close_all() -> None:
+            await close()
+            limit = loop.time() + LIMIT
+            while len(loop._selector.get_map()) > 1:  # type: ignore[attr-defined]  # one wakes the loop itself
+                assert loop.time() < limit, "connections are left open"
+                await asyncio.sleep(0.01)
+
+        self.backend.close = close_all  # type: ignore[method-assign]
+
+    def pods(self, run: Run) -> list[Any]:
+        """The pods of a run."""
+        found = self.cluster.pods(NAMESPACE)
+        return [pod for pod in found if pod["metadata"]["annotations"]["raysched.io/run"] == str(run)]
+
+    def until_pod(self, run: Run) -> Any:
+        """The one pod of a run, once it runs."""
+        self.until(run, "running")
+        (pod,) = self.pods(run)
+        return pod
+
+    def launch(
+        self,
+        entrypoint: str | Sequence[str],
+        env: Mapping[str, str] | None = None,
+        package: str | None = None,
+    ) -> Launch:
+        return ordered(new_launch(entrypoint, NOWHERE, env, package))

@@ -1,0 +1,152 @@
+"""A whole raysched with a real Kubernetes control plane: from the job file to Kubernetes' reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+from kube_cluster import KubeCluster
+from running import System, wait_until
+
+pytestmark = pytest.mark.ray
+
+GPU = "nvidia.com/gpu"
+A100 = {"nvidia.com/gpu.product": "NVIDIA-A100-SXM4-80GB", "nvidia.com/gpu.memory": "81920"}
+SPACE = "team-a"
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[KubeCluster]:
+    running = KubeCluster()
+    try:
+        running.add_namespace(SPACE)
+        running.add_node("gpu-1", {GPU: "2"}, A100)
+        running.add_node("cut-1", {GPU: "0", "nvidia.com/mig-1g.10gb": "7"}, A100)
+        yield running
+    finally:
+        running.close()
+
+
+@pytest.fixture(scope="module")
+def beside(cluster: KubeCluster, _ray: None) -> Iterator[System]:
+    """A system with that cluster: leave no job behind."""
+    running = System("1xA100-80GB")
+    config = running.folder / "raysched.yaml"
+    words = f"{{kubeconfig: {cluster.kubeconfig}, namespace: {SPACE}, image: busybox}}"
+    config.write_text(f"{config.read_text()}backends: {{k8s: {words}}}\n")
+    try:
+        running.up()
+        wait_until(lambda: {"gpu-1", "cut-1"} <= set(nodes(running)), "the cluster is there", 60)
+        yield running
+    finally:
+        running.close()
+
+
+def nodes(system: System) -> dict[str, Any]:
+    return {node["name"]: node for node in system.json("gpus")["nodes"]}
+
+
+def job(system: System, id: str) -> Any:
+    (found,) = system.client().job(id)
+    return found
+
+
+def ended(system: System, id: str) -> Any:
+    return wait_until(lambda: (one := job(system, id))["ended"] and one, f"{id} has ended", 60)
+
+
+def pods(cluster: KubeCluster, id: str, phase: str = "Running") -> list[Any]:
+    return [
+        pod
+        for pod in cluster.pods(SPACE)
+        if pod["metadata"]["annotations"]["raysched.io/run"].startswith(f"{id}.")
+        if pod["status"]["phase"] == phase
+    ]
+
+
+def pod(cluster: KubeCluster, id: str) -> Any:
+    return wait_until(lambda: pods(cluster, id), f"{id} runs", 60)[0]
+
+
+def test_jobs_run_where_kubernetes_puts_them(cluster: KubeCluster, beside: System) -> None:
+    """The ledger counts what they got, while they run and not after."""
+    wanted = {"whole": {"gpus": 2, "gpu_type": "A100"}, "slice": {"mig_profile": "1g.10gb"}}
+    ids = {
+        name: beside.submit(name, "sleep 600", backend="k8s", resources=what) for name, what in wanted.items()
+    }
+    limits = {
+        name: pod(cluster, id)["spec"]["containers"][0]["resources"]["limits"] for name, id in ids.items()
+    }
+    assert limits == {"whole": {GPU: "2"}, "slice": {"nvidia.com/mig-1g.10gb": "1"}}
+
+    def held() -> dict[str, int]:
+        shown = nodes(beside)
+        return {name: sum(gpu["share_used"] for gpu in shown[name]["gpus"]) for name in ("gpu-1", "cut-1")}
+
+    wait_until(lambda: held() == {"gpu-1": 20_000, "cut-1": 10_000}, "what is held is counted", 60)
+    cluster.end(pod(cluster, ids["whole"]), 3)
+    whole = ended(beside, ids["whole"])
+    assert (whole["state"], whole["exit_code"]) == ("failed", 3)
+    beside.cli("cancel", ids["slice"])
+    assert ended(beside, ids["slice"])["state"] == "cancelled"
+    wait_until(lambda: held() == {"gpu-1": 0, "cut-1": 0}, "all is free", 60)
+
+
+def test_a_taint_is_told_and_a_deleted_job_is_tried_again(cluster: KubeCluster, beside: System) -> None:
+    """Cases kubernetes-01 and kubernetes-02."""
+    taints = {"spec": {"taints": [{"key": "team", "value": "vision", "effect": "NoSchedule"}]}}
+    cluster.patch("/api/v1/nodes/gpu-1", taints)
+    id = beside.submit("taste", "true", backend="k8s", retries=1)
+    wait_until(
+        lambda: (
+            "taints that it does not tolerate: team=vision:NoSchedule" in beside.json("explain", id)["why"]
+        ),
+        "it is told",
+        60,
+    )
+    cluster.patch("/api/v1/nodes/gpu-1", {"spec": {"taints": []}})
+    for attempt in (1, 2):
+        name = pod(cluster, f"{id}.{attempt}")["metadata"]["labels"]["batch.kubernetes.io/job-name"]
+        wait_until(lambda: job(beside, id)["state"] == "running", "raysched knows that it runs", 60)
+        path = f"/apis/batch/v1/namespaces/{SPACE}/jobs/{name}"
+        cluster.call("DELETE", path, {"propagationPolicy": "Background"})
+    last = ended(beside, id)
+    assert last["state"] == "failed"
+    assert "its Job was deleted in Kubernetes, not by raysched" in last["reason"]
+    assert not pods(cluster, id)
+
+
+def test_the_manifest_of_a_plan_is_taken_by_the_api_server(cluster: KubeCluster, beside: System) -> None:
+    spec = {
+        "name": "plan me",
+        "entrypoint": "echo $HOME && true",
+        "backend": "k8s",
+        "resources": {"gpus": 1, "memory": "2GiB"},
+        "k8s": {"tolerations": [{"key": "team"}], "pod": {"hostNetwork": True}},
+    }
+    file = beside.folder / "plan" / "plan.yaml"
+    file.parent.mkdir()
+    file.write_text(yaml.safe_dump(spec))
+    (planned,) = beside.json("plan", "--script", str(file))["jobs"]
+    (made,) = yaml.safe_load_all(planned["script"])
+    assert made["metadata"]["namespace"] == SPACE
+    path = f"/apis/batch/v1/namespaces/{SPACE}/jobs?dryRun=All&fieldValidation=Strict"
+    taken = cluster.call("POST", path, made)["spec"]["template"]["spec"]
+    assert taken["containers"][0]["resources"]["limits"] == {GPU: "1", "memory": "2Gi"}
+    assert taken["hostNetwork"] is True
+
+
+def test_what_the_cluster_can_never_give_is_refused_before(cluster: KubeCluster, beside: System) -> None:
+    before = cluster.jobs(SPACE)
+    spec = {"name": "a", "entrypoint": "true", "working_dir": None, "backend": "k8s"}
+    for resources, reason in (
+        ({"gpus": 3}, "the cluster has 2 such GPUs, 2 on one node at most"),
+        ({"gpu_fraction": 0.5}, "no GPU of the cluster is shared"),
+        ({"mig_profile": "2g.20gb"}, "the cluster has 1g.10gb"),
+    ):
+        (planned,) = beside.client().plan([{**spec, "resources": resources}])
+        assert planned["outcome"] == "refused"
+        assert reason in planned["why"]
+    assert cluster.jobs(SPACE) == before
