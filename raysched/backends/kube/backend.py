@@ -334,6 +334,7 @@ class KubeBackend:
         told = await self._cluster.patch(
             self._at("configmaps", record.name), {"data": {"end": end_text(end)}}
         )
+        self._records.put(told)
         for pod in pods:
             self._pods.departed.pop(pod["metadata"]["name"], None)
         return True
