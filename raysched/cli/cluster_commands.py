@@ -66,8 +66,9 @@ def status(as_json: AsJson = False) -> int:
     from raysched.machines import record
     from raysched.machines.launcher import Launcher
 
-    home, client = state_folder(), _client()
+    home = state_folder()
     clusters = [record.read(home, name) for name in record.names(home)]
+    client = _client() if clusters else None
     shown = [_shown(cluster, Launcher(cluster).found(), client) for cluster in clusters]
     return _answer(Output(as_json), shown, client)
 
@@ -82,7 +83,7 @@ def down(
 ) -> None:
     """End all machines of a cluster, and what was made around them.
 
-    While jobs run there this is refused, unless they are to be cancelled.
+    While jobs run there, or may do so as raysched is not up, this is refused without --cancel.
     """
     from rich.text import Text
 

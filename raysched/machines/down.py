@@ -34,11 +34,16 @@ class System(Hosts, Protocol):
 
 def down(home: Path, name: str, system: System | None, cancel: bool, tell: Callable[[str], None]) -> int:
     """End all machines of a cluster; how many there were. `system` is None where raysched is not up. Raises
-    Conflict where jobs run there, unless they are to be cancelled; then nothing was changed."""
+    Conflict where jobs run there, or may do so, unless they are to be cancelled; then nothing was changed."""
     with record.exclusive(home, name):
         cluster = record.read(home, name)
         launcher = Launcher(cluster)
         ids = [machine.id for machine in launcher.found()]
+        if system is None and ids and not cancel:
+            raise Conflict(
+                f"raysched is not up, and jobs may run on the machines of {name}: run `raysched up` first, "
+                "or end them with --cancel"
+            )
         if system is not None:
             names = {host_name(name, id) for id in ids} | set(cluster.hosts.values())
             _free(name, names, system, cancel, tell)

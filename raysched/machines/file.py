@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from raysched.errors import ConfigError, FileMissing
+from raysched.errors import ConfigError, FileMissing, SpecError
 from raysched.machines.record import Cluster
 from raysched.specs.inventory import check_host, parse_host_name
 
@@ -32,7 +32,7 @@ def load(path: Path) -> Cluster:
         raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
     try:
         return _cluster(content)
-    except ValueError as error:
+    except (ValueError, SpecError) as error:
         raise ConfigError(f"{path}: {error}") from None
 
 

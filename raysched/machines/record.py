@@ -37,7 +37,9 @@ class Cluster:
 
     def write(self, home: Path) -> Cluster:
         """Keep it in the state folder. Raises StorageError."""
-        write_private(_path(home, self.name), asdict(self))
+        path = _path(home, self.name)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_private(path, asdict(self))
         return self
 
     def without(self, machine: str) -> Cluster:
