@@ -38,6 +38,8 @@ MISSING_S = 30.0
 been restarted, and learns from the nodes what runs there."""
 ENDING_S = 15.0
 """How long Slurm may take to say how it ended what a signal ended."""
+REMEMBERED = 5000
+"""How many of its last cancels the backend remembers."""
 NODES_S = 10.0
 """Time between two questions about the nodes."""
 TAKEN = frozenset({"PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "LAUNCH_FAILED", "RECONFIG_FAIL", "REVOKED"})
@@ -88,6 +90,7 @@ class SlurmBackend:
         self._doubtful: dict[Run, float] = {}
         self._cancels: dict[Run, str | None] = {}
         self._cancelling: asyncio.Task[None] | None = None
+        self._cancelled: dict[str, str] = {}
         self._woken = asyncio.Event()
         self._pace = SOONEST_S
         self._last: list[Seen] = []
@@ -176,7 +179,7 @@ class SlurmBackend:
             if self._unsettled(job, ended) and not self._lasts(folder.run, ENDING_S):
                 self._listing.hurry()
                 return Seen(folder.run, "running", started)
-            taken, why = _why(job, _limit(folder))
+            taken, why = self._why(job, _limit(folder))
             if reason == TOLD_TO_END or (why and job is not None and job.over):
                 reason = why or TOLD_TO_END
                 folder.write_exit(code, started, reason, taken=taken)
@@ -198,7 +201,7 @@ class SlurmBackend:
             return running
         if not self._lasts(folder.run, MISSING_S if job is None else LAG_S):
             return running
-        taken, why = _why(job, _limit(folder))
+        taken, why = self._why(job, _limit(folder))
         return self._bury(folder, why or "its runner was killed", taken)
 
     def _waits(self, folder: Folder, job: Job | None) -> Seen | None:
@@ -215,9 +218,22 @@ class SlurmBackend:
             return Seen(folder.run, "queued", reason=self._unanswered() or _before(job))
         if not self._lasts(folder.run, LAG_S):
             return Seen(folder.run, "queued", reason=reasons.starting(job))
-        taken, why = _why(job, _limit(folder))
+        taken, why = self._why(job, _limit(folder))
         said = folder.said()
         return self._bury(folder, why or f"its script did not run{f': {said}' if said else ''}", taken)
+
+    def _why(self, job: Job | None, limit: int | None) -> tuple[bool, str]:
+        """Whether Slurm took a job away that may be started again, and the reason, where Slurm tells one."""
+        if job is None or job.pending or self._hit_by_mistake(job):
+            return True, LOST_BY_SLURM
+        return bool(job.states & TAKEN), reasons.ended(job, limit)
+
+    def _hit_by_mistake(self, job: Job) -> bool:
+        """Whether a cancel of ours that was meant for another job may have ended this one: scancel looks at
+        the name, then sends the id, and waits for a controller that is being restarted, which gives ids of
+        jobs that it lost to others."""
+        meant = self._cancelled.get(job.id)
+        return "CANCELLED" in job.states and meant is not None and meant != job.name
 
     def _unanswered(self) -> str:
         return f"Slurm does not answer: {self._listing.error}" if self._listing.error else ""
@@ -258,6 +274,9 @@ class SlurmBackend:
             for signal in dict.fromkeys(runs.values()):
                 of_it = [run for run, wanted in runs.items() if wanted == signal]
                 targets = [target for run in of_it for target in self._listing.cancels(run)]
+                self._cancelled.update((target.id, target.name) for target in targets)
+                for old in list(self._cancelled)[:-REMEMBERED]:
+                    del self._cancelled[old]
                 with suppress(Unanswered):
                     await self._controller.cancel(targets, signal)
         self._cancels.clear()
@@ -372,13 +391,6 @@ class SlurmBackend:
                 if str(run) == path.name and not path.name.startswith("."):
                     found.add(run)
         return found
-
-
-def _why(job: Job | None, limit: int | None) -> tuple[bool, str]:
-    """Whether Slurm took a job away that may be started again, and the reason, where Slurm tells one."""
-    if job is None or job.pending:
-        return True, LOST_BY_SLURM
-    return bool(job.states & TAKEN), reasons.ended(job, limit)
 
 
 def _before(job: Job) -> str:

@@ -205,6 +205,17 @@ def test_a_job_that_somebody_cancels_in_slurm_says_so(site: SlurmSite, hands: Or
     assert hands.until(waiting, "lost").reason == "cancelled in Slurm, not by raysched"
 
 
+def test_a_cancel_that_hit_another_job_costs_it_an_attempt_only(site: SlurmSite, hands: OrderedHands) -> None:
+    """A controller that lost a job gives its id to the next one, while scancel waits for it: seen in one of
+    17 kills. Here the backend has meant another job by that id."""
+    run = hands.start(hands.order("true", options=["--begin=now+1hour"]))
+    (id,) = [line.split()[0] for line in site.jobs() if line.split()[1].endswith(f"-{run}")]
+    backend: Any = hands.backend
+    backend._cancelled[id] = "rs-tag-another.1.0"
+    site.run("scancel", id)
+    assert hands.until(run, "taken").reason == "Slurm lost sight of it and ended it"
+
+
 def test_a_job_that_is_preempted_is_taken_and_not_failed(site: SlurmSite, hands: OrderedHands) -> None:
     """It may be started again, as another attempt."""
     everything = {"nodes": 2, "kind": "gpu", "type": "a100", "count": 2}
