@@ -54,6 +54,7 @@ def main(folder: str) -> int:
     ctypes.CDLL(None).prctl(runner.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     pid = os.fork()
     if pid == 0:
+        runner.become_runner()
         looked_after = runner.Runner(folder, command, output)
         looked_after.register()
         looked_after.run()

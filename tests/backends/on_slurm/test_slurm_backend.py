@@ -20,6 +20,7 @@ from raysched.backends.base import EngineRefused
 from raysched.backends.slurm.backend import SlurmBackend
 from raysched.backends.slurm.commands import CommandController
 from raysched.core.commands import NodeSeen, Outside, Placed
+from raysched.core.request import WHOLE
 from raysched.core.site import NOWHERE
 from raysched.core.work import Launch, Run
 
@@ -63,7 +64,9 @@ def test_a_job_gets_what_it_asked_for(site: SlurmSite, hands: OrderedHands) -> N
     ]
     show = "echo $CUDA_VISIBLE_DEVICES $SLURM_CPUS_ON_NODE; sleep 600"
     for name in names:
-        launch = hands.order(show, kind="gpu", type="a100", count=1, cpus=2, memory=1024, limit=600_000)
+        launch = hands.order(
+            show, kind="gpu", type="a100", count=1, cpus=2 * WHOLE, memory=1024, limit=600_000
+        )
         run = hands.start(replace(launch, name=name))
         assert hands.until_output(run, b"\n") in (b"0 2\n", b"1 2\n")
         settings = settings_of(site, run)
@@ -84,13 +87,13 @@ def test_a_long_script_arrives_byte_for_byte(hands: OrderedHands) -> None:
     assert output == f"{text}\n"
 
 
-def test_a_job_on_two_nodes_runs_once_on_each(hands: OrderedHands) -> None:
+def test_a_job_on_two_nodes_runs_once_on_each(hands: OrderedHands, tmp_path: Path) -> None:
     """With the variables of its rank; its code is that of the one that failed."""
+    begun = tmp_path / "begun"
     say = 'echo "$RAYSCHED_NODE_RANK of $RAYSCHED_NUM_NODES $SLURMD_NODENAME $MASTER_ADDR"'
-    others = "[ $RAYSCHED_NODE_RANK = 1 ] || sleep 600"  # srun ends it, by a signal
-    launch = hands.order(
-        f"{say}; {others}; exit $((5 * RAYSCHED_NODE_RANK))", nodes=2, kind="gpu", type="a100", count=1
-    )
+    first = f"[ $RAYSCHED_NODE_RANK = 1 ] || {{ touch {begun}; sleep 600; }}"  # srun ends it, by a signal
+    other = f"until [ -e {begun} ]; do sleep 0.05; done; exit 5"
+    launch = hands.order(f"{say}; {first}; {other}", nodes=2, kind="gpu", type="a100", count=1)
     run = hands.start(launch)
     assert hands.until(run, "exited").code == 5
     assert sorted(line for line in hands.output(run).decode().splitlines() if " of " in line) == [
@@ -162,7 +165,9 @@ def test_an_array_is_one_array_and_its_elements_are_jobs_of_their_own(
     site: SlurmSite, hands: OrderedHands
 ) -> None:
     """Case slurm-03: each has its own state, code and output; the end of one leaves the others."""
-    launches = elements(hands, "echo $RAYSCHED_ARRAY_INDEX; sleep 1; exit $RAYSCHED_ARRAY_INDEX", 10, cpus=8)
+    launches = elements(
+        hands, "echo $RAYSCHED_ARRAY_INDEX; sleep 1; exit $RAYSCHED_ARRAY_INDEX", 10, cpus=8 * WHOLE
+    )
     start_all(hands, launches)
     assert (
         len(

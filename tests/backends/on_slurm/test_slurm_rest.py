@@ -21,6 +21,7 @@ from raysched.backends.slurm import rest_words
 from raysched.backends.slurm.backend import SlurmBackend
 from raysched.backends.slurm.controller import Batch, Refused, Target, Unanswered
 from raysched.backends.slurm.rest import RestController, user_of
+from raysched.core.request import WHOLE
 from raysched.core.site import NOWHERE
 from raysched.core.work import Run
 
@@ -49,7 +50,7 @@ def test_a_job_gets_what_it_asked_for(site: SlurmSite, hands: OrderedHands) -> N
         kind="gpu",
         type="a100",
         count=1,
-        cpus=2,
+        cpus=2 * WHOLE,
         memory=1024,
         limit=600_000,
     )
