@@ -7,15 +7,12 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from running import System, wait_until
 
-from raysched.actors.settings import Settings
 from raysched.cluster import own_ray
-from raysched.cluster.up import Plan, _on_own_ray
 
 
 def test_ray_gets_an_interpreter_without_a_space_in_its_path(
@@ -42,10 +39,14 @@ def test_the_usual_ports_are_taken_all_or_none(monkeypatch: pytest.MonkeyPatch) 
         assert not set(usual.values()) & set(own_ray._free_ports(usual=True).values())
 
 
+def _gcs_port(system: System) -> int:
+    return int(json.loads((system.home / "up.json").read_text())["ray"].rpartition(":")[2])
+
+
 @pytest.fixture
 def taken(system: System, monkeypatch: pytest.MonkeyPatch) -> int:
     """The GCS port of another Ray, which is taken for a free one where the usual ports are wanted."""
-    port = int(json.loads((system.home / "up.json").read_text())["ray"].rpartition(":")[2])
+    port = _gcs_port(system)
     choose = own_ray._free_ports
     monkeypatch.setattr(
         own_ray, "_free_ports", lambda usual: choose(False) | ({"port": port} if usual else {})
@@ -72,21 +73,22 @@ def test_a_port_that_another_ray_took_is_noticed(
 
 
 @pytest.mark.ray
-@pytest.mark.filterwarnings("ignore:subprocess:ResourceWarning")  # what `up` starts goes on without it
 def test_up_tries_other_ports_where_another_ray_took_them(
-    system: System, make_system: Callable[..., System], taken: int, monkeypatch: pytest.MonkeyPatch
+    system: System, make_system: Callable[..., System]
 ) -> None:
     ours = make_system()
-    ours.home.mkdir()
-    for name, value in ours.env.items():
-        monkeypatch.setenv(name, value)
-    settings = Settings(str(ours.home), port=ours.port, simulate=ours.simulate, environment=ours.env)
-    plan = Plan(ours.home, settings, token="ours", ray=None, before=None, gpus=2)
-    with ExitStack() as undo:
-        answer = _on_own_ray(plan, undo)
-        assert not answer["ray"]["address"].endswith(f":{taken}")
-        assert ours.client().status()["nodes"] == 1
-    assert not ours.processes()
+    port = _gcs_port(system)
+    up = (
+        "import sys\n"
+        "from raysched.cli.main import main\n"
+        "from raysched.cluster import own_ray\n"
+        "choose = own_ray._free_ports\n"
+        f"own_ray._free_ports = lambda usual: choose(False) | ({{'port': {port}}} if usual else {{}})\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    answer = json.loads(ours.python("-c", up, "up", *ours.simulated, "--json").stdout)
+    assert not answer["ray"]["address"].endswith(f":{port}")
+    assert ours.client().status()["nodes"] == 1
     assert system.client().status()["nodes"] == 1
 
 
