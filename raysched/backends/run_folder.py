@@ -122,14 +122,7 @@ class RunFolder:
 
     def logs(self, offset: int, limit: int) -> bytes:
         """At most `limit` bytes of the output from `offset`."""
-        try:
-            with open(self.path / "output.log", "rb") as file:
-                if offset >= os.fstat(file.fileno()).st_size:
-                    return b""  # also where no file could be so long, which `seek` refuses
-                file.seek(offset)
-                return file.read(limit)
-        except FileNotFoundError:
-            return b""
+        return runner.page(str(self.path / "output.log"), offset, limit)
 
     def delete(self) -> None:
         """Delete the folder, unless the run goes on or is just being started."""

@@ -358,6 +358,18 @@ def reserve_exit(folder: str) -> None:
             os.fsync(file.fileno())
 
 
+def page(path: str, offset: int, limit: int) -> bytes:
+    """At most `limit` bytes of a file from `offset`; none where it is not there or not so long."""
+    try:
+        with open(path, "rb") as file:
+            if offset >= os.fstat(file.fileno()).st_size:
+                return b""  # also where no file could be so long, which `seek` refuses
+            file.seek(offset)
+            return file.read(limit)
+    except FileNotFoundError:
+        return b""
+
+
 def private(path: str, flags: int) -> int:
     """An opener for files that only their owner may read."""
     return os.open(path, flags, 0o600)

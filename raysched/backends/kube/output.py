@@ -14,6 +14,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
+from raysched.backends import runner
 from raysched.backends.kube.cluster import Answered, Cluster
 from raysched.backends.tasks import stop
 from raysched.core.work import Run
@@ -61,14 +62,7 @@ class Output:
 
     def read(self, run: Run, offset: int, limit: int) -> bytes:
         """At most `limit` bytes of a run's output from `offset`."""
-        try:
-            with open(self._file(run), "rb") as file:
-                if offset >= os.fstat(file.fileno()).st_size:
-                    return b""
-                file.seek(offset)
-                return file.read(limit)
-        except FileNotFoundError:
-            return b""
+        return runner.page(str(self._file(run)), offset, limit)
 
     def delete(self, run: Run) -> None:
         """Delete the files of a run."""

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -104,14 +103,7 @@ class Folder:
 
     def logs(self, offset: int, limit: int) -> bytes:
         """At most `limit` bytes of the output from `offset`."""
-        try:
-            with open(self.path / "output.log", "rb") as file:
-                if offset >= os.fstat(file.fileno()).st_size:
-                    return b""
-                file.seek(offset)
-                return file.read(limit)
-        except FileNotFoundError:
-            return b""
+        return runner.page(str(self.path / "output.log"), offset, limit)
 
     def said(self) -> str:
         """What the script wrote before the command began, in one line."""
