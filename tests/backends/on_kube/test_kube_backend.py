@@ -366,7 +366,7 @@ def test_a_server_says_so_where_it_forgot_a_version(hands: KubeHands, cluster: K
     backend: Any = hands.backend
 
     async def follow_old() -> None:
-        async for _ in backend._pods._follow("1"):
+        async for _ in backend._objects._pods._follow("1"):
             pass
 
     compact(cluster)
