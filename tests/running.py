@@ -123,6 +123,21 @@ class System:
     def _access(self) -> dict[str, str]:
         return json.loads((self.home / "gateway.json").read_text(encoding="utf-8"))
 
+    def wait_for_no_demands(self) -> None:
+        """Wait until nothing waits in Ray itself; prints what `ray status` says where something does."""
+        said = ""
+
+        def none() -> bool:
+            nonlocal said
+            said = self.ray("status").stdout
+            return "(no resource demands)" in said
+
+        try:
+            wait_until(none, "Ray waits for nothing")
+        except AssertionError:
+            print(said)
+            raise
+
     # ------------------------------------------------------------ its processes
 
     def processes(self, *words: str) -> dict[int, str]:

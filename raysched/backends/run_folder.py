@@ -93,6 +93,8 @@ class RunFolder:
     def seen(self) -> Seen | None:
         """What became of the run; None if it was not started. What a killed runner left behind is ended
         here, and the run is lost once that is gone."""
+        if not self.begun:  # asked first: a run that starts just now has no runner that died
+            return None
         # The exit is read again after the runner is found dead: it may have written it in between.
         return self._exit() or self._running() or self._exit() or self._bury()
 
@@ -210,7 +212,7 @@ class RunFolder:
 
     def _bury(self) -> Seen | None:
         """The end of a run whose runner is gone: end what is left, then write down that it is lost."""
-        if not self.begun:
+        if not self.begun:  # any more: its folder was deleted
             return None
         mark = self.runner
         started = mark.started if mark else None

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -23,6 +24,7 @@ from hypothesis import strategies as st
 
 from raysched.backends import runner
 from raysched.backends.base import EngineRefused
+from raysched.backends.run_folder import RunFolder
 from raysched.backends.runs import Runs
 from raysched.core.work import Launch, Run, Seen
 from raysched.testing.conformance import LIMIT, alive, new_launch
@@ -149,6 +151,26 @@ def test_a_run_runs_once_whenever_its_starter_is_killed(tmp_path: Path, runs: Ru
     wait_for(lambda: runs.start(launch, None) or look(runs, launch) is not None)
     ended(runs, launch)
     assert mark.read_text() == "started\n"
+
+
+def test_a_run_that_is_looked_at_while_it_starts_is_left_alone(runs: Runs) -> None:
+    """Its runner writes down who it is between any two steps of whoever looks."""
+    launches = [new_launch("sleep 0.1") for _ in range(20)]
+    for launch in launches:
+        folder(runs, launch).mkdir()
+        started = threading.Event()
+        onlooker = threading.Thread(target=look_on, args=(folder(runs, launch), launch.run, started))
+        onlooker.start()
+        runs.start(launch, None)
+        started.set()
+        onlooker.join()
+    assert [ended(runs, launch).code for launch in launches] == [0] * len(launches)
+
+
+def look_on(path: Path, run: Run, over: threading.Event) -> None:
+    """Look at a run again and again, each time as one who has just come."""
+    while not over.is_set():
+        RunFolder(path, run).seen()
 
 
 def test_a_command_that_can_not_join_its_group_does_not_run(runs: Runs, tmp_path: Path) -> None:

@@ -184,7 +184,7 @@ def test_what_fits_no_card_waits(start_driver: StartDriver, system: System, tmp_
     (waiting,) = queue()
     assert "0.6" in waiting["why"]
     assert "0.4" in str(system.client().explain(waiting["id"])["change"])
-    wait_until(lambda: "(no resource demands)" in system.ray("status").stdout, "Ray waits for nothing")
+    system.wait_for_no_demands()
     (tmp_path / "go").touch()
 
     @driver

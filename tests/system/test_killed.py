@@ -251,5 +251,5 @@ def test_killed_at_random_moments_nothing_runs_twice(faulty: System, tmp_path: P
         faulty.kill(f"ray::{victim}")
     wait_until(lambda: ended(faulty) >= set(ids), "all have ended", 200)
     assert Counter((tmp_path / "runs").read_text().split()) == Counter(ids)
-    jobs = [job for job in faulty.client().jobs() if job["id"] in ids]
-    assert not [job for job in jobs if job["state"] != "succeeded"]
+    jobs = [faulty.client().job(id)[0] for id in ids]
+    assert not [(job, faulty.client().explain(job["id"])) for job in jobs if job["state"] != "succeeded"]

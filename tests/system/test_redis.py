@@ -121,4 +121,4 @@ def test_killing_the_whole_head_loses_no_job(
     for id in [*running, ending, waiting]:
         assert (tmp_path / id).read_text() == "started\n"
         assert system.client().job(id)[0]["attempt"] == 1
-    wait_until(lambda: "(no resource demands)" in system.ray("status").stdout, "Ray waits for nothing")
+    system.wait_for_no_demands()
