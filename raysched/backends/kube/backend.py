@@ -17,6 +17,7 @@ from raysched.backends.kube.files import Files
 from raysched.backends.kube.mirror import Mirror
 from raysched.backends.kube.objects import Objects
 from raysched.backends.kube.output import Output
+from raysched.backends.kube.ray_verdict import ray_verdict
 from raysched.backends.kube.records import Record
 from raysched.backends.kube.sent import Sent
 from raysched.backends.kube.starts import Starts
@@ -124,13 +125,13 @@ class KubeBackend:
         return [*seen, *self._without_record({record.run for record in found.values()})]
 
     def _without_pods(self, found: Mapping[str, Record], pods: Mapping[str, list[Object]]) -> list[Object]:
-        """The Jobs of runs that go on and have no pod."""
-        jobs = self._objects.jobs()
-        return [
-            jobs[name]
+        """The Jobs of runs that go on and have no pod. Of a RayJob, KubeRay says why itself."""
+        waiting = [
+            self._objects.known_job(record)
             for name, record in found.items()
-            if name in jobs and record.end is None and not pods.get(name)
+            if record.end is None and not record.ray and not pods.get(name)
         ]
+        return [job for job in waiting if job is not None]
 
     def _without_record(self, found: Set[Run]) -> Iterator[Seen]:
         """Runs that were let go, and of which the cluster knows nothing any more."""
@@ -142,9 +143,10 @@ class KubeBackend:
                 yield lost
 
     def _judge(self, record: Record, pods: Sequence[Object]) -> Verdict:
-        return verdict(
+        judge = ray_verdict if record.ray else verdict
+        return judge(
             record,
-            self._objects.jobs().get(record.name),
+            self._objects.known_job(record),
             pods,
             nodes=self._mirror.nodes,
             not_made=self._events.why.get(record.name, ""),
@@ -184,9 +186,9 @@ class KubeBackend:
             await self._files.sweep(needed)
 
     async def _delete(self, record: Record) -> None:
-        await self._objects.delete_job(record.name)
+        await self._objects.delete_job(record.name, ray=record.ray)
         await self._objects.delete_record(record.name)
-        self._objects.drop_job(record.name)
+        self._objects.drop_job(record)
         self._sent.delete(record.run)
         await asyncio.to_thread(self._output.delete, record.run)
 

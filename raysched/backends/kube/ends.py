@@ -15,6 +15,7 @@ from raysched.backends.kube.manifest import seconds
 from raysched.backends.kube.names import name_of
 from raysched.backends.kube.objects import Objects, has_ended, is_over
 from raysched.backends.kube.output import Output
+from raysched.backends.kube.ray_verdict import of_role
 from raysched.backends.kube.records import Record, end_text
 from raysched.backends.kube.sent import Sent
 from raysched.backends.kube.verdict import TOLD_TO_END, Verdict, fresh
@@ -59,16 +60,16 @@ class Ends:
             return
         if not record.stop:
             record = await self._objects.write(record, stop="1")
-        job = await self._objects.job(record.name)
+        job = await self._objects.job(record)
         if job is None or is_over(job):
             return
         if fresh(job):
-            await self._objects.delete_job(record.name)
+            await self._objects.delete_job(record.name, ray=record.ray)
             return
         self._output.follow(run, self._objects.pods().get(record.name, []))
         # First no more pods, then the end of those that are there.
         with suppress(Answered):
-            await self._objects.suspend(record.name, True)
+            await self._objects.suspend(record)
         for pod in await self._objects.all_pods(record.name):
             if not has_ended(pod):
                 await self._objects.delete_pod(pod, seconds(int(grace * 1000)))
@@ -104,7 +105,9 @@ class Ends:
         if await self._objects.look_for_record(run):
             return True
         name = name_of(run, self._objects.system)
-        await self._objects.delete_job(name)
+        await self._objects.delete_job(name, ray=False)
+        if self._objects.knows_ray:
+            await self._objects.delete_job(name, ray=True)
         if not all(map(has_ended, await self._objects.all_pods(name))):
             return False
         self._sent.lose(Seen(run, "lost", reason=UNKNOWN))
@@ -112,7 +115,7 @@ class Ends:
 
     async def _concluded(self, record: Record) -> bool:
         """Whether it is written down how a run ended."""
-        job = await self._objects.job(record.name)
+        job = await self._objects.job(record)
         pods = await self._objects.all_pods(record.name)
         judged = self._judge(record, pods)
         if judged.end is None:
@@ -120,7 +123,10 @@ class Ends:
         if judged.early:
             await self._objects.write(record, due=end_text(judged.end))
         if job is not None and not is_over(job):
-            await self._objects.delete_job(record.name)
+            self._output.follow(record.run, pods)
+            await self._objects.delete_job(record.name, ray=record.ray)
+        elif record.ray:
+            await self._objects.delete_ray(record.name, submitter=_submits(pods))
         if not all(map(has_ended, pods)):
             return False
         await self._output.finish(record.run, pods)
@@ -130,3 +136,8 @@ class Ends:
         await self._objects.write(record, end=end_text(end))
         self._objects.forget_pods(record.name)
         return True
+
+
+def _submits(pods: Sequence[Object]) -> bool:
+    """Whether the submitter of a Ray job has not ended."""
+    return not all(map(has_ended, of_role(pods, "submitter")))

@@ -1,4 +1,5 @@
-"""What a launch is in Kubernetes' words: a Job, and a Service where its pods have to find each other. Pure:
+"""What a launch is in Kubernetes' words: a Job, and a Service where its pods have to find each other; or, for
+a Ray job, a RayJob (`ray_job.py`). Pure:
 the same launch always is the same manifest. What users wrote is a value in it and nothing else, but for
 labels, annotations and the overlay, which can only add (`overlay.py`).
 """
@@ -7,12 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from raysched.backends.base import EngineRefused
 from raysched.backends.kube.names import NAME, files_name, labels, name_of
 from raysched.backends.kube.overlay import laid_over
+from raysched.backends.kube.ray_job import ray_job
 from raysched.core.request import WHOLE
 from raysched.core.site import Demand, profile_of
 from raysched.core.work import Launch, Order
@@ -48,6 +50,8 @@ def manifests(launch: Launch, target: Target, parts: int = 0) -> list[Manifest]:
     directory is in. Raises EngineRefused where the spec contradicts itself."""
     order = launch.order
     assert order is not None, f"{launch.run} asks nothing of a cluster"
+    if dict(order.options).get("ray"):
+        return [_ray_job(launch, order, target, parts)]
     several = order.demand.nodes > 1
     return [_job(launch, order, target, parts), *([_service(launch, target)] if several else [])]
 
@@ -111,6 +115,14 @@ def _job(launch: Launch, order: Order, target: Target, parts: int) -> Manifest:
             "template": _template(launch, order, target, parts),
         },
     }
+
+
+def _ray_job(launch: Launch, order: Order, target: Target, parts: int) -> Manifest:
+    """Its pods are alike: no rank tells them apart, and Ray lets them find each other."""
+    demand = order.demand
+    each = replace(order, demand=replace(demand, nodes=1), ranks=())
+    template = _template(launch, each, target, parts)
+    return ray_job(_metadata(launch, target), template, launch.entrypoint, demand.nodes, demand.count)
 
 
 def _template(launch: Launch, order: Order, target: Target, parts: int) -> Manifest:

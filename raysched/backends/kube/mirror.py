@@ -10,7 +10,7 @@ from typing import Any
 
 from raysched.backends.kube.cluster import Answered, Cluster
 from raysched.backends.kube.manifest import GPU, PRODUCT
-from raysched.backends.kube.names import SYSTEM
+from raysched.backends.kube.names import ROLE, SYSTEM
 from raysched.backends.kube.quantities import cores, mebibytes
 from raysched.backends.kube.watching import Watch
 from raysched.core.commands import Command, NodeGone, NodeSeen, Outside, Placed
@@ -108,6 +108,7 @@ class Mirror:
     def _put(self, ours: Mapping[Run, Sequence[Object]], infos: Mapping[str, NodeInfo]) -> Iterator[Placed]:
         """Where our leases are. Kubernetes does not tell which GPU of a node a pod has: each gets one that no
         other pod of ours has, and keeps it."""
+        ours = {run: [pod for pod in pods if _computes(pod)] for run, pods in ours.items()}
         running = {
             pod["metadata"]["uid"]: pod
             for pods in ours.values()
@@ -142,6 +143,11 @@ class Mirror:
         ]
         cpus = sum(cores(one.get("cpu", "0")) for one in asked)
         return Place(info.name, tuple(slices), cpus, sum(mebibytes(one.get("memory", "0")) for one in asked))
+
+
+def _computes(pod: Object) -> bool:
+    """Whether a pod does the work of a job, and not only submits it."""
+    return pod["metadata"]["labels"].get(ROLE) != "submitter"
 
 
 def share_of(gpu: GPUInfo) -> int:

@@ -15,8 +15,13 @@ NAME = "raysched.io/run"
 """The label by which the objects of one run are found, and the annotation with the run itself."""
 PART = "raysched.io/part"
 """The label that says what an object is for: `run`, `record` or `files`."""
-SLUG = 30
-"""Characters of a job's id in a name: with what Kubernetes puts behind it, it has to stay below 63."""
+ROLE = "raysched.io/role"
+"""The label of a Ray job's pods: `head`, `worker` or `submitter`."""
+LET_GO = "raysched.io/let-go"
+"""The annotation of a Job that raysched let go: one that is suspended after that was so by somebody else."""
+SLUG = 28
+"""Characters of a job's id in a name: with what Kubernetes puts behind it, it has to stay below 63, and a
+RayJob's may have 47."""
 
 
 def name_of(run: Run, system: str) -> str:

@@ -1,5 +1,6 @@
 """Our objects in the cluster: the records, Jobs and pods of runs, each kind kept up to date by a watch, which
-is told of what we change ourselves before it hears of it.
+is told of what we change ourselves before it hears of it. A Job is one of Kubernetes or, of a Ray job, a
+RayJob of KubeRay.
 """
 
 from __future__ import annotations
@@ -9,10 +10,13 @@ from collections.abc import Callable
 from typing import Any
 
 from raysched.backends.kube.cluster import Answered, Cluster, Object
-from raysched.backends.kube.names import NAME, PART, SYSTEM, name_of
+from raysched.backends.kube.names import LET_GO, NAME, PART, SYSTEM, name_of
 from raysched.backends.kube.records import Record, new_record, read
 from raysched.backends.kube.watching import Watch
 from raysched.core.work import Run
+
+GROUPS = {"jobs": "/apis/batch/v1", "rayjobs": "/apis/ray.io/v1", "rayclusters": "/apis/ray.io/v1"}
+"""Where the API server has the kinds that are not its oldest."""
 
 
 class Objects:
@@ -30,22 +34,27 @@ class Objects:
 
         self._records = watch("configmaps", records)
         self._jobs = watch("jobs", ours)
+        self._ray_jobs = watch("rayjobs", ours, optional=True)
         self._pods = watch("pods", ours, keep_departed=True)
         self._read: dict[str, tuple[str, Record]] = {}
 
     async def ready(self) -> None:
         """Return once all of them are known. Raises Unreachable."""
         await self.cluster.open()
-        await asyncio.gather(*(watch.ready() for watch in (self._records, self._jobs, self._pods)))
+        await asyncio.gather(*(watch.ready() for watch in self._watches))
 
     async def close(self) -> None:
         """Watch no more."""
-        for watch in (self._records, self._jobs, self._pods):
+        for watch in self._watches:
             await watch.close()
+
+    @property
+    def _watches(self) -> tuple[Watch, ...]:
+        return (self._records, self._jobs, self._ray_jobs, self._pods)
 
     def at(self, kind: str, name: str = "") -> str:
         """The path of our objects of a kind, or of one of them."""
-        group = {"jobs": "/apis/batch/v1"}.get(kind, "/api/v1")
+        group = GROUPS.get(kind, "/api/v1")
         path = f"{group}/namespaces/{self.cluster.namespace}/{kind}"
         return f"{path}/{name}" if name else path
 
@@ -105,41 +114,73 @@ class Objects:
 
     # ------------------------------------------------------------ Jobs
 
-    def jobs(self) -> dict[str, Object]:
-        """All Jobs by name, as far as the watch has told."""
-        return self._jobs.objects
+    def known_job(self, record: Record) -> Object | None:
+        """The Job of a run, as far as the watch has told."""
+        return self._jobs_of(record).objects.get(record.name)
 
-    async def job(self, name: str) -> Object | None:
-        """The Job of this name as it is now."""
-        job = await self.cluster.get(self.at("jobs", name))
+    @property
+    def knows_ray(self) -> bool:
+        """Whether the cluster has RayJobs, and we may see them."""
+        return not self._ray_jobs.absent
+
+    def _jobs_of(self, record: Record) -> Watch:
+        return self._ray_jobs if record.ray else self._jobs
+
+    def _at_job(self, record: Record) -> str:
+        return self.at("rayjobs" if record.ray else "jobs", record.name)
+
+    async def job(self, record: Record) -> Object | None:
+        """The Job of a run as it is now."""
+        job = await self.cluster.get(self._at_job(record))
         if job is not None:
-            self._jobs.put(job)
+            self._jobs_of(record).put(job)
         else:
-            self._jobs.drop(name)
+            self._jobs_of(record).drop(record.name)
         return job
 
-    async def make_job(self, job: Object) -> Object:
-        """The Job, made if it is not there."""
+    async def make_job(self, record: Record, job: Object) -> Object:
+        """The Job of a run, made if it is not there."""
         try:
-            made = await self.cluster.create(self.at("jobs"), job)
+            made = await self.cluster.create(self.at("rayjobs" if record.ray else "jobs"), job)
         except Answered as error:
             if not error.exists:
                 raise
-            made = await self.cluster.call("GET", self.at("jobs", job["metadata"]["name"]))
-        self._jobs.put(made)
+            made = await self.cluster.call("GET", self._at_job(record))
+        self._jobs_of(record).put(made)
         return made
 
-    async def suspend(self, name: str, on: bool) -> None:
-        """Have Kubernetes make no pods of a Job any more, or let it go."""
-        self._jobs.put(await self.cluster.patch(self.at("jobs", name), {"spec": {"suspend": on}}))
+    async def let_go(self, record: Record) -> None:
+        """Have Kubernetes start a Job that was made suspended."""
+        await self._change(
+            record, {"metadata": {"annotations": {LET_GO: "true"}}, "spec": {"suspend": False}}
+        )
 
-    async def delete_job(self, name: str) -> None:
+    async def suspend(self, record: Record) -> None:
+        """Have Kubernetes make no pods of a Job any more."""
+        await self._change(record, {"spec": {"suspend": True}})
+
+    async def _change(self, record: Record, change: Object) -> None:
+        self._jobs_of(record).put(await self.cluster.patch(self._at_job(record), change))
+
+    async def delete_job(self, name: str, *, ray: bool) -> None:
         """Delete a Job with its pods."""
-        await self.cluster.delete(self.at("jobs", name))
+        await self.cluster.delete(self.at("rayjobs" if ray else "jobs", name))
+        if ray:
+            await self.delete_ray(name, submitter=True)
 
-    def drop_job(self, name: str) -> None:
+    async def delete_ray(self, name: str, *, submitter: bool) -> None:
+        """Delete the Ray that KubeRay made for a RayJob, as it does itself where it runs, and what submits to
+        it: once that has ended, it still has the output."""
+        query = {"labelSelector": f"ray.io/originated-from-cr-name={name}"}
+        clusters, _ = await self.cluster.list(self.at("rayclusters"), query)
+        for cluster in clusters:
+            await self.cluster.delete(self.at("rayclusters", cluster["metadata"]["name"]))
+        if submitter:
+            await self.cluster.delete(self.at("jobs", name))
+
+    def drop_job(self, record: Record) -> None:
         """Take note that a Job is gone."""
-        self._jobs.drop(name)
+        self._jobs_of(record).drop(record.name)
 
     # ------------------------------------------------------------ pods
 
@@ -172,6 +213,8 @@ class Objects:
 
 def is_over(job: Object) -> bool:
     """Whether Kubernetes says that a Job has ended."""
+    if job.get("kind") == "RayJob":
+        return job.get("status", {}).get("jobDeploymentStatus") in ("Complete", "Failed", "ValidationFailed")
     conditions = job.get("status", {}).get("conditions") or []
     return any(one["type"] in ("Complete", "Failed") and one["status"] == "True" for one in conditions)
 

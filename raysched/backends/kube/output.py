@@ -16,6 +16,7 @@ from typing import Any
 
 from raysched.backends import runner
 from raysched.backends.kube.cluster import Answered, Cluster
+from raysched.backends.kube.names import ROLE
 from raysched.backends.tasks import stop
 from raysched.core.work import Run
 from raysched.errors import Unreachable
@@ -44,6 +45,7 @@ class Output:
 
     def follow(self, run: Run, pods: Sequence[Object]) -> None:
         """Bring along what pods write, from now on and from before."""
+        pods = _speaking(pods)
         for pod in pods:
             key = (run, pod["metadata"]["name"])
             task = self._following.get(key)
@@ -52,6 +54,7 @@ class Output:
 
     async def finish(self, run: Run, pods: Sequence[Object]) -> None:
         """Bring along the rest of what pods wrote that have ended."""
+        pods = _speaking(pods)
         for pod in pods:
             task = self._following.pop((run, pod["metadata"]["name"]), None)
             if task is not None:
@@ -124,6 +127,11 @@ def _append(path: Path, data: bytes) -> None:
 
 def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
+
+
+def _speaking(pods: Sequence[Object]) -> list[Object]:
+    """The pods that write what the job writes: of a Ray job the one that submitted its driver."""
+    return [pod for pod in pods if pod["metadata"]["labels"].get(ROLE, "submitter") == "submitter"]
 
 
 def _mains(pod: Object) -> list[Object]:

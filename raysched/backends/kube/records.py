@@ -5,6 +5,7 @@ stop   there once the run is to end
 due    how it will have ended once nothing of it goes on: its Job is being deleted for that
 end    how it ended, as JSON; after that nothing changes any more
 files  the digest of its packed working directory
+ray    there where its Job is a RayJob
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class Record:
     due: Seen | None = None
     end: Seen | None = None
     files: str = ""
+    ray: bool = False
 
 
 def new_record(run: Run, namespace: str, system: str, **data: str) -> Object:
@@ -67,6 +69,7 @@ def read(told: Object) -> Record | None:
         due=due,
         end=end,
         files=data.get("files", ""),
+        ray="ray" in data,
     )
 
 

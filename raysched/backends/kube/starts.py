@@ -19,6 +19,10 @@ from raysched.errors import Unreachable
 
 QUEUE = "kueue.x-k8s.io/queue-name"
 """The label with which Kueue lets a Job go when it is its turn."""
+NO_KUBERAY = (
+    "k8s.ray needs the KubeRay operator, and this cluster knows no RayJobs: install it (helm install "
+    "kuberay-operator kuberay/kuberay-operator)"
+)
 
 
 class Starts:
@@ -51,7 +55,8 @@ class Starts:
             return  # it is lost, which `observe` makes sure of
         parts = self._files.parts(launch.package)
         job, *beside = manifests(launch, self._target(), parts)
-        record = await self._objects.make_record(launch.run, launch.package or "")
+        ray = "1" if job["kind"] == "RayJob" else ""
+        record = await self._objects.make_record(launch.run, launch.package or "", ray=ray)
         if record.end is not None or record.stop:
             return
         made = await self._make_job(record, job, launch.package)
@@ -62,14 +67,20 @@ class Starts:
         record = await self._objects.write(record, job=made["metadata"]["uid"])
         self._sent.add(launch.run)
         if not record.stop and QUEUE not in made["metadata"]["labels"]:
-            await self._objects.suspend(record.name, False)
+            await self._objects.let_go(record)
 
     async def _make_job(self, record: Record, job: Object, package: str | None) -> Object | None:
         """The Job of a run, made if it never was; None where it was made and is gone."""
         if record.job:
-            return await self._objects.job(record.name)
+            return await self._objects.job(record)
         await self._files.bring(package)
-        return await self._objects.make_job(job)
+        try:
+            return await self._objects.make_job(record, job)
+        except Answered as error:
+            if error.missing and record.ray:
+                await self._objects.delete_record(record.name)
+                raise EngineRefused(NO_KUBERAY, final=True) from None
+            raise
 
     async def _make_beside(self, thing: Object, job: Object) -> None:
         """An object that goes with the Job."""

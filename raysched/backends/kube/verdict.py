@@ -9,6 +9,7 @@ from typing import Any
 
 from raysched.backends.kube import reasons
 from raysched.backends.kube.moments import moment
+from raysched.backends.kube.names import LET_GO
 from raysched.backends.kube.records import Record
 from raysched.core.work import Seen
 
@@ -17,7 +18,7 @@ TOLD_TO_END = 128 + 15
 
 Object = dict[str, Any]
 
-_CODE = re.compile(r"failed with exit code (\d+)")
+CODE = re.compile(r"failed with exit code (-?\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,36 +50,42 @@ def verdict(
     if record.due is not None:
         return Verdict(before, record.due)
     if job is None:
-        return _without_job(record, pods, before)
+        return without_job(record, pods, before)
     if job["spec"].get("suspend"):
-        return _suspended(record, job, pods, before)
+        return suspended(record, job, pods, before)
     if (ended := _finished(record, job, pods)) is not None:
         return Verdict(before, ended)
-    if (late := _stuck(record, pods, patience, now)) is not None:
+    if (late := stuck(record, pods, patience, now)) is not None:
         return Verdict(before, late, early=True)
     return Verdict(before)
 
 
 def fresh(job: Object) -> bool:
-    """Whether a Job was never let go, so that nothing of it can have run."""
-    return job["metadata"].get("generation", 1) == 1 and bool(job["spec"].get("suspend"))
+    """Whether a Job was never let go, so that nothing of it can have run. (KubeRay writes into the spec of a
+    RayJob by itself, so that its generation does not tell.)"""
+    metadata = job["metadata"]
+    plain = job.get("kind") != "RayJob"
+    changed = LET_GO in (metadata.get("annotations") or {}) or (plain and metadata.get("generation", 1) > 1)
+    return not changed and bool(job["spec"].get("suspend"))
 
 
-def _without_job(record: Record, pods: Sequence[Object], before: Seen) -> Verdict:
+def without_job(record: Record, pods: Sequence[Object], before: Seen) -> Verdict:
+    """Of a run whose Job is not there."""
     if record.stop:
-        return Verdict(before, _stopped(record, pods))
+        return Verdict(before, stopped(record, pods))
     if record.job:
-        lost = Seen(record.run, "lost", _started(pods), None, None, reasons.DELETED)
+        lost = Seen(record.run, "lost", started_at(pods), None, None, reasons.DELETED)
         return Verdict(before, lost)
     return Verdict(None)
 
 
-def _suspended(record: Record, job: Object, pods: Sequence[Object], before: Seen) -> Verdict:
+def suspended(record: Record, job: Object, pods: Sequence[Object], before: Seen) -> Verdict:
+    """Of a run whose Job is suspended."""
     if record.stop:
-        return Verdict(before, _stopped(record, pods))
+        return Verdict(before, stopped(record, pods))
     if fresh(job):
         return Verdict(None)
-    taken = Seen(record.run, "taken", _started(pods), None, None, reasons.SUSPENDED)
+    taken = Seen(record.run, "taken", started_at(pods), None, None, reasons.SUSPENDED)
     return Verdict(before, taken, early=True)
 
 
@@ -86,7 +93,7 @@ def _now(
     record: Record, job: Object | None, pods: Sequence[Object], not_made: str, nodes: Sequence[Object]
 ) -> Seen:
     """What it is as long as it has not ended."""
-    started = _started(pods)
+    started = started_at(pods)
     if started is not None:
         return Seen(record.run, "running", started)
     if pods:
@@ -97,7 +104,7 @@ def _now(
     return Seen(record.run, "queued", reason=not_made or waits)
 
 
-def _started(pods: Sequence[Object]) -> int | None:
+def started_at(pods: Sequence[Object]) -> int | None:
     """When the first of the commands began."""
     begun = [at for pod in pods for one in _mains(pod) if (at := _began(one)) is not None]
     return min(begun, default=None)
@@ -112,11 +119,11 @@ def _began(state: Object) -> int | None:
     return moment(running.get("startedAt"))
 
 
-def _stopped(record: Record, pods: Sequence[Object]) -> Seen:
+def stopped(record: Record, pods: Sequence[Object]) -> Seen:
     """How a run ended that was told to."""
     codes = [code for pod in pods if (code := _code(pod)) is not None]
     code = next((code for code in codes if code), 0 if codes else TOLD_TO_END)
-    return Seen(record.run, "exited", _started(pods), _over(pods), code)
+    return Seen(record.run, "exited", started_at(pods), over(pods), code)
 
 
 def _code(pod: Object) -> int | None:
@@ -124,7 +131,7 @@ def _code(pod: Object) -> int | None:
     return ended[0]["exitCode"] if ended else None
 
 
-def _over(pods: Sequence[Object]) -> int | None:
+def over(pods: Sequence[Object]) -> int | None:
     """When the last of the commands ended."""
     ends = [
         state["terminated"].get("finishedAt")
@@ -139,27 +146,27 @@ def _finished(record: Record, job: Object, pods: Sequence[Object]) -> Seen | Non
     """How a Job ended that Kubernetes says is over."""
     done = reasons.condition(job, "Complete")
     if done is not None and done["status"] == "True":
-        ended = _over(pods) or moment(job["status"].get("completionTime"))
-        return Seen(record.run, "exited", _started(pods), ended, 0)
+        ended = over(pods) or moment(job["status"].get("completionTime"))
+        return Seen(record.run, "exited", started_at(pods), ended, 0)
     broken = reasons.condition(job, "Failed")
     if broken is None or broken["status"] != "True":
         return None
     for pod in pods:
         if not record.stop and (why := reasons.disrupted(pod)):
-            return Seen(record.run, "taken", _started(pods), _over(pods), None, why)
+            return Seen(record.run, "taken", started_at(pods), over(pods), None, why)
     if record.stop:
-        return _stopped(record, pods)
+        return stopped(record, pods)
     failures = sorted((pod for pod in pods if pod["status"].get("phase") == "Failed"), key=_end_of)
     code, why = reasons.failed(failures[0]) if failures else (None, "")
     if code is not None or why:
         state = "lost" if code is None else "exited"
-        return Seen(record.run, state, _started(pods), _over(pods), code, why)
+        return Seen(record.run, state, started_at(pods), over(pods), code, why)
     return _by_job(record, job, pods)
 
 
 def _end_of(pod: Object) -> tuple[bool, int, str]:
     """Those that failed by themselves come before those that were ended for it."""
-    return "deletionTimestamp" in pod["metadata"], _over([pod]) or 0, pod["metadata"]["name"]
+    return "deletionTimestamp" in pod["metadata"], over([pod]) or 0, pod["metadata"]["name"]
 
 
 def _by_job(record: Record, job: Object, pods: Sequence[Object]) -> Seen:
@@ -167,14 +174,14 @@ def _by_job(record: Record, job: Object, pods: Sequence[Object]) -> Seen:
     said = reasons.of_job(job)
     if "DisruptionTarget" in said:
         why = f"Kubernetes took it away: {said}"
-        return Seen(record.run, "taken", _started(pods), None, None, why)
-    found = _CODE.search(said)
+        return Seen(record.run, "taken", started_at(pods), None, None, why)
+    found = CODE.search(said)
     if found:
-        return Seen(record.run, "exited", _started(pods), _over(pods), int(found[1]))
-    return Seen(record.run, "lost", _started(pods), _over(pods), None, said)
+        return Seen(record.run, "exited", started_at(pods), over(pods), int(found[1]))
+    return Seen(record.run, "lost", started_at(pods), over(pods), None, said)
 
 
-def _stuck(record: Record, pods: Sequence[Object], patience: int, now: int) -> Seen | None:
+def stuck(record: Record, pods: Sequence[Object], patience: int, now: int) -> Seen | None:
     """The end of a run that waited too long for what may never come."""
     for pod in pods:
         since = moment(pod["metadata"]["creationTimestamp"]) or now

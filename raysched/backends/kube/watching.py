@@ -26,7 +26,8 @@ log = logging.getLogger(__name__)
 
 class Watch:
     """The objects at `path` that fit `query`, by name. `departed` are those that were deleted, as they were
-    last seen, for those who ask for it. `error` says why there is no news, and is empty where there is."""
+    last seen, for those who ask for it. `error` says why there is no news, and is empty where there is. Where
+    the cluster does not know the kind, or we may not see it, one that is `optional` is `absent`."""
 
     def __init__(
         self,
@@ -36,18 +37,21 @@ class Watch:
         changed: Callable[[], None],
         *,
         keep_departed: bool = False,
+        optional: bool = False,
     ) -> None:
         self._cluster = cluster
         self._path = path
         self._query = dict(query)
         self._changed = changed
         self._keep = keep_departed
+        self._optional = optional
         self._gone: set[str] = set()
         self._task: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
         self.objects: dict[str, Object] = {}
         self.departed: dict[str, Object] = {}
         self.error = ""
+        self.absent = False
 
     async def ready(self) -> None:
         """Return once all objects are known. Raises Unreachable where they can't be."""
@@ -96,7 +100,14 @@ class Watch:
                 self._heard()
             except Answered as error:
                 version = ""
-                if error.code != 410:
+                if self._optional and error.code in (403, 404):
+                    for gone in list(self.objects.values()):
+                        self._delete(gone)
+                    self.absent = True
+                    self._heard()
+                    self._ready.set()
+                    await asyncio.sleep(LATEST_S)
+                elif error.code != 410:
                     self._missed(str(error))
                     await asyncio.sleep(pause)
                     pause = min(LATEST_S, pause * 2)
@@ -128,6 +139,7 @@ class Watch:
         for item in items:
             self._take(item)
         self._gone.clear()
+        self.absent = False
         self._heard()
         self._ready.set()
         self._changed()

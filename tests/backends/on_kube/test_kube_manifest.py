@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from orders import ordered
+from running import wait_until
 
 from raysched.backends.base import EngineRefused
 from raysched.backends.kube.manifest import Target, manifests
 from raysched.backends.kube.names import name_of
+from raysched.backends.kube.ray_job import END, GROUP, script
 from raysched.core.site import NOWHERE
 from raysched.core.work import Launch, Run
 from raysched.errors import SpecError
@@ -270,3 +274,70 @@ def test_an_overlay_that_can_not_be_is_refused_with_its_path(overlay: dict[str, 
 def test_without_any_image_a_job_is_refused() -> None:
     with pytest.raises(EngineRefused, match=r"image: names none, and neither does backends.k8s.image"):
         job_of(launch(image=None))
+
+
+# ---------------------------------------------------------------- Ray jobs
+
+
+def ray_pods(job: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """The templates of head, workers and submitter."""
+    rays = job["spec"]["rayClusterSpec"]
+    (workers,) = rays["workerGroupSpecs"]
+    return rays["headGroupSpec"]["template"], workers["template"], job["spec"]["submitterPodTemplate"]
+
+
+def test_a_ray_job_is_a_head_and_workers_with_the_same_devices() -> None:
+    asked = {"nodes": 3, "kind": "gpu", "count": 1, "resource": "nvidia.com/mig-1g.10gb", "memory": 2048}
+    pod = {"imagePullSecrets": [{"name": "hub"}], "volumes": [{"name": "scratch", "emptyDir": {}}]}
+    plain = launch(env={"A": "1", "TOKEN": "secret:hub/token"}, package="d" * 64, pod=pod, **asked)
+    made = job_of(launch(env={"A": "1"}, package="d" * 64, pod=pod, ray=True, **asked), 1)
+    head, worker, submitter = ray_pods(made)
+    for template, role in ((head, "head"), (worker, "worker")):
+        (main,) = template["spec"]["containers"]
+        assert "command" not in main
+        assert main["resources"]["limits"] == {"memory": "2048Mi", "nvidia.com/mig-1g.10gb": "1"}
+        assert {"name": "A", "value": "1"} in main["env"]
+        assert "RANK" not in {variable["name"] for variable in main["env"]}
+        assert template["metadata"]["labels"]["raysched.io/role"] == role
+        assert template["spec"]["initContainers"]
+    (workers,) = made["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    assert (workers["replicas"], workers["rayStartParams"]) == (2, {"num-gpus": "1"})
+    assert submitter["spec"]["imagePullSecrets"] == [{"name": "hub"}]
+    assert "limits" not in submitter["spec"]["containers"][0]["resources"]
+    assert (made["spec"]["backoffLimit"], made["spec"]["submitterConfig"]) == (0, {"backoffLimit": 0})
+    assert made["metadata"]["name"] == job_of(plain)["metadata"]["name"]
+    assert len(made["metadata"]["name"]) <= 47
+    alone = job_of(launch(ray=True))["spec"]["rayClusterSpec"]
+    assert "workerGroupSpecs" not in alone
+
+
+@given(st.one_of(texts, st.lists(texts, min_size=1, max_size=3).map(tuple)))
+def test_no_entrypoint_of_a_ray_job_gets_out_of_its_place(entrypoint: str | tuple[str, ...]) -> None:
+    """It is in one annotation of the head, and nowhere else."""
+    made, other = job_of(launch(entrypoint, ray=True)), job_of(launch("true", ray=True))
+    for job in (made, other):
+        annotations = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["metadata"]["annotations"]
+        annotations.pop("raysched.io/entrypoint")
+    assert made == other
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_a_driver_is_told_to_end_and_waited_for(tmp_path: Path, as_list: bool) -> None:
+    """What the pods' shells do, done by a real one."""
+    group, work = tmp_path / "group", tmp_path / "it's here"
+    work.mkdir()
+    program = "trap 'echo saved >saved; exit 3' TERM; echo begun >begun; while :; do sleep 0.05; done"
+    entrypoint = ("sh", "-c", program) if as_list else program
+    (tmp_path / "run").write_text(script(entrypoint, "work").replace(GROUP, "group"))
+    (tmp_path / "work").symlink_to(work)
+    driver = subprocess.Popen(["sh", str(tmp_path / "run")], cwd=tmp_path, start_new_session=True)
+    try:
+        wait_until((work / "begun").exists, "it has begun", 60)
+        ender = subprocess.Popen(["sh", "-c", END.replace(GROUP, str(group))])
+        assert driver.wait(timeout=60) == 3
+        assert ender.wait(timeout=60) == 0
+    finally:
+        driver.kill()
+    assert (work / "saved").exists()
+    again = subprocess.run(["sh", "-c", END.replace(GROUP, str(group))], timeout=60, check=False)
+    assert again.returncode == 0

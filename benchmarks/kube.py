@@ -1,0 +1,216 @@
+"""How long many Jobs take on a cluster through raysched, beside the same Jobs made by hand, in one run.
+
+    python benchmarks/kube.py                             # 1,000 Jobs on 500 nodes, each way
+    python benchmarks/kube.py --jobs 100 --nodes 20 --json
+
+The cluster is a real control plane (etcd, API server, controllers, scheduler) on this machine; its nodes and
+pods are made up (KWOK), and each pod ends as soon as it runs. By hand: the same Jobs, posted to the API
+server over many connections at once, without raysched; through raysched: one array, submitted to a gateway.
+Both are timed from the first request until all have ended; then the ledger and the cluster are compared.
+Needs `make kube-tools`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import os
+import ssl
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from kube_cluster import KubeCluster  # noqa: E402
+from running import System, wait_until  # noqa: E402
+
+GPU = "nvidia.com/gpu"
+HAND, OURS = "by-hand", "through-raysched"
+AT_ONCE = 32
+LIMIT_S = 3600
+ENDS = {"raysched.test/exit": "0"}
+
+
+class Poster:
+    """Posts to the API server from many threads, each with a connection of its own."""
+
+    def __init__(self, cluster: KubeCluster) -> None:
+        self._kubeconfig: Any = json.loads(cluster.kubeconfig.read_text())
+        self._trusted = ssl.create_default_context(
+            cafile=self._kubeconfig["clusters"][0]["cluster"]["certificate-authority"]
+        )
+        self._own = threading.local()
+
+    def post(self, path: str, body: Any) -> None:
+        """Make an object."""
+        token = self._kubeconfig["users"][0]["user"]["token"]
+        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        connection = self._connection()
+        connection.request("POST", path, json.dumps(body), headers)
+        answer = connection.getresponse()
+        content = answer.read()
+        assert answer.status < 300, content
+
+    def _connection(self) -> http.client.HTTPSConnection:
+        if not hasattr(self._own, "connection"):
+            server = self._kubeconfig["clusters"][0]["cluster"]["server"].removeprefix("https://")
+            self._own.connection = http.client.HTTPSConnection(server, context=self._trusted)
+        return self._own.connection
+
+
+def add_nodes(cluster: KubeCluster, poster: Poster, count: int) -> None:
+    """Nodes with two GPUs each."""
+    room = {"cpu": "16", "memory": "64Gi", "pods": "100", GPU: "2"}
+
+    def add(number: int) -> None:
+        metadata = {"name": f"n{number}", "annotations": {"kwok.x-k8s.io/node": "fake"}}
+        status = {"capacity": room, "allocatable": room}
+        poster.post(
+            "/api/v1/nodes", {"kind": "Node", "apiVersion": "v1", "metadata": metadata, "status": status}
+        )
+
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        list(threads.map(add, range(count)))
+    wait_until(lambda: all(map(is_ready, cluster.items("/api/v1/nodes"))), "all nodes are ready", 300)
+
+
+def is_ready(node: Any) -> bool:
+    """Whether pods can run on a node."""
+    conditions = node["status"].get("conditions", [])
+    return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
+
+
+def bare_job(made: Any, number: int) -> Any:
+    """A Job as raysched made one, for the other namespace."""
+    template = made["spec"]["template"]
+    pod = {name: value for name, value in template["spec"].items() if name != "schedulerName"}
+    spec = {name: made["spec"][name] for name in ("backoffLimit", "podFailurePolicy", "podReplacementPolicy")}
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": f"job-{number}", "namespace": HAND},
+        "spec": {**spec, "template": {"metadata": {"annotations": ENDS}, "spec": pod}},
+    }
+
+
+def over(cluster: KubeCluster, namespace: str) -> int:
+    """How many Jobs of a namespace have ended well."""
+    return sum(job["status"].get("succeeded", 0) for job in cluster.jobs(namespace))
+
+
+def until(over: Callable[[], bool]) -> None:
+    """Wait for the end of all Jobs; asking for it is little of the work."""
+    limit = time.monotonic() + LIMIT_S
+    while not over():
+        assert time.monotonic() < limit, "they do not end"
+        time.sleep(0.5)
+
+
+def by_hand(cluster: KubeCluster, poster: Poster, made: Any, jobs: int) -> float:
+    """Seconds until all Jobs have ended that are made without raysched."""
+    began = time.perf_counter()
+    path = f"/apis/batch/v1/namespaces/{HAND}/jobs"
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        list(threads.map(lambda number: poster.post(path, bare_job(made, number)), range(jobs)))
+    until(lambda: over(cluster, HAND) == jobs)
+    return time.perf_counter() - began
+
+
+def through_raysched(system: System, jobs: int) -> float:
+    """Seconds until raysched knows that all of an array have ended."""
+    client = system.client()
+    began = time.perf_counter()
+    array = {"array": jobs} if jobs > 1 else {}
+    spec = {
+        "name": "many",
+        "entrypoint": ["true"],
+        "working_dir": None,
+        "backend": "k8s",
+        "resources": {"gpus": 1, "cpus": 1},
+        "k8s": {"annotations": ENDS},
+        **array,
+    }
+    client.submit([spec], [None])
+    until(lambda: client.status()["jobs"].get("succeeded", 0) == jobs)
+    return time.perf_counter() - began
+
+
+def disagreements(cluster: KubeCluster, system: System, jobs: int) -> list[str]:
+    """What the ledger and the cluster tell differently, now that all has ended."""
+    told = {job["id"]: job for job in system.client().jobs()}
+    there = cluster.jobs(OURS)
+    runs = [job["metadata"]["annotations"]["raysched.io/run"].rsplit(".", 2)[0] for job in there]
+    found: list[str] = []
+    if sorted(runs) != sorted(told):
+        found.append(
+            f"the ledger has {len(told)} jobs, the cluster {len(runs)}, {len(set(runs))} of them different"
+        )
+    found += [f"{id} has {job['attempts']} attempts" for id, job in told.items() if job["attempts"] != 1]
+    if (done := over(cluster, OURS)) != jobs:
+        found.append(f"{done} of {jobs} have ended well in the cluster")
+    held = [gpu for node in system.client().gpus()["nodes"] for gpu in node["gpus"] if gpu["share_used"]]
+    if held:
+        found.append(f"the ledger counts {len(held)} GPUs as used")
+    return found
+
+
+def measure(jobs: int, nodes: int) -> dict[str, Any]:
+    """Both ways, one after the other on one cluster."""
+    cluster = KubeCluster()
+    system = System("1xA100-80GB")
+    try:
+        poster = Poster(cluster)
+        for namespace in (HAND, OURS):
+            cluster.add_namespace(namespace)
+        add_nodes(cluster, poster, nodes)
+        words = f"{{kubeconfig: {cluster.kubeconfig}, namespace: {OURS}, image: busybox}}"
+        config = system.folder / "raysched.yaml"
+        config.write_text(f"{config.read_text()}backends: {{k8s: {words}}}\n")
+        system.up()
+        wait_until(lambda: len(system.client().gpus()["nodes"]) > nodes, "the ledger knows all nodes", 300)
+        through = through_raysched(system, jobs)
+        differ = disagreements(cluster, system, jobs)
+        hand = by_hand(cluster, poster, cluster.jobs(OURS)[0], jobs)
+        return {
+            "jobs": jobs,
+            "nodes": nodes,
+            "seconds_through_raysched": round(through, 1),
+            "seconds_by_hand": round(hand, 1),
+            "ratio": round(through / hand, 2),
+            "disagreements": differ,
+            "load": os.getloadavg()[0],
+        }
+    finally:
+        system.close()
+        cluster.close()
+
+
+def main() -> None:
+    """Print both times, and whether ledger and cluster agree."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--jobs", type=int, default=1000)
+    parser.add_argument("--nodes", type=int, default=500)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    found = measure(options.jobs, options.nodes)
+    if options.json:
+        print(json.dumps(found))
+    else:
+        print(f"{found['jobs']} Jobs on {found['nodes']} nodes, load {found['load']:.1f}")
+        print(f"by hand           {found['seconds_by_hand']:8.1f} s")
+        print(f"through raysched  {found['seconds_through_raysched']:8.1f} s, {found['ratio']} of it")
+        print(f"ledger and cluster {'; '.join(found['disagreements']) or 'agree'}")
+    sys.exit(bool(found["disagreements"]))
+
+
+if __name__ == "__main__":
+    main()
