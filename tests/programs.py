@@ -21,6 +21,33 @@ from running import System
 
 LOOP = Path(__file__).with_name("program_loop.py")
 
+SLICES = """
+import os, subprocess, ray, raysched
+
+@ray.remote(num_cpus=0)
+def child():
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+@raysched.remote(mig_profile="1g.10gb")
+class Slice:
+    def look(self):
+        return os.environ["CUDA_VISIBLE_DEVICES"]
+
+    def below(self):
+        shell = subprocess.run("echo $CUDA_VISIBLE_DEVICES", shell=True, capture_output=True)
+        return shell.stdout.decode().strip(), ray.get(child.remote())
+
+a, b = Slice.remote(), Slice.remote()
+mine, other = ray.get([a.look.remote(), b.look.remote()])
+shell, task = ray.get(a.below.remote())
+assert mine != other, mine
+assert all(device.startswith("MIG-") and "," not in device for device in (mine, other)), (mine, other)
+assert shell == mine, (shell, mine)
+assert task in (mine, "", None), (task, mine)
+print(mine, other)
+"""
+"""Case ray-05: two actors of a class on MIG instances, what each sees of them, and what its children see."""
+
 
 class Driver:
     """A process of a user's, connected to the system. Call it with a function to run that there."""

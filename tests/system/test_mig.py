@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from programs import SLICES
 from running import System, wait_until
 
 from raysched.core.mig import Cut, Layout
@@ -307,27 +308,9 @@ def test_how_it_is_cut_stays_when_the_agent_and_the_ledger_die(
 # ------------------------------------------------------------ programs
 
 
-def test_actors_of_a_class_have_their_own_instances(card: Card, tmp_path: Path) -> None:
+def test_actors_of_a_class_have_their_own_instances(card: Card) -> None:
     """Case ray-05."""
-    (tmp_path / "slices.py").write_text(
-        "import os, subprocess, ray, raysched\n"
-        "@ray.remote(num_cpus=0)\n"
-        "def child(): return os.environ.get('CUDA_VISIBLE_DEVICES')\n"
-        "@raysched.remote(mig_profile='1g.10gb')\n"
-        "class Slice:\n"
-        "    def look(self): return os.environ['CUDA_VISIBLE_DEVICES'], ray.get_gpu_ids()\n"
-        "    def below(self):\n"
-        "        shell = subprocess.run('echo $CUDA_VISIBLE_DEVICES', shell=True, capture_output=True)\n"
-        "        return shell.stdout.decode().strip(), ray.get(child.remote())\n"
-        "a, b = Slice.remote(), Slice.remote()\n"
-        "(mine, ids), (other, _) = ray.get([a.look.remote(), b.look.remote()])\n"
-        "shell, task = ray.get(a.below.remote())\n"
-        "assert mine != other and mine.startswith('MIG-') and ',' not in mine, (mine, other)\n"
-        "assert shell == mine, (shell, mine)\n"
-        "assert task in (mine, '', None), (task, mine)\n"
-        "print(mine, other)\n"
-    )
-    seen = card.system.python("slices.py", cwd=tmp_path).stdout.split()
+    seen = card.system.python("-c", SLICES).stdout.split()
     assert set(seen) <= {each.uuid for each in card.layout.instances}
     assert len(set(seen)) == 2
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from fake_nvml import fake_state
 from fake_nvml.build import compile_fake
+from programs import SLICES
 from running import System, wait_until
 
 pytestmark = pytest.mark.ray
@@ -92,28 +93,9 @@ def test_nothing_is_made_up(machine: Machine) -> None:
     assert "in MIG mode" in machine.system.cli("doctor").stdout
 
 
-def test_a_mig_tenant_sees_its_own_slice_by_uuid(machine: Machine, tmp_path: Path) -> None:
+def test_a_mig_tenant_sees_its_own_slice_by_uuid(machine: Machine) -> None:
     """Case ray-05."""
-    (tmp_path / "slices.py").write_text(
-        "import os, subprocess, ray, raysched\n"
-        "@ray.remote\n"
-        "def child(): return os.environ.get('CUDA_VISIBLE_DEVICES')\n"
-        "@raysched.remote(mig_profile='1g.10gb')\n"
-        "class Slice:\n"
-        "    def look(self): return os.environ['CUDA_VISIBLE_DEVICES'], ray.get_gpu_ids()\n"
-        "    def below(self):\n"
-        "        shell = subprocess.run('echo $CUDA_VISIBLE_DEVICES', shell=True, capture_output=True)\n"
-        "        return shell.stdout.decode().strip(), ray.get(child.remote())\n"
-        "a, b = Slice.remote(), Slice.remote()\n"
-        "(mine, _), (other, _) = ray.get([a.look.remote(), b.look.remote()])\n"
-        "shell, task = ray.get(a.below.remote())\n"
-        "assert mine != other and shell == mine and task in (mine, '', None), (mine, other, shell, task)\n"
-        "print(mine, other)\n"
-    )
-    mine, other = machine.system.python("slices.py", cwd=tmp_path).stdout.split()
-    assert mine.startswith("MIG-")
-    assert other.startswith("MIG-")
-    assert mine != other
+    machine.system.python("-c", SLICES)
 
 
 def test_jobs_of_all_sizes_fit_as_on_paper(machine: Machine, tmp_path: Path) -> None:
