@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from raysched.core import facts
 from raysched.core.cuts import busy_instances, cut_mask, overlapping
+from raysched.core.facts import Fact
 from raysched.core.lease import Lease, Place, Slice
 from raysched.core.mig import DAEMON, Cut, Instance, Layout
 from raysched.core.node import GPU, NodeInfo
 from raysched.core.state import State
+
+REFUSAL = 600_000
+"""Milliseconds for which what a driver refused is not asked of it again."""
 
 
 def instances(state: State, lease: Lease, seen: NodeInfo | None = None) -> tuple[str, ...] | None:
@@ -164,3 +169,12 @@ def hindered(gpu: GPU, lease: Lease) -> str | None:
             if overlapping(gpu.info.mig, cut, busy_instances(gpu)):
                 return "processes without a lease use an instance in the way"
     return None
+
+
+def lapse(state: State, now: int) -> Iterator[Fact]:
+    """Let what a driver refused long ago be tried again."""
+    before = now - REFUSAL
+    for node in state.nodes.values():
+        for uuid, gpu in node.gpus.items():
+            if gpu.refusals and any(refusal.at <= before for refusal in gpu.refusals):
+                yield facts.RefusalLapsed(now, node.info.name, uuid, before)

@@ -34,8 +34,6 @@ Sooner, what its work held is free only once the node is back and somebody has l
 off, and all of it may run on."""
 CUT_PATIENCE = 300_000
 """Milliseconds after its grant for which a lease waits until its GPUs are cut."""
-REFUSAL = 600_000
-"""Milliseconds for which what a driver refused is not asked of it again."""
 REST = 3_000
 """Milliseconds before a job is looked at again after an engine said no."""
 JOBS_KEPT = 2_000
@@ -280,7 +278,10 @@ def _held(state: State, command: commands.Held, now: int) -> Iterator[Fact]:
     if lease is None or lease.state == "releasing":
         return
     if lease.state == "bound" and lease.groups != command.groups:
-        yield facts.Bound(now, lease.id, command.groups, cutting.given(lease))
+        if (job := state.jobs[lease.job]).kind == "lease":  # what was put into the old group waits for ever
+            yield from _end(state, job, "failed", None, "its placement group in Ray was removed", now)
+        else:
+            yield facts.Bound(now, lease.id, command.groups, cutting.given(lease))
     elif lease.state == "granted" or lease.groups != command.groups:
         yield from _hold(state, lease, command.groups, now)
 
@@ -510,7 +511,7 @@ def _tick(state: State, _: commands.Tick, now: int) -> Iterator[Fact]:
         elif lease.state == "held" and job is not None and job.state == "starting":
             yield from _still_held(state, lease, job, now)
     yield from hosts.sweep(state, now)
-    yield from _lapse(state, now)
+    yield from cutting.lapse(state, now)
     yield from _forget(state, now)
 
 
@@ -524,15 +525,6 @@ def _still_held(state: State, lease: Lease, job: Job, now: int) -> Iterator[Fact
             yield facts.CutRefused(now, node, gpu, cut, reason)
     if reason is not None:
         yield from _uncut(state, lease, reason, now)
-
-
-def _lapse(state: State, now: int) -> Iterator[Fact]:
-    """Let what the driver refused long ago be tried again."""
-    before = now - REFUSAL
-    for node in state.nodes.values():
-        for uuid, gpu in node.gpus.items():
-            if gpu.refusals and any(refusal.at <= before for refusal in gpu.refusals):
-                yield facts.RefusalLapsed(now, node.info.name, uuid, before)
 
 
 def _forget(state: State, now: int) -> Iterator[Fact]:

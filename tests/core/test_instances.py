@@ -8,7 +8,8 @@ import pytest
 
 from raysched.core import facts, views
 from raysched.core.commands import Cancel, CutRefused, Gone, Held, NodeSeen, Tick, Usage
-from raysched.core.decide import CUT_PATIENCE, REFUSAL
+from raysched.core.cutting import REFUSAL
+from raysched.core.decide import CUT_PATIENCE
 from raysched.core.environment import variables
 from raysched.core.mig import Cut, Layout
 from raysched.core.request import Request

@@ -20,6 +20,7 @@ from raysched.core.commands import (
     Tick,
 )
 from raysched.core.jobs import NEXT
+from raysched.core.lease import Group
 from raysched.core.wanted import known_runs, owned, wanted
 from raysched.core.work import Run, Seen
 from raysched.errors import NotFound
@@ -308,6 +309,21 @@ def test_a_program_keeps_the_lease_that_it_works_with_though_ray_refuses_to_hold
     world.hold("pool")
     world.do(Denied("pool.1", "a is not in Ray"))
     assert [each.state for each in owned(world.state, "calls of ana")] == ["bound"]
+
+
+def test_a_program_is_told_that_the_group_of_its_lease_is_gone_and_a_command_never_used_it(world):
+    """What a program put into the old group waits in Ray for ever, whatever the lease is held with now."""
+    world.submit("pool", share(0.5), kind="lease", owner="calls of ana")
+    world.submit("job", share(0.5))
+    for id in ("pool", "job"):
+        world.do(Held(f"{id}.1", (Group("old", 0),)))
+        world.do(Held(f"{id}.1", (Group("old", 0),)))
+    assert world.states() == {"pool": "running", "job": "starting"}
+    for id in ("pool", "job"):
+        world.do(Held(f"{id}.1", (Group("new", 0),)))
+    assert world.states() == {"pool": "failed", "job": "starting"}
+    assert world.job("pool").reason == "its placement group in Ray was removed"
+    assert world.lease("job").groups == (Group("new", 0),)
 
 
 def test_a_lease_job_runs_from_hold_to_release(world):

@@ -120,7 +120,6 @@ class RayBackend:
     async def hold(self, holds: Sequence[Hold]) -> list[HoldAnswer]:
         """Make each hold that is not there yet, on exactly the GPUs that it names."""
         await self._records.load()
-        await self._holds.sweep()
         nodes = await self._living()
         return list(await asyncio.gather(*(self._hold(hold, nodes) for hold in holds)))
 

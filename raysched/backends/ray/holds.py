@@ -71,7 +71,9 @@ class Holds:
     async def sweep(self) -> None:
         """Give back the groups of shared GPUs that nobody has used for a while."""
         for record in self._records.idle(IDLE_S):
-            await self._records.remove(record)
+            async with self._exact.locked(record.ray_ids):
+                if not record.tenants:  # nobody came meanwhile
+                    await self._records.remove(record)
 
     async def _seats(self, hold: Hold, asks: Sequence[Ask]) -> list[list[Seat]]:
         """The seats of each place, the first one being the client's."""

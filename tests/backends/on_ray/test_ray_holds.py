@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from ray_world import RAY_LEAVES_SOCKETS, describe, start_agent
 
 from raysched.backends.base import HoldAnswer
+from raysched.backends.ray import groups, holds
 from raysched.backends.ray.agents import NAMESPACE
 from raysched.backends.ray.backend import RayBackend
 from raysched.backends.ray.residents import name
@@ -300,6 +302,30 @@ def test_the_group_of_a_shared_gpu_is_used_again(world: Any) -> None:
     assert world.free("node-b") == 1
     (after,) = world.hold(second)
     assert before.groups == after.groups
+
+
+def test_the_group_of_a_gpu_is_not_given_back_under_a_lease_that_just_comes(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An actor that is put into a group which is gone waits in Ray for ever."""
+    first, second = (world.lease(world.place("node-b", "1", QUARTER), resident=False) for _ in range(2))
+    world.hold(first)
+    world.release(first)
+    remove = groups.remove
+
+    async def remove_slowly(group: PlacementGroup) -> None:
+        await asyncio.sleep(0.5)
+        await remove(group)
+
+    monkeypatch.setattr(groups, "remove", remove_slowly)
+    monkeypatch.setattr(holds, "IDLE_S", 0.0)
+    _, (answer,) = world.do(both(world.backend.outside(), world.backend.hold([second])))
+    world.held[second.lease] = second
+    assert answer.groups[0].id in world.groups("CREATED")
+
+
+async def both(*calls: Any) -> Any:
+    return await asyncio.gather(*calls)
 
 
 def test_a_group_that_somebody_removed_is_made_again(world: Any) -> None:
