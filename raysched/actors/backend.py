@@ -140,6 +140,8 @@ def _open_kube(settings: Settings, ledger: RemoteLedger) -> Backend:
         settings.packages,
         folder / "runs-k8s",
         image=site.image,
+        kai=site.kai,
+        kueue=site.kueue,
         patience=site.patience,
         nodes=ledger.nodes,
     )

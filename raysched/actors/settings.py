@@ -35,6 +35,8 @@ class KubeSite:
     namespace: str | None = None
     image: str | None = None
     patience: int = 600_000
+    kai: dict[str, str] = field(default_factory=dict[str, str])
+    kueue: dict[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True, slots=True)

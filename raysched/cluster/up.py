@@ -116,6 +116,8 @@ def _k8s(config: Config) -> KubeSite | None:
         namespace=site.namespace,
         image=site.image,
         patience=site.pull_timeout,
+        kai=site.kai,
+        kueue=site.kueue,
     )
 
 

@@ -11,8 +11,11 @@ from raysched.core.mig import UNCUT, Cut, Geometry, Instance, Layout
 from raysched.core.request import WHOLE, Sharing
 
 Mode = Literal["free", "exclusive", "shared", "mig"]
-Mechanism = Literal["mig", "mps", "memory_limit", "hami"]
+Mechanism = Literal["mig", "mps", "memory_limit", "hami", "nvfractions"]
 """What can hold a tenant to its share of a GPU (hard isolation)."""
+Way = Literal["", "kai", "hami", "volcano", "dra"]
+"""How a Kubernetes cluster gives a GPU out: by a device plugin that knows whole devices and equal parts only
+(empty), by a scheduler that gives shares of any size, or by claims (DRA)."""
 
 REPLICAS = 4
 """Tenants that a time-sliced GPU takes, where the node does not say otherwise."""
@@ -41,7 +44,7 @@ class GPUInfo:
     bus and `capability` its CUDA compute capability, such as `8.0`; empty: not known. `links` are the ways
     to the node's other GPUs, where they are known. `parts`: into how many equal parts a site gives it out, 0:
     only whole; a site's GPU has the memory 0 where nobody knows it. `resource` is the name under which
-    Kubernetes gives it out."""
+    Kubernetes gives it out, `way` how."""
 
     uuid: str
     index: int
@@ -57,6 +60,7 @@ class GPUInfo:
     links: tuple[Link, ...] = ()
     parts: int = 0
     resource: str = ""
+    way: Way = ""
 
 
 @dataclass(frozen=True, slots=True)

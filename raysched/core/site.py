@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import Literal
 
 from raysched.core.lease import Place
-from raysched.core.node import GPUInfo, NodeInfo
+from raysched.core.node import GPUInfo, NodeInfo, Way
 from raysched.core.product import matches
 from raysched.core.profiles import alike
 from raysched.core.request import WHOLE, Request, Sharing, share_of_memory
@@ -40,7 +40,8 @@ class Demand:
     """What a job asks of a site: `count` devices or parts (`kind`; none: no GPU) of the site's type `type`
     (empty: any) on each of `nodes` nodes, or (`together`) on all of them together. `cpus` are ten-thousandths
     of a core and `memory` MiB on each node, 0: what the site gives. It then holds `share` of each GPU.
-    `resource` is the name under which Kubernetes gives the devices out."""
+    `resource` is the name under which Kubernetes gives the devices out, `way` how; `gpu_memory` are MiB of
+    each GPU, 0 where only the share is said or all of it is asked for."""
 
     kind: Kind
     type: str
@@ -51,6 +52,8 @@ class Demand:
     memory: int
     share: int
     resource: str = ""
+    way: Way = ""
+    gpu_memory: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -91,7 +91,13 @@ def _ordered(state: State, job: Job, lease: Lease, run: Run) -> Launch:
         entrypoint=entrypoint if isinstance(entrypoint, str) else tuple(entrypoint),
         env=tuple(sorted(site_variables(job, run, lease.id, demand).items())),
         package=job.package,
-        order=Order(demand, job.max_runtime, tuple(sorted(options.items())), site_ranks(job, run, demand)),
+        order=Order(
+            demand,
+            job.max_runtime,
+            tuple(sorted(options.items())),
+            site_ranks(job, run, demand),
+            job.queue,
+        ),
     )
 
 

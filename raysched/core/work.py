@@ -37,12 +37,13 @@ class Run:
 class Order:
     """What a launch asks of a site: devices, at most `limit` ms (None: the site's own limit), and what the
     spec says to this backend alone. `ranks` has the variables of each node where there are several
-    (`environment.site_ranks`)."""
+    (`environment.site_ranks`). `queue` is the job's queue."""
 
     demand: Demand
     limit: int | None = None
     options: tuple[tuple[str, Any], ...] = ()
     ranks: tuple[tuple[tuple[str, str], ...], ...] = ()
+    queue: str = "default"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from raysched.specs.fields import Fault, Fields, raise_faults
 from raysched.specs.problems import Location, quoted
-from raysched.specs.values import Duration, Image, Limit, Text, filled, parse_text
+from raysched.specs.values import Duration, Image, Limit, QueueName, Text, filled, parse_text
 
 MAIN = "main"
 """The name of a job's container."""
@@ -192,6 +192,13 @@ _Annotations = Annotated[
 ]
 
 
+Queues = Annotated[
+    dict[QueueName, Annotated[DNSName, Field(max_length=63)]],
+    BeforeValidator(filled),
+]
+"""Which queue of a cluster serves each queue of ours."""
+
+
 class K8sOptions(Fields):
     """What a job says to Kubernetes."""
 
@@ -236,6 +243,17 @@ class K8sBackend(Fields):
         default=None, description="Where jobs run; null: the context's, else default."
     )
     image: Image | None = Field(default=None, description="The image of jobs that name none.")
+    kai: Queues = Field(
+        default_factory=dict,
+        description="The leaf queue of KAI Scheduler that serves each queue; that of default serves all that "
+        "are not named. Empty: KAI Scheduler is not used.",
+        examples=[{"default": "team-a"}],
+    )
+    kueue: Queues = Field(
+        default_factory=dict,
+        description="The same for Kueue: its LocalQueues in the namespace.",
+        examples=[{"default": "user-queue"}],
+    )
     pull_timeout: Limit = Field(
         default=600_000,
         description="How long an image may fail to be pulled before its job fails.",

@@ -36,8 +36,8 @@ Nodes = Callable[[], Awaitable[Mapping[str, NodeInfo]]]
 class KubeBackend:
     """Runs Jobs in a cluster. `system` tells the objects of this raysched from another's, `packages` holds
     packed working directories as `DIGEST.tar.gz`, `folder` the output of runs. `image` is that of jobs which
-    name none; a pod whose image can't be had is given up after `patience` ms. `nodes` tells which nodes the
-    ledger has."""
+    name none, `kai` and `kueue` say which queue there serves a queue of ours. A pod whose image can't be had
+    is given up after `patience` ms. `nodes` tells which nodes the ledger has."""
 
     name = "k8s"
 
@@ -49,25 +49,28 @@ class KubeBackend:
         folder: Path,
         *,
         image: str | None = None,
+        kai: Mapping[str, str] | None = None,
+        kueue: Mapping[str, str] | None = None,
         patience: int = 600_000,
         nodes: Nodes | None = None,
     ) -> None:
         self._cluster = cluster
         self._system = system
         self._image = image
+        self._kai, self._kueue = kai or {}, kueue or {}
         self._patience = patience
         self._woken = asyncio.Event()
         self._files = Files(packages, cluster, system)
         self._output = Output(folder, cluster)
         self._sent = Sent(folder)
         self._objects = Objects(cluster, system, self._wake)
-        self._mirror = Mirror(cluster, self._wake, nodes)
+        self._mirror = Mirror(cluster, self._wake, nodes, kai=bool(kai))
         self._events = Events(self._objects)
         self._starts = Starts(self._objects, self._files, self._sent, self._target)
         self._ends = Ends(self._objects, self._output, self._sent, self._judge, self._wake)
 
     def _target(self) -> manifest.Target:
-        return manifest.Target(self._cluster.namespace, self._system, self._image)
+        return manifest.Target(self._cluster.namespace, self._system, self._image, self._kai, self._kueue)
 
     def _wake(self) -> None:
         self._woken.set()

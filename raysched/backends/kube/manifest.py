@@ -8,23 +8,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from raysched.backends.base import EngineRefused
 from raysched.backends.kube.names import NAME, files_name, labels, name_of
 from raysched.backends.kube.overlay import laid_over
 from raysched.backends.kube.ray_job import ray_job
+from raysched.core.asking import GPU, PRODUCT, Claim, PodAsk, pod_ask
 from raysched.core.request import WHOLE
-from raysched.core.site import Demand, profile_of
+from raysched.core.site import Demand
 from raysched.core.work import Launch, Order
 from raysched.specs.k8s import MAIN
 from raysched.specs.units import parse_duration
 from raysched.specs.values import SECRET
 
-GPU = "nvidia.com/gpu"
-PRODUCT = "nvidia.com/gpu.product"
-"""The node label with the name of its GPUs."""
+KAI_QUEUE = "kai.scheduler/queue"
+"""The label with the leaf queue that KAI Scheduler serves a job from."""
+KAI_GANG = "kai.scheduler/batch-min-member"
+"""The annotation of a Job that says how many of its pods must have room before the first one starts."""
+KUEUE_QUEUE = "kueue.x-k8s.io/queue-name"
+"""The label with the local queue in which Kueue lets a Job wait until it is its turn."""
+CLAIM = "gpus"
+"""The name of a pod's claim of GPUs."""
 WORK = "/raysched/work"
 """The working directory of a job."""
 FILES = "/raysched/files"
@@ -38,11 +44,13 @@ Manifest = dict[str, Any]
 @dataclass(frozen=True, slots=True)
 class Target:
     """Where manifests go: the namespace (None: the one that is current), the mark of this raysched, and the
-    image of jobs that name none."""
+    image of jobs that name none. `kai` and `kueue` say which queue there serves a queue of ours."""
 
     namespace: str | None
     system: str
     image: str | None = None
+    kai: Mapping[str, str] = field(default_factory=dict[str, str])
+    kueue: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 def manifests(launch: Launch, target: Target, parts: int = 0) -> list[Manifest]:
@@ -50,10 +58,12 @@ def manifests(launch: Launch, target: Target, parts: int = 0) -> list[Manifest]:
     directory is in. Raises EngineRefused where the spec contradicts itself."""
     order = launch.order
     assert order is not None, f"{launch.run} asks nothing of a cluster"
+    claim = pod_ask(order.demand).claim
+    claims = [_claim_template(launch, target, claim)] if claim is not None else []
     if dict(order.options).get("ray"):
-        return [_ray_job(launch, order, target, parts)]
-    several = order.demand.nodes > 1
-    return [_job(launch, order, target, parts), *([_service(launch, target)] if several else [])]
+        return [_ray_job(launch, order, target, parts), *claims]
+    services = [_service(launch, target)] if order.demand.nodes > 1 else []
+    return [_job(launch, order, target, parts), *services, *claims]
 
 
 def _metadata(launch: Launch, target: Target) -> Manifest:
@@ -84,14 +94,65 @@ def _service(launch: Launch, target: Target) -> Manifest:
     }
 
 
+def _claim_template(launch: Launch, target: Target, claim: Claim) -> Manifest:
+    """From which each pod gets a claim of its own."""
+    selectors = [{"cel": {"expression": expression}} for expression in claim.expressions]
+    exactly = {
+        "deviceClassName": claim.device_class,
+        "allocationMode": "ExactCount",
+        "count": claim.count,
+        **({"selectors": selectors} if selectors else {}),
+    }
+    requests = [{"name": CLAIM, "exactly": exactly}]
+    return {
+        "apiVersion": "resource.k8s.io/v1",
+        "kind": "ResourceClaimTemplate",
+        "metadata": _metadata(launch, target),
+        "spec": {"spec": {"devices": {"requests": requests}}},
+    }
+
+
+# ---------------------------------------------------------------- the queues of the cluster
+
+
+def _queue(names: Mapping[str, str], order: Order) -> str:
+    """The queue there of a job of ours; that of `default` also serves queues that are not named."""
+    return names.get(order.queue, names.get("default", ""))
+
+
+def _queue_labels(order: Order, target: Target) -> dict[str, str]:
+    kai, kueue = _queue(target.kai, order), _queue(target.kueue, order)
+    if order.demand.way == "kai" and not kai and not pod_ask(order.demand).limits:
+        raise EngineRefused(
+            f"queue: KAI Scheduler shares the GPUs of this cluster, and no queue of it serves {order.queue}: "
+            "name one under backends.k8s.kai in raysched.yaml",
+            final=True,
+        )
+    return {**({KAI_QUEUE: kai} if kai else {}), **({KUEUE_QUEUE: kueue} if kueue else {})}
+
+
+def _scheduler(order: Order, target: Target) -> str:
+    """Who puts the pods somewhere: with a queue of KAI Scheduler it is that one, GPUs or not."""
+    if order.demand.way == "kai" and not _queue(target.kai, order):
+        return ""
+    return "kai-scheduler" if _queue(target.kai, order) else pod_ask(order.demand).scheduler
+
+
+# ---------------------------------------------------------------- the Job
+
+
 def _job(launch: Launch, order: Order, target: Target, parts: int) -> Manifest:
     """It is suspended until its record knows of it."""
     pods = order.demand.nodes
     indexed = {"completionMode": "Indexed"} if pods > 1 else {}
+    metadata = _metadata(launch, target)
+    metadata["labels"] = {**metadata["labels"], **_queue_labels(order, target)}
+    if pods > 1 and KAI_QUEUE in metadata["labels"]:
+        metadata["annotations"] = {**metadata["annotations"], KAI_GANG: str(pods)}
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": _metadata(launch, target),
+        "metadata": metadata,
         "spec": {
             "suspend": True,
             "completions": pods,
@@ -118,8 +179,16 @@ def _job(launch: Launch, order: Order, target: Target, parts: int) -> Manifest:
 
 
 def _ray_job(launch: Launch, order: Order, target: Target, parts: int) -> Manifest:
-    """Its pods are alike: no rank tells them apart, and Ray lets them find each other."""
+    """Its pods are alike: no rank tells them apart, and Ray lets them find each other. Neither KAI Scheduler
+    takes what submits to it, nor is it known how often Kueue let it go: it waits in no queue of theirs."""
     demand = order.demand
+    target = replace(target, kai={}, kueue={})
+    if demand.way == "kai" and not pod_ask(demand).limits:
+        raise EngineRefused(
+            "k8s.ray: the GPUs of this cluster are shared by KAI Scheduler, which takes no Ray job that is "
+            "submitted so: ask for whole GPUs",
+            final=True,
+        )
     each = replace(order, demand=replace(demand, nodes=1), ranks=())
     template = _template(launch, each, target, parts)
     return ray_job(_metadata(launch, target), template, launch.entrypoint, demand.nodes, demand.count)
@@ -130,11 +199,20 @@ def _template(launch: Launch, order: Order, target: Target, parts: int) -> Manif
     metadata = _metadata(launch, target)
     return {
         "metadata": {
-            "labels": {**options.get("labels", {}), **metadata["labels"]},
-            "annotations": {**options.get("annotations", {}), **metadata["annotations"]},
+            "labels": {**options.get("labels", {}), **metadata["labels"], **_pod_labels(order, target)},
+            "annotations": {
+                **options.get("annotations", {}),
+                **metadata["annotations"],
+                **pod_ask(order.demand).annotations,
+            },
         },
         "spec": laid_over(_pod(launch, order, target, parts), options.get("pod") or {}),
     }
+
+
+def _pod_labels(order: Order, target: Target) -> dict[str, str]:
+    labels = _queue_labels(order, target)
+    return {KAI_QUEUE: labels[KAI_QUEUE]} if KAI_QUEUE in labels else {}
 
 
 def _pod(launch: Launch, order: Order, target: Target, parts: int) -> Manifest:
@@ -156,7 +234,13 @@ def _pod(launch: Launch, order: Order, target: Target, parts: int) -> Manifest:
         pod["activeDeadlineSeconds"] = seconds(order.limit)
     if order.demand.nodes > 1:
         pod["subdomain"] = name_of(launch.run, target.system)
-    if selector := _selector(order.demand, options.get("node_selector") or {}):
+    ask = pod_ask(order.demand)
+    if scheduler := _scheduler(order, target):
+        pod["schedulerName"] = scheduler
+    if ask.claim is not None:
+        name = name_of(launch.run, target.system)
+        pod["resourceClaims"] = [{"name": CLAIM, "resourceClaimTemplateName": name}]
+    if selector := _selector(ask, options.get("node_selector") or {}):
         pod["nodeSelector"] = selector
     if tolerations := _tolerations(order.demand, options.get("tolerations") or ()):
         pod["tolerations"] = tolerations
@@ -171,21 +255,10 @@ def seconds(milliseconds: int) -> int:
     return -(-milliseconds // 1000)
 
 
-def _selector(demand: Demand, own: Mapping[str, str]) -> dict[str, str]:
-    if not demand.type:
-        return dict(own)
-    if PRODUCT in own:
+def _selector(ask: PodAsk, own: Mapping[str, str]) -> dict[str, str]:
+    if PRODUCT in own and PRODUCT in ask.selector:
         raise EngineRefused(f"k8s.node_selector: {PRODUCT} is set from gpu_type: remove it", final=True)
-    return {**own, PRODUCT: product_of(demand)}
-
-
-def product_of(demand: Demand) -> str:
-    """What nodes with such a GPU are labelled. Where each kind of instance has a resource of its own, the
-    label names the whole GPU."""
-    profile = profile_of(demand.type)
-    if profile and demand.resource != GPU:
-        return demand.type[: -len(f"-MIG-{profile}")]
-    return demand.type
+    return {**own, **ask.selector}
 
 
 def _tolerations(demand: Demand, own: Sequence[Mapping[str, Any]]) -> list[Manifest]:
@@ -263,9 +336,11 @@ def _resources(demand: Demand) -> Manifest:
         requests["cpu"] = f"{-(-demand.cpus * 1000 // WHOLE)}m"
     if demand.memory:
         requests["memory"] = limits["memory"] = f"{demand.memory}Mi"
-    if demand.kind:
-        limits[demand.resource or GPU] = str(demand.count)
-    return {kind: asked for kind, asked in (("requests", requests), ("limits", limits)) if asked}
+    ask = pod_ask(demand)
+    limits.update(ask.limits)
+    claims = [{"name": CLAIM}] if ask.claim is not None else []
+    parts = (("requests", requests), ("limits", limits), ("claims", claims))
+    return {kind: asked for kind, asked in parts if asked}
 
 
 def _unpacking(demand: Demand, main: Manifest) -> Manifest:

@@ -2,47 +2,46 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from raysched.backends.kube.cluster import Answered, Cluster
-from raysched.backends.kube.manifest import GPU, PRODUCT
+from raysched.backends.kube.devices import Has, claims_of, devices_of, gpu_id, node_info
+from raysched.backends.kube.found import CLAIMS, Found, find, listed
 from raysched.backends.kube.names import ROLE, SYSTEM
 from raysched.backends.kube.quantities import cores, mebibytes
 from raysched.backends.kube.watching import Watch
 from raysched.core.commands import Command, NodeGone, NodeSeen, Outside, Placed
 from raysched.core.lease import Place, Slice
-from raysched.core.node import GPUInfo, Mechanism, NodeInfo
+from raysched.core.node import GPUInfo, NodeInfo
 from raysched.core.request import WHOLE
-from raysched.core.site import UNTYPED, profile_of
 from raysched.core.work import Run
 
 OTHERS_S = 15.0
-"""Time between two questions about the pods of others."""
-SHARED = f"{GPU}.shared"
-COUNT = "nvidia.com/gpu.count"
-MEMORY = "nvidia.com/gpu.memory"
-REPLICAS = "nvidia.com/gpu.replicas"
-STRATEGY = "nvidia.com/gpu.sharing-strategy"
-_MIG = re.compile(r"nvidia\.com/mig-(?P<profile>\d+g\.\d+gb(\.[a-z.]+)?)")
-_SHARED_MODEL = "-SHARED"
+"""Time between two questions about the pods of others, and about what shares GPUs."""
+RESERVATIONS = "kai-resource-reservation"
+"""The namespace of the pods with which KAI Scheduler keeps the GPUs that it shares."""
 
 Object = dict[str, Any]
 Nodes = Callable[[], Awaitable[Mapping[str, NodeInfo]]]
 
 
 class Mirror:
-    """Watches the nodes, and asks now and then what others use. `beside` tells which nodes the ledger has."""
+    """Watches the nodes, and asks now and then what others use. `beside` tells which nodes the ledger has;
+    `kai`: KAI Scheduler may be used."""
 
-    def __init__(self, cluster: Cluster, changed: Callable[[], None], beside: Nodes | None) -> None:
+    def __init__(
+        self, cluster: Cluster, changed: Callable[[], None], beside: Nodes | None, *, kai: bool = False
+    ) -> None:
         self._cluster = cluster
         self._beside = beside
+        self._kai = kai
         self._nodes = Watch(cluster, lambda: "/api/v1/nodes", {}, changed)
         self._told: set[str] = set()
-        self._others: dict[str, dict[str, int]] = {}
+        self._found = Found()
+        self._others: dict[str, list[Has]] = {}
+        self._claims: dict[str, list[tuple[str, str]]] = {}
         self._others_at = -OTHERS_S
         self._places: dict[str, Place] = {}
 
@@ -55,8 +54,11 @@ class Mirror:
         """All of it. `ours` are the pods of runs that have not ended."""
         await self._nodes.ready()
         beside = await self._beside() if self._beside else {}
-        infos = {name: node_info(node, _name(name, beside)) for name, node in self._nodes.objects.items()}
-        await self._ask_others()
+        await self._ask_others(ours)
+        infos = {
+            name: node_info(node, _name(name, beside), self._found)
+            for name, node in self._nodes.objects.items()
+        }
         names = {info.name for info in infos.values()}
         gone = [NodeGone(name) for name in self._told - names]
         self._told = names
@@ -79,29 +81,53 @@ class Mirror:
 
     # ------------------------------------------------------------ others
 
-    async def _ask_others(self) -> None:
-        if time.monotonic() - self._others_at < OTHERS_S:
+    async def _ask_others(self, ours: Mapping[Run, Sequence[Object]]) -> None:
+        """Learn what others have, and what shares GPUs; claims also as soon as a pod of ours has some."""
+        due = time.monotonic() - self._others_at >= OTHERS_S
+        if due:
+            self._found = await find(self._cluster, kai=self._kai)
+        pods = (pod for pods in ours.values() for pod in pods)
+        if self._found.slices and (due or any(self._claims_something_new(pod) for pod in pods)):
+            self._claims = claims_of(await listed(self._cluster, CLAIMS))
+        if not due:
             return
         query = {"fieldSelector": "spec.nodeName!=,status.phase!=Succeeded,status.phase!=Failed"}
         try:
-            pods, _ = await self._cluster.list("/api/v1/pods", query)
+            found, _ = await self._cluster.list("/api/v1/pods", query)
         except Answered:
-            pods = []  # we may only see our own: nothing is known of others
+            found = []  # we may only see our own: nothing is known of others
         self._others_at = time.monotonic()
         self._others = {}
-        for pod in pods:
-            if SYSTEM not in pod["metadata"].get("labels", {}):
-                used = self._others.setdefault(pod["spec"]["nodeName"], {})
-                for resource, count in devices(pod).items():
-                    used[resource] = used.get(resource, 0) + count
+        for pod in found:
+            own = SYSTEM in pod["metadata"].get("labels", {})
+            if not own and pod["metadata"]["namespace"] != RESERVATIONS:
+                self._others.setdefault(pod["spec"]["nodeName"], []).extend(self._has(pod))
+
+    def _claims_something_new(self, pod: Object) -> bool:
+        uid = pod["metadata"]["uid"]
+        placed = pod["spec"].get("nodeName") and uid not in self._places
+        return bool(placed and pod["spec"].get("resourceClaims"))
+
+    def _has(self, pod: Object) -> list[Has]:
+        """All that a pod has."""
+        claimed = [Has("", 1, ids=(device,)) for _, device in self._claims.get(pod["metadata"]["uid"], ())]
+        return [*devices_of(pod), *claimed]
 
     def _outside(self, name: str, info: NodeInfo) -> tuple[str, ...]:
-        """The GPUs that others have whole: the last ones of each kind, as nobody tells which they are."""
+        """The GPUs that others have whole. Where nobody tells which they are, these are the last ones of each
+        kind."""
         found: list[str] = []
-        for resource, count in self._others.get(name, {}).items():
+        counts: dict[str, int] = {}
+        for has in self._others.get(name, ()):
+            if has.ids:
+                found += [gpu_id(name, id) for id in has.ids if has.share in (0, WHOLE) and not has.memory]
+            elif not has.share and not has.memory:
+                counts[has.resource] = counts.get(has.resource, 0) + has.count
+        for resource, count in counts.items():
             kind = [gpu.uuid for gpu in info.gpus if gpu.resource == resource and not gpu.parts]
             found += kind[max(0, len(kind) - count) :]
-        return tuple(found)
+        known = {gpu.uuid for gpu in info.gpus}
+        return tuple(dict.fromkeys(gpu for gpu in found if gpu in known))
 
     # ------------------------------------------------------------ ours
 
@@ -130,14 +156,8 @@ class Mirror:
             for slice in place.slices if place.node == info.name else ():
                 used[slice.gpu] = used.get(slice.gpu, 0) + slice.share
         slices: list[Slice] = []
-        for resource, count in devices(pod).items():
-            of_kind = [gpu for gpu in info.gpus if gpu.resource == resource]
-            # Parts go where most is taken already: nobody can tell, and so a GPU is full before the next.
-            of_kind.sort(key=lambda gpu: (-used.get(gpu.uuid, 0), gpu.index))
-            room = [gpu for gpu in of_kind if used.get(gpu.uuid, 0) + share_of(gpu) <= WHOLE]
-            slices += [
-                Slice(gpu.uuid, share_of(gpu), gpu.memory * share_of(gpu) // WHOLE) for gpu in room[:count]
-            ]
+        for has in self._has(pod):
+            slices += _slices(has, info, pod["spec"]["nodeName"], used)
         asked = [
             container.get("resources", {}).get("requests") or {} for container in pod["spec"]["containers"]
         ]
@@ -150,20 +170,30 @@ def _computes(pod: Object) -> bool:
     return pod["metadata"]["labels"].get(ROLE) != "submitter"
 
 
-def share_of(gpu: GPUInfo) -> int:
-    """The share of a GPU that one of what the node offers is."""
+def _slices(has: Has, info: NodeInfo, node: str, used: Mapping[str, int]) -> list[Slice]:
+    """The GPUs of a node that a pod has, or is taken to have."""
+    if has.ids:
+        ids = {gpu_id(node, id) for id in has.ids}
+        return [_slice(gpu, has) for gpu in info.gpus if gpu.uuid in ids]
+    of_kind = [gpu for gpu in info.gpus if gpu.resource == has.resource]
+    # Parts go where most is taken already: nobody can tell, and so a GPU is full before the next.
+    of_kind.sort(key=lambda gpu: (-used.get(gpu.uuid, 0), gpu.index))
+    room = [gpu for gpu in of_kind if used.get(gpu.uuid, 0) + share_of(gpu, has) <= WHOLE]
+    return [_slice(gpu, has) for gpu in room[: has.count]]
+
+
+def _slice(gpu: GPUInfo, has: Has) -> Slice:
+    share = share_of(gpu, has)
+    return Slice(gpu.uuid, share, has.memory or gpu.memory * share // WHOLE)
+
+
+def share_of(gpu: GPUInfo, has: Has) -> int:
+    """The share of a GPU that a pod has with one of it."""
+    if has.share:
+        return has.share
+    if has.memory and gpu.memory:
+        return min(WHOLE, -(-has.memory * WHOLE // gpu.memory))
     return WHOLE // (gpu.parts or 1)
-
-
-def devices(pod: Object) -> dict[str, int]:
-    """How many GPUs, instances or replicas a pod has, by resource."""
-    found: dict[str, int] = {}
-    for container in pod["spec"]["containers"]:
-        limits = container.get("resources", {}).get("limits") or {}
-        for resource, count in limits.items():
-            if resource in (GPU, SHARED) or _MIG.fullmatch(resource):
-                found[resource] = found.get(resource, 0) + int(count)
-    return found
 
 
 # ---------------------------------------------------------------- nodes
@@ -173,69 +203,3 @@ def _name(name: str, beside: Mapping[str, NodeInfo]) -> str:
     """A node's own name, or with the cluster's behind it where another backend has one of that name."""
     known = beside.get(name)
     return name if known is None or "k8s" in known.backends else f"{name}@k8s"
-
-
-def node_info(node: Object, name: str) -> NodeInfo:
-    """A node for the ledger, under `name`."""
-    room = node["status"].get("allocatable") or {}
-    return NodeInfo(
-        name=name,
-        backends=("k8s",),
-        gpus=tuple(_gpus(node["metadata"]["name"], node["metadata"].get("labels") or {}, room)),
-        cpus=cores(room.get("cpu", "0")),
-        memory=mebibytes(room.get("memory", "0")),
-        containers="kubernetes",
-        site=True,
-        closed=_closed(node),
-    )
-
-
-def _closed(node: Object) -> str:
-    """Why Kubernetes starts nothing new on a node; empty where it does."""
-    conditions = {one["type"]: one for one in node["status"].get("conditions") or []}
-    ready = conditions.get("Ready", {"status": "Unknown"})
-    if ready["status"] != "True":
-        said = ready.get("message") or ready.get("reason") or "its kubelet says nothing"
-        return f"not ready: {said}"
-    return "cordoned" if node["spec"].get("unschedulable") else ""
-
-
-def _gpus(node: str, labels: Mapping[str, str], room: Mapping[str, str]) -> Iterator[GPUInfo]:
-    """What a node offers: of shared GPUs each once, with its parts."""
-    index = 0
-    for resource, count in sorted(room.items()):
-        kind = _kind(resource, labels, int(count) if count.isdigit() else 0)
-        if kind is None:
-            continue
-        model, number, parts, memory = kind
-        mps: tuple[Mechanism, ...] = ("mps",) if parts and labels.get(STRATEGY) == "mps" else ()
-        for _ in range(number):
-            uuid = f"K8S-{hashlib.sha256(f'{node}/{index}'.encode()).hexdigest()[:16]}"
-            yield GPUInfo(uuid, index, model, memory, mechanisms=mps, parts=parts, resource=resource)
-            index += 1
-
-
-def _kind(resource: str, labels: Mapping[str, str], count: int) -> tuple[str, int, int, int] | None:
-    """Model, number, parts and MiB of the GPUs behind a resource of which a node has so many."""
-    product = labels.get(PRODUCT, UNTYPED)
-    if cut := _MIG.fullmatch(resource):
-        profile = cut["profile"].replace("gb.", "gb+", 1)
-        model = f"{product}-MIG-{profile}"
-        return model, count, 0, _instance_memory(model)
-    if resource not in (GPU, SHARED) or not count:
-        return None
-    if profile_of(product):  # all GPUs of the node are cut into these
-        return product, count, 0, _instance_memory(product)
-    told = labels.get(MEMORY, "")
-    memory = int(told) if told.isdigit() else 0
-    replicas = labels.get(REPLICAS, "1")
-    parts = int(replicas) if replicas.isdigit() else 1
-    if labels.get(STRATEGY) in ("time-slicing", "mps") and parts > 1:
-        number = labels.get(COUNT, "")
-        return product, int(number) if number.isdigit() else count // parts, parts, memory
-    return product, count, 0, memory
-
-
-def _instance_memory(model: str) -> int:
-    """The MiB of a MIG instance as its name says."""
-    return int(profile_of(model).partition(".")[2].partition("gb")[0]) * 10**9 // 2**20

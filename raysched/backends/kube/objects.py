@@ -19,6 +19,10 @@ GROUPS = {"jobs": "/apis/batch/v1", "rayjobs": "/apis/ray.io/v1", "rayclusters":
 """Where the API server has the kinds that are not its oldest."""
 
 
+GROUPS = {"jobs": "/apis/batch/v1", "resourceclaimtemplates": "/apis/resource.k8s.io/v1"}
+"""Where objects of a kind are that are not in the core of the API."""
+
+
 class Objects:
     """The objects of one raysched, `system`; `changed` is called when one of them may have. Each call raises
     what those of `Cluster` do."""

@@ -10,7 +10,7 @@ from kube_cluster import KubeCluster
 from orders import NAMESPACE, KubeHands, ordered
 from running import wait_until
 
-from raysched.backends.kube.mirror import node_info
+from raysched.backends.kube.devices import node_info
 from raysched.backends.kube.quantities import cores, mebibytes
 from raysched.core.commands import NodeSeen, Outside, Placed
 from raysched.core.node import NodeInfo
@@ -133,7 +133,10 @@ def test_two_replicas_are_not_two_gpus() -> None:
 
 
 def test_what_shares_nothing_says_what_to_do() -> None:
-    with pytest.raises(Unfit, match="no GPU of the cluster is shared: give the NVIDIA device plugin"):
+    with pytest.raises(
+        Unfit,
+        match="no GPU of the cluster is shared: install HAMi or KAI Scheduler",
+    ):
         asked(WHOLE, sharing="fraction", share=5_000)
     with pytest.raises(Unfit, match="the cluster has no GPU"):
         asked(node("cpu", {}))
