@@ -63,7 +63,7 @@ class Offer:
 
 def offer(gpu: GPUInfo) -> Offer:
     """What a GPU of the cluster is given out as."""
-    held = next((one for one in _HOLDING if one in gpu.mechanisms), None)
+    held: Mechanism | None = next((one for one in _HOLDING if one in gpu.mechanisms), None)
     return Offer(gpu.resource, gpu.model, gpu.parts, gpu.way, held, gpu.memory)
 
 

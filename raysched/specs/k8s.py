@@ -42,6 +42,13 @@ CONTAINER = {
 """The same for the job's container."""
 SET_VARIABLES = ("RAYSCHED_", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
 
+SET_KEYS = (f"{OURS}.io/", "batch.kubernetes.io/")
+SHARING_KEYS = (
+    *("gpu-fraction", "gpu-memory", "nvidia.com/", "hami.io/", "volcano.sh/"),
+    *("kai.scheduler/", "kueue.x-k8s.io/"),
+)
+"""What keys of labels and annotations begin with by which schedulers are asked for GPUs."""
+
 _LABEL_KEY = re.compile(
     r"([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
 )
@@ -56,8 +63,13 @@ def parse_dns_name(value: str) -> str:
     return value
 
 
+def parse_selector(value: object) -> dict[str, str]:
+    """Labels of nodes. Raises ValidationError with every fault."""
+    return _pairs(value, _LABEL, ())
+
+
 def parse_labels(value: object) -> dict[str, str]:
-    """Labels, as Kubernetes allows them. Raises ValidationError with every fault."""
+    """Labels of pods, as Kubernetes allows them. Raises ValidationError with every fault."""
     return _pairs(value, _LABEL)
 
 
@@ -66,14 +78,16 @@ def parse_annotations(value: object) -> dict[str, str]:
     return _pairs(value, None)
 
 
-def _pairs(value: object, allowed: re.Pattern[str] | None) -> dict[str, str]:
+def _pairs(
+    value: object, allowed: re.Pattern[str] | None, taken: tuple[str, ...] = SHARING_KEYS
+) -> dict[str, str]:
     if not isinstance(value, Mapping):
         raise ValueError("must hold names and values, each on a line of its own as `name: value`")
     pairs: dict[str, str] = {}
     faults: list[Fault] = []
     for key, content in value.items():
         try:
-            pairs[_label_key(key)] = _label_value(content, allowed)
+            pairs[_label_key(key, taken)] = _label_value(content, allowed)
         except ValueError as error:
             faults.append(Fault((str(key),), str(error)))
     if faults:
@@ -81,12 +95,14 @@ def _pairs(value: object, allowed: re.Pattern[str] | None) -> dict[str, str]:
     return pairs
 
 
-def _label_key(key: object) -> str:
+def _label_key(key: object, taken: tuple[str, ...]) -> str:
     text = parse_text(key)
     if not _LABEL_KEY.fullmatch(text):
         raise ValueError("is no name of a label: write NAME or DOMAIN/NAME")
-    if text.startswith((f"{OURS}.io/", "batch.kubernetes.io/")) or text in ("job-name", "controller-uid"):
+    if text.startswith(SET_KEYS) or text in ("job-name", "controller-uid"):
         raise ValueError("is set by raysched or by Kubernetes: use another name")
+    if text.startswith(taken):
+        raise ValueError("asks for GPUs or names a queue: use resources, queue, and backends.k8s")
     return text
 
 
@@ -185,13 +201,16 @@ _Labels = Annotated[
     BeforeValidator(parse_labels, json_schema_input_type=dict[str, str]),
     BeforeValidator(filled),
 ]
+_Selector = Annotated[
+    dict[str, str],
+    BeforeValidator(parse_selector, json_schema_input_type=dict[str, str]),
+    BeforeValidator(filled),
+]
 _Annotations = Annotated[
     dict[str, str],
     BeforeValidator(parse_annotations, json_schema_input_type=dict[str, str]),
     BeforeValidator(filled),
 ]
-
-
 Queues = Annotated[
     dict[QueueName, Annotated[DNSName, Field(max_length=63)]],
     BeforeValidator(filled),
@@ -203,7 +222,7 @@ class K8sOptions(Fields):
     """What a job says to Kubernetes."""
 
     service_account: DNSName | None = Field(default=None, description="The pod's service account.")
-    node_selector: _Labels = Field(default_factory=dict, description="Labels that the nodes must have.")
+    node_selector: _Selector = Field(default_factory=dict, description="Labels that the nodes must have.")
     tolerations: Annotated[
         tuple[dict[str, Any], ...],
         BeforeValidator(parse_tolerations, json_schema_input_type=list[dict[str, Any]]),

@@ -355,6 +355,8 @@ def test_what_an_engine_would_take_for_something_else_is_no_image(image: str) ->
         ("{service_account: a b}", "k8s.service_account: 'a b' is no name of Kubernetes"),
         ("{node_selector: {a: b c}}", "k8s.node_selector.a: 'b c' can't be the value of a label"),
         ("{labels: {raysched.io/system: x}}", "is set by raysched or by Kubernetes"),
+        ("{annotations: {gpu-fraction: '0.9'}}", "k8s.annotations.gpu-fraction: asks for GPUs"),
+        ("{labels: {kai.scheduler/queue: x}}", "names a queue: use resources, queue, and backends.k8s"),
         ("{labels: {job-name: x}}", "is set by raysched or by Kubernetes"),
         ("{tolerations: [a]}", "k8s.tolerations: must be a list of tolerations"),
         ("{pod: {restartPolicy: Always}}", "k8s.pod.restartPolicy: is set by raysched"),

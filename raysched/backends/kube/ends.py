@@ -18,7 +18,7 @@ from raysched.backends.kube.output import Output
 from raysched.backends.kube.ray_verdict import of_role
 from raysched.backends.kube.records import Record, end_text
 from raysched.backends.kube.sent import Sent
-from raysched.backends.kube.verdict import TOLD_TO_END, Verdict, fresh
+from raysched.backends.kube.verdict import TOLD_TO_END, Verdict, fresh, in_kueue
 from raysched.backends.tasks import stop
 from raysched.core.work import Run, Seen
 from raysched.errors import Unreachable
@@ -67,9 +67,10 @@ class Ends:
             await self._objects.delete_job(record.name, ray=record.ray)
             return
         self._output.follow(run, self._objects.pods().get(record.name, []))
-        # First no more pods, then the end of those that are there.
-        with suppress(Answered):
-            await self._objects.suspend(record)
+        # First no more pods, then the end of those that are there. Kueue would let go again what it admitted.
+        if not in_kueue(job):
+            with suppress(Answered):
+                await self._objects.suspend(record)
         for pod in await self._objects.all_pods(record.name):
             if not has_ended(pod):
                 await self._objects.delete_pod(pod, seconds(int(grace * 1000)))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from raysched.backends.base import EngineRefused
-from raysched.backends.kube.names import NAME, files_name, labels, name_of
+from raysched.backends.kube.names import KUEUE_QUEUE, NAME, files_name, labels, name_of
 from raysched.backends.kube.overlay import laid_over
 from raysched.backends.kube.ray_job import ray_job
 from raysched.core.asking import GPU, PRODUCT, Claim, PodAsk, pod_ask
@@ -27,8 +27,6 @@ KAI_QUEUE = "kai.scheduler/queue"
 """The label with the leaf queue that KAI Scheduler serves a job from."""
 KAI_GANG = "kai.scheduler/batch-min-member"
 """The annotation of a Job that says how many of its pods must have room before the first one starts."""
-KUEUE_QUEUE = "kueue.x-k8s.io/queue-name"
-"""The label with the local queue in which Kueue lets a Job wait until it is its turn."""
 CLAIM = "gpus"
 """The name of a pod's claim of GPUs."""
 WORK = "/raysched/work"

@@ -15,12 +15,13 @@ from raysched.backends.kube.records import Record, new_record, read
 from raysched.backends.kube.watching import Watch
 from raysched.core.work import Run
 
-GROUPS = {"jobs": "/apis/batch/v1", "rayjobs": "/apis/ray.io/v1", "rayclusters": "/apis/ray.io/v1"}
+GROUPS = {
+    "jobs": "/apis/batch/v1",
+    "rayjobs": "/apis/ray.io/v1",
+    "rayclusters": "/apis/ray.io/v1",
+    "resourceclaimtemplates": "/apis/resource.k8s.io/v1",
+}
 """Where the API server has the kinds that are not its oldest."""
-
-
-GROUPS = {"jobs": "/apis/batch/v1", "resourceclaimtemplates": "/apis/resource.k8s.io/v1"}
-"""Where objects of a kind are that are not in the core of the API."""
 
 
 class Objects:
@@ -162,6 +163,10 @@ class Objects:
     async def suspend(self, record: Record) -> None:
         """Have Kubernetes make no pods of a Job any more."""
         await self._change(record, {"spec": {"suspend": True}})
+
+    async def label(self, record: Record, key: str, value: str) -> None:
+        """Give the Job of a run a label."""
+        await self._change(record, {"metadata": {"labels": {key: value}}})
 
     async def _change(self, record: Record, change: Object) -> None:
         self._jobs_of(record).put(await self.cluster.patch(self._at_job(record), change))

@@ -15,6 +15,7 @@ PULL = frozenset(
 BROKEN = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 """Why one waits that can't be made, as a Secret or a volume is missing."""
 DELETED = "its Job was deleted in Kubernetes, not by raysched"
+BY_KUEUE = "Kueue took it away: its Job was suspended again, for others"
 SUSPENDED = "its Job was suspended in Kubernetes, not by raysched"
 
 _NODES = re.compile(r"^\d+/\d+ nodes are available: ")
@@ -75,6 +76,15 @@ def not_made(message: str) -> str:
         quota = message[message.index("exceeded quota") :]
         return f"waits in Kubernetes: the namespace's quota is full ({quota})"
     return f"waits in Kubernetes: it makes no pod for it: {message}"
+
+
+def in_kueue(workload: Object) -> str:
+    """Why Kueue does not let a Job go yet, from the workload that it made for it."""
+    for kind in ("Admitted", "QuotaReserved"):
+        told = condition(workload, kind)
+        if told is not None and told["status"] == "False" and told.get("message"):
+            return f"waits in Kueue: {told['message']}"
+    return "waits in Kueue"
 
 
 def stuck(pod: Object) -> bool:

@@ -9,7 +9,7 @@ from raysched.backends.base import EngineRefused
 from raysched.backends.kube.cluster import Answered, Object
 from raysched.backends.kube.files import Files
 from raysched.backends.kube.manifest import Target, manifests
-from raysched.backends.kube.names import name_of
+from raysched.backends.kube.names import KUEUE_QUEUE, name_of
 from raysched.backends.kube.objects import Objects
 from raysched.backends.kube.records import Record
 from raysched.backends.kube.sent import Sent
@@ -17,8 +17,6 @@ from raysched.backends.kube.verdict import fresh
 from raysched.core.work import Launch, Run
 from raysched.errors import Unreachable
 
-QUEUE = "kueue.x-k8s.io/queue-name"
-"""The label with which Kueue lets a Job go when it is its turn."""
 NO_KUBERAY = (
     "k8s.ray needs the KubeRay operator, and this cluster knows no RayJobs: install it (helm install "
     "kuberay-operator kuberay/kuberay-operator)"
@@ -56,6 +54,7 @@ class Starts:
         parts = self._files.parts(launch.package)
         job, *beside = manifests(launch, self._target(), parts)
         ray = "1" if job["kind"] == "RayJob" else ""
+        queue = job["metadata"]["labels"].pop(KUEUE_QUEUE, "")  # with it, Kueue may let the Job go at once
         record = await self._objects.make_record(launch.run, launch.package or "", ray=ray)
         if record.end is not None or record.stop:
             return
@@ -66,7 +65,9 @@ class Starts:
             await self._make_beside(thing, made)
         record = await self._objects.write(record, job=made["metadata"]["uid"])
         self._sent.add(launch.run)
-        if not record.stop and QUEUE not in made["metadata"]["labels"]:
+        if not record.stop and queue:
+            await self._objects.label(record, KUEUE_QUEUE, queue)
+        elif not record.stop:
             await self._objects.let_go(record)
 
     async def _make_job(self, record: Record, job: Object, package: str | None) -> Object | None:

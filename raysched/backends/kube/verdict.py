@@ -9,7 +9,7 @@ from typing import Any
 
 from raysched.backends.kube import reasons
 from raysched.backends.kube.moments import moment
-from raysched.backends.kube.names import LET_GO
+from raysched.backends.kube.names import KUEUE_QUEUE, LET_GO
 from raysched.backends.kube.records import Record
 from raysched.core.work import Seen
 
@@ -69,6 +69,11 @@ def fresh(job: Object) -> bool:
     return not changed and bool(job["spec"].get("suspend"))
 
 
+def in_kueue(job: Object) -> bool:
+    """Whether it is for Kueue to let a Job go."""
+    return KUEUE_QUEUE in (job["metadata"].get("labels") or {})
+
+
 def without_job(record: Record, pods: Sequence[Object], before: Seen) -> Verdict:
     """Of a run whose Job is not there."""
     if record.stop:
@@ -84,8 +89,9 @@ def suspended(record: Record, job: Object, pods: Sequence[Object], before: Seen)
     if record.stop:
         return Verdict(before, stopped(record, pods))
     if fresh(job):
-        return Verdict(None)
-    taken = Seen(record.run, "taken", started_at(pods), None, None, reasons.SUSPENDED)
+        return Verdict(before if record.job and in_kueue(job) else None)
+    why = reasons.BY_KUEUE if in_kueue(job) else reasons.SUSPENDED
+    taken = Seen(record.run, "taken", started_at(pods), None, None, why)
     return Verdict(before, taken, early=True)
 
 
@@ -100,7 +106,12 @@ def _now(
         # Of several pods the one that is furthest behind says most.
         first = min(pods, key=lambda pod: (bool(pod["spec"].get("nodeName")), pod["metadata"]["name"]))
         return Seen(record.run, "queued", reason=reasons.waits(first, nodes))
-    waits = "is being handed to Kubernetes" if job is None else "waits in Kubernetes"
+    if job is None:
+        waits = "is being handed to Kubernetes"
+    elif in_kueue(job) and job["spec"].get("suspend"):
+        waits = "waits in Kueue"
+    else:
+        waits = "waits in Kubernetes"
     return Seen(record.run, "queued", reason=not_made or waits)
 
 

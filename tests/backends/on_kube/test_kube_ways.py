@@ -6,7 +6,7 @@ test puts a pod where theirs would, and says of it what theirs would say.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -81,7 +81,7 @@ CONFIGS = {
 
 
 @contextmanager
-def made(cluster: KubeCluster, *things: tuple[str, Object]) -> Iterator[None]:
+def made(cluster: KubeCluster, *things: tuple[str, Object]) -> Generator[None]:
     """Objects at their paths, gone afterwards."""
     done: list[str] = []
     try:
@@ -95,7 +95,7 @@ def made(cluster: KubeCluster, *things: tuple[str, Object]) -> Iterator[None]:
 
 
 @contextmanager
-def one_node(cluster: KubeCluster, name: str, resources: dict[str, str], **marks: str) -> Iterator[None]:
+def one_node(cluster: KubeCluster, name: str, resources: dict[str, str], **marks: str) -> Generator[None]:
     cluster.add_node(name, resources, LABELS if not marks else None)
     try:
         if marks:
