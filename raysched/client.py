@@ -90,6 +90,10 @@ class Client:
         """Nodes, their GPUs and the tenants of each."""
         return self._get("/v1/gpus")
 
+    def sharing(self) -> Json:
+        """What shares the GPUs of the Kubernetes cluster, and what requests would become. Raises NotFound."""
+        return self._get("/v1/k8s/sharing")
+
     def usage(self, by: str = "queue", since: float = 604_800) -> Json:
         """What was granted and used in the last `since` seconds, by queue, user, job or gpu."""
         return self._get("/v1/usage", {"by": by, "since": str(since)})

@@ -28,6 +28,7 @@ from raysched.actors.metrics import LedgerMetrics
 from raysched.actors.names import NAMESPACE
 from raysched.actors.settings import Settings
 from raysched.core import commands, gpu_views, host_views, layouts, views, watchdog
+from raysched.core.cluster_views import cluster_view
 from raysched.core.commands import Command, JobRequest
 from raysched.core.compile import compile_host, compile_job, compile_resources
 from raysched.core.decide import known_key
@@ -35,6 +36,7 @@ from raysched.core.host import Host
 from raysched.core.jobs import ENDED, Job
 from raysched.core.measured import Guidance
 from raysched.core.node import NodeInfo
+from raysched.core.placement import site_of
 from raysched.core.request import Request
 from raysched.core.state import State
 from raysched.core.wanted import owned_job, packages, wanted
@@ -238,7 +240,7 @@ class Ledger:
     # ------------------------------------------------------------ views
 
     async def view(self, what: str, **args: Any) -> View:
-        """One of the views of docs/api.md: status, jobs, job, queue, gpus, explain."""
+        """One of the views of docs/api.md: status, jobs, job, queue, hosts, gpus, sharing, explain."""
         now = self._now()
         match what:
             case "status":
@@ -255,6 +257,8 @@ class Ledger:
                 return views.queue_view(self.state, now)
             case "hosts":
                 return host_views.hosts_view(self.state)
+            case "sharing":
+                return cluster_view(site_of(self.state, "k8s"))
             case "gpus":
                 return gpu_views.gpus_view(self.state, self._usage(), now)
             case "explain":

@@ -14,6 +14,7 @@ import typer.main
 from raysched.cli import (
     cluster_commands,
     job_commands,
+    k8s_commands,
     mig_commands,
     store_commands,
     system_commands,
@@ -48,6 +49,7 @@ PANELS: dict[str, list[Callable[..., Any] | typer.Typer]] = {
         system_commands.drain,
         vm_commands.app,
         cluster_commands.app,
+        k8s_commands.app,
         store_commands.app,
         system_commands.schema,
         usage_commands.grafana,
@@ -75,7 +77,7 @@ app = typer.Typer(
     name="raysched",
     cls=Sections,
     rich_markup_mode=None,
-    help="Share GPUs: whole, by fraction or by memory, for jobs on Ray, plain machines and Slurm sites.",
+    help="Share GPUs: whole, by fraction or by memory, for jobs on Ray, machines, Slurm and Kubernetes.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (command for commands in PANELS.values() for command in commands):

@@ -16,6 +16,7 @@ from raysched.core.offers import Offer, offer, sharing_of
 from raysched.core.placement import ways
 from raysched.core.request import Request
 from raysched.core.site import Demand, Site, Unfit, profile_of
+from raysched.errors import NotFound
 from raysched.specs.resources import Resources
 
 View = dict[str, Any]
@@ -32,8 +33,11 @@ PLAIN: tuple[dict[str, Any], ...] = (
 USUAL_PROFILE = "1g.10gb"
 
 
-def cluster_view(site: Site) -> View:
-    """What was found, by groups of nodes that offer the same, and what requests would become."""
+def cluster_view(site: Site | None) -> View:
+    """What was found, by groups of nodes that offer the same, and what requests would become. Raises NotFound
+    where there is no cluster, or it was not heard of yet."""
+    if site is None:
+        raise NotFound("no Kubernetes cluster is known: name one under backends.k8s in raysched.yaml")
     profiles = sorted({profile_of(gpu.model) for node in site.nodes for gpu in node.gpus} - {""})
     kinds = [*PLAIN, *({"mig_profile": profile} for profile in profiles or [USUAL_PROFILE])]
     return {"groups": list(_groups(site.nodes)), "requests": [becomes(site, kind) for kind in kinds]}
@@ -64,6 +68,21 @@ def _offered(one: Offer, count: int) -> View:
         "parts": one.parts or None,
         "held_by": one.held if one.shared else "mig" if mig else "exclusive",
     }
+
+
+def group_words(node: NodeInfo) -> str:
+    """What a node offers, in a few words: `4 x A100 whole`, `7 x A100 MIG 1g.10gb`."""
+    counted = sorted(Counter(map(offer, node.gpus)).items(), key=lambda item: item[0].model)
+    return ", ".join(f"{count} x {_offer_words(one)}" for one, count in counted)
+
+
+def _offer_words(one: Offer) -> str:
+    if one.profile:
+        return f"{one.model}, a MIG instance each"
+    if not one.shared:
+        return f"{one.model}, whole"
+    parts = f"{one.parts} replicas each by " if one.parts else "shared by "
+    return f"{one.model}, {parts}{sharing_of(one)}"
 
 
 def becomes(site: Site, kind: dict[str, Any]) -> View:

@@ -138,6 +138,15 @@ def test_the_manifest_of_a_plan_is_taken_by_the_api_server(cluster: KubeCluster,
     assert taken["hostNetwork"] is True
 
 
+def test_what_shares_the_gpus_and_what_requests_become_is_shown(beside: System) -> None:
+    shown = beside.json("k8s", "sharing")
+    assert [group["nodes"] for group in shown["groups"]] == [["cut-1"], ["gpu-1"]]
+    rows = {row["asks"]: row for row in shown["requests"]}
+    assert rows["mig_profile: 1g.10gb"]["pod"].startswith("nvidia.com/mig-1g.10gb: 1")
+    assert "no GPU of the cluster is shared: install HAMi" in rows["gpu_fraction: 0.25"]["refused"]
+    assert "1 node: gpu-1" in beside.cli("k8s", "sharing").stdout
+
+
 def test_what_the_cluster_can_never_give_is_refused_before(cluster: KubeCluster, beside: System) -> None:
     before = cluster.jobs(SPACE)
     spec = {"name": "a", "entrypoint": "true", "working_dir": None, "backend": "k8s"}

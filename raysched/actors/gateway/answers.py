@@ -92,6 +92,43 @@ class Hosts(Shape):
     hosts: list[Host]
 
 
+class Offered(Shape):
+    """What each node of a group offers `count` of. `by` says who gives it out, `shares` in which way parts of
+    it are had (null: only whole), in how many equal `parts` (null: of any size), and `held_by` what holds a
+    pod to its part (null: nothing does)."""
+
+    count: int
+    model: str
+    memory_mib: int | None
+    resource: str
+    by: Literal["device plugin", "scheduler", "claim"]
+    shares: str | None
+    parts: int | None
+    held_by: str | None
+
+
+class NodeGroup(Shape):
+    """Nodes of a Kubernetes cluster that offer the same."""
+
+    nodes: list[str]
+    offers: list[Offered]
+
+
+class Becomes(Shape):
+    """What a request becomes there: `pod` is what each pod says; null where `refused` says why not."""
+
+    asks: str
+    pod: str | None
+    refused: str | None
+
+
+class ClusterSharing(Shape):
+    """What shares the GPUs of the Kubernetes cluster."""
+
+    groups: list[NodeGroup]
+    requests: list[Becomes]
+
+
 class HostCheck(Shape):
     """Whether a host can be used, and why not."""
 

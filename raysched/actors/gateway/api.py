@@ -58,7 +58,7 @@ class Ledger(Protocol):
         ...
 
     async def view(self, what: str, **args: Any) -> View:
-        """One of the views: status, jobs, job, queue, hosts, gpus, explain."""
+        """One of the views: status, jobs, job, queue, hosts, gpus, sharing, explain."""
         ...
 
     async def usage(self, by: By, seconds: float) -> View:
@@ -155,6 +155,10 @@ def _system(ledger: Ledger) -> APIRouter:
     @routes.get("/gpus", response_model=answers.GPUs, summary="Every GPU and who holds what of it")
     async def gpus() -> Response:
         return JSONResponse(await ledger.view("gpus"))
+
+    @routes.get("/k8s/sharing", response_model=answers.ClusterSharing, summary="What shares a cluster's GPUs")
+    async def sharing() -> Response:
+        return JSONResponse(await ledger.view("sharing"))
 
     @routes.get("/usage", response_model=answers.Usage, summary="What was granted and what was used of it")
     async def usage(by: By = "queue", since: Since = WEEK_S) -> Response:

@@ -19,6 +19,8 @@ ROLE = "raysched.io/role"
 """The label of a Ray job's pods: `head`, `worker` or `submitter`."""
 LET_GO = "raysched.io/let-go"
 """The annotation of a Job that raysched let go: one that is suspended after that was so by somebody else."""
+KUEUE_QUEUE = "kueue.x-k8s.io/queue-name"
+"""The label with the local queue in which Kueue lets a Job wait until it is its turn."""
 SLUG = 28
 """Characters of a job's id in a name: with what Kubernetes puts behind it, it has to stay below 63, and a
 RayJob's may have 47."""

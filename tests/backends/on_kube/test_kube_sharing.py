@@ -13,6 +13,7 @@ from documented import Object
 
 from raysched.backends.kube.devices import Has, devices_of, node_info, read_register
 from raysched.backends.kube.found import Found, by_node, kai_mode
+from raysched.cli.k8s_lines import sharing_lines
 from raysched.core.asking import PodAsk, pod_ask
 from raysched.core.cluster_views import becomes, cluster_view
 from raysched.core.pods import demand
@@ -229,6 +230,16 @@ def test_the_view_shows_groups_of_nodes_and_what_requests_become() -> None:
     rows = {row["asks"]: row for row in view["requests"]}
     assert rows["gpu_fraction: 0.25"]["pod"].startswith("nvidia.com/gpu: 1, node nvidia.com/gpu.product=")
     assert "install HAMi" in rows["gpu_fraction: 0.25, isolation: hard"]["refused"]
+
+
+@pytest.mark.parametrize("name", CLUSTERS)
+@pytest.mark.parametrize("width", [80, 200])
+def test_what_is_shown_stands_at_any_width(name: str, width: int) -> None:
+    lines = sharing_lines(cluster_view(site(name)), width)
+    assert max(line.cell_len for line in lines) <= width
+    assert lines[0].plain.startswith("1 node: ")
+    refused = sum(row["refused"] is not None for row in cluster_view(site(name))["requests"])
+    assert sum("refused: " in line.plain for line in lines) == refused
 
 
 def table() -> str:

@@ -1,0 +1,70 @@
+"""The commands about Kubernetes clusters: k8s sharing, doctor, rbac."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from raysched.cli.options import AsJson
+from raysched.cli.output import Output
+from raysched.client import Client
+
+app = typer.Typer(
+    name="k8s",
+    help="Look at the Kubernetes cluster: sharing, doctor, rbac.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="The configuration; else the usual one."),
+]
+
+
+@app.command()
+def sharing(as_json: AsJson = False) -> None:
+    """Show what shares the GPUs, and what requests would become."""
+    from raysched.cli.k8s_lines import sharing_lines
+
+    client, output = Client.from_environment(), Output(as_json)
+    answer = client.sharing()
+    output.answer(answer, sharing_lines(answer, output.width), client)
+
+
+@app.command()
+def doctor(config: ConfigFile = None, as_json: AsJson = False) -> int:
+    """Say what the cluster lacks, and how to get it.
+
+    Rights, kinds of objects, drivers on its nodes; raysched need not be up. The exit code is 1 if something is
+    missing.
+    """
+    from raysched.cli.checks import check_lines
+    from raysched.cluster import kube
+
+    output = Output(as_json)
+    checks = kube.examine(config)
+    output.answer(
+        {"checks": [dataclasses.asdict(check) for check in checks]}, check_lines(checks, output.width)
+    )
+    return int(not all(check.ok for check in checks))
+
+
+@app.command()
+def rbac(
+    namespace: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Where jobs run; else that of the configuration.")
+    ] = None,
+    account: Annotated[
+        str, typer.Option(metavar="NAME", help="The service account that gets the rights.")
+    ] = "raysched",
+    config: ConfigFile = None,
+) -> None:
+    """Print the least rights that raysched needs, for kubectl apply."""
+    from raysched.cluster import kube
+
+    print(kube.rbac(config, namespace, account), end="")

@@ -1,0 +1,66 @@
+"""What `raysched k8s` prints for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich.text import Text
+
+from raysched.cli.tables import Column, table
+from raysched.cli.words import clean
+from raysched.client import Json
+
+OFFERS = (
+    Column("each has", right=True, named=True),
+    Column("GPU"),
+    Column("as", named=True),
+    Column("shared by", named=True),
+    Column("held by", named=True),
+)
+REQUESTS = (Column("a request for"), Column("becomes", wraps=True))
+MOST = 4
+"""Names of nodes that are shown of a group."""
+
+
+def sharing_lines(answer: Json, width: int | None) -> list[Text]:
+    """A table a group of nodes, and one of requests."""
+    lines: list[Text] = []
+    for group in answer["groups"]:
+        lines += [Text(_nodes(group["nodes"]), "bold"), *_offers(group["offers"], width), Text()]
+    rows = [[row["asks"], _becomes(row)] for row in answer["requests"]]
+    return [*lines, *table(REQUESTS, rows, width)]
+
+
+def _nodes(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST} more" if len(names) > MOST else ""
+    return f"{len(names)} node{'s' * (len(names) != 1)}: {', '.join(names[:MOST])}{more}"
+
+
+def _offers(offers: Sequence[Json], width: int | None) -> Iterator[Text]:
+    if not offers:
+        yield Text("no GPU", "dim")
+        return
+    yield from table(OFFERS, [_offer(one) for one in offers], width)
+
+
+def _offer(one: Json) -> list[str | Text]:
+    shares = one["shares"] or "-"
+    if one["parts"]:
+        shares = f"{shares}, {one['parts']} parts"
+    held = Text("nothing", "yellow") if one["held_by"] is None else Text(HOLDS.get(one["held_by"], ""))
+    return [str(one["count"]), clean(one["model"]), one["resource"], shares, held]
+
+
+HOLDS = {
+    "exclusive": "whole",
+    "mig": "MIG",
+    "mps": "MPS",
+    "hami": "HAMi",
+    "nvfractions": "NvFractions",
+}
+
+
+def _becomes(row: Json) -> Text:
+    if row["refused"] is None:
+        return Text(clean(row["pod"]))
+    return Text.assemble(("refused: ", "red"), clean(row["refused"]))
