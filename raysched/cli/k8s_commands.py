@@ -40,7 +40,7 @@ def sharing(as_json: AsJson = False) -> None:
 def doctor(config: ConfigFile = None, as_json: AsJson = False) -> int:
     """Say what the cluster lacks, and how to get it.
 
-    Rights, kinds of objects, drivers on its nodes; raysched need not be up. The exit code is 1 if something is
+    Rights, kinds of objects, drivers on its nodes; raysched need not be up. The exit code is 1 if one is
     missing.
     """
     from raysched.cli.checks import check_lines

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,74 @@ def test_no_text_of_a_job_file_escapes_its_place_in_a_manifest(
         for part in (job, job["spec"]["template"]):
             del part["metadata"]["annotations"]["raysched.io/job-name"]
     assert made == plain
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "plugin": {"resource": "nvidia.com/gpu.shared", "share": 2_500},
+    "kai": {"way": "kai", "resource": "nvidia.com/gpu", "share": 2_500},
+    "hami": {"way": "hami", "resource": "nvidia.com/gpu", "share": 2_500, "gpu_memory": 20_480},
+    "volcano": {"way": "volcano", "resource": "volcano.sh/vgpu-number", "share": 2_500, "gpu_memory": 20_480},
+    "dra": {
+        "way": "dra",
+        "resource": "mig.nvidia.com",
+        "type": 'NVIDIA "A100"\\-MIG-1g.10gb',
+        "share": 10_000,
+    },
+}
+WITH_QUEUES = replace(TARGET, kai={"default": "team-a"}, kueue={"default": "user-queue"})
+keys = st.one_of(
+    texts,
+    st.sampled_from(["gpu-fraction", "gpu-memory", "nvidia.com/vgpu-mode", "kai.scheduler/queue", "a/b"]),
+)
+
+
+@given(
+    st.sampled_from(sorted(WAYS)),
+    st.dictionaries(keys, texts, max_size=3),
+    st.dictionaries(keys, texts, max_size=3),
+    texts,
+)
+def test_no_label_or_annotation_of_a_job_file_asks_for_more_of_a_gpu(
+    way: str, labels: dict[str, str], annotations: dict[str, str], queue: str
+) -> None:
+    """Case spec-07: whichever way shares are asked for, and whatever the queue is called."""
+    made = launch(kind="gpu", count=1, **WAYS[way])
+    assert made.order is not None
+    ours = manifests(made, WITH_QUEUES)
+    try:
+        words = {"labels": labels, "annotations": annotations}
+        spec = check_job({"entrypoint": "true", "backend": "k8s", "k8s": words})
+    except SpecError:
+        return
+    options = tuple(spec.as_json()["k8s"].items())
+    theirs = manifests(replace(made, order=replace(made.order, options=options, queue=queue)), WITH_QUEUES)
+    assert_within(ours, theirs)
+    for part, own in (("labels", labels), ("annotations", annotations)):
+        before = ours[0]["spec"]["template"]["metadata"][part]
+        after = theirs[0]["spec"]["template"]["metadata"][part]
+        assert {key: value for key, value in after.items() if key not in own} == before
+        del theirs[0]["spec"]["template"]["metadata"][part], ours[0]["spec"]["template"]["metadata"][part]
+    assert theirs == ours
+
+
+def test_the_name_of_a_gpu_stays_one_string_in_what_is_claimed() -> None:
+    """A node may call its GPUs what it likes: an expression has it as a string, whatever is in it."""
+    _, template = manifests(launch(kind="gpu", count=1, **WAYS["dra"]), TARGET)
+    (request,) = template["spec"]["spec"]["devices"]["requests"]
+    expressions = [one["cel"]["expression"] for one in request["exactly"]["selectors"]]
+    name = expressions[1].removeprefix("device.attributes['gpu.nvidia.com'].productName == ")
+    assert json.loads(name) == 'An "A100"\\'
+
+
+def test_without_a_queue_of_kai_scheduler_a_share_of_it_is_refused() -> None:
+    with pytest.raises(EngineRefused, match=r"no queue of it serves default: name one under backends"):
+        manifests(launch(kind="gpu", count=1, **WAYS["kai"]), TARGET)
+
+
+def test_a_gang_has_room_for_all_before_kai_scheduler_starts_one() -> None:
+    job, *_ = manifests(launch(kind="gpu", count=1, nodes=2, **WAYS["kai"]), WITH_QUEUES)
+    assert job["metadata"]["annotations"]["kai.scheduler/batch-min-member"] == "2"
+    assert job["metadata"]["labels"]["kai.scheduler/queue"] == "team-a"
 
 
 values = st.recursive(
