@@ -151,7 +151,7 @@ def test_the_name_of_a_gpu_stays_one_string_in_what_is_claimed() -> None:
     (request,) = template["spec"]["spec"]["devices"]["requests"]
     expressions = [one["cel"]["expression"] for one in request["exactly"]["selectors"]]
     name = expressions[1].removeprefix("device.attributes['gpu.nvidia.com'].productName == ")
-    assert json.loads(name) == 'An "A100"\\'
+    assert f"{json.loads(name)}-MIG-1g.10gb" == WAYS["dra"]["type"]
 
 
 def test_without_a_queue_of_kai_scheduler_a_share_of_it_is_refused() -> None:
@@ -410,3 +410,15 @@ def test_a_driver_is_told_to_end_and_waited_for(tmp_path: Path, as_list: bool) -
     assert (work / "saved").exists()
     again = subprocess.run(["sh", "-c", END.replace(GROUP, str(group))], timeout=60, check=False)
     assert again.returncode == 0
+
+
+def test_a_ray_job_has_shares_in_every_way_but_kai_schedulers() -> None:
+    """Which takes none that is submitted so. It waits in no queue of the cluster."""
+    for way in ("plugin", "hami", "volcano", "dra"):
+        made = manifests(launch(kind="gpu", count=1, ray=True, **WAYS[way]), WITH_QUEUES)
+        beside = ["ResourceClaimTemplate"] if way == "dra" else []
+        assert [one["kind"] for one in made] == ["RayJob", *beside]
+        assert "team-a" not in json.dumps([one["spec"] for one in made])
+        assert "user-queue" not in json.dumps(made)
+    with pytest.raises(EngineRefused, match=r"k8s\.ray: the GPUs .* are shared by KAI Scheduler"):
+        manifests(launch(kind="gpu", count=1, ray=True, **WAYS["kai"]), WITH_QUEUES)
