@@ -15,11 +15,12 @@ from raysched.core.facts import Fact
 from raysched.core.impossible import impossible
 from raysched.core.isolation import expected, mechanism_of
 from raysched.core.jobs import ENDED, Job, Outcome
-from raysched.core.lease import Group, Lease, Place, Slice
+from raysched.core.lease import Group, Lease, Place
 from raysched.core.mig import UNCUT
 from raysched.core.node import GPUInfo, Node, NodeInfo
+from raysched.core.placed import placed
 from raysched.core.placement import Placement, possible
-from raysched.core.request import WHOLE, Request
+from raysched.core.request import Request
 from raysched.core.state import State
 from raysched.core.words import exit_of, too_long
 from raysched.errors import Conflict, NotFound, Refused
@@ -312,30 +313,6 @@ def _take_back(state: State, job: Job, reason: str, now: int, until: int) -> Ite
     yield from _let_go(state, job, now)
 
 
-def _placed(state: State, command: commands.Placed, now: int) -> Iterator[Fact]:
-    """A site says where it put a lease. One that it put where the ledger still has another is heard again."""
-    lease = state.leases.get(command.lease)
-    if lease is None or lease.state != "bound" or lease.places == command.places:
-        return
-    if state.jobs[lease.job].single and all(_has_room(state, lease, place) for place in command.places):
-        yield facts.Placed(now, lease.id, command.places)
-
-
-def _has_room(state: State, lease: Lease, place: Place) -> bool:
-    node = state.nodes.get(place.node)
-    return node is not None and all(_has_slice(node, lease, slice) for slice in place.slices)
-
-
-def _has_slice(node: Node, lease: Lease, slice: Slice) -> bool:
-    gpu = node.gpus.get(slice.gpu)
-    if gpu is None:
-        return False
-    others = [held for id, held in gpu.tenants.items() if id != lease.id]
-    shared = lease.sharing != "exclusive" and gpu.sharing in (None, lease.sharing)
-    used = sum(slice.share for held in others for slice in held)
-    return not others or (shared and used + slice.share <= WHOLE)
-
-
 def _gone(state: State, command: commands.Gone, now: int) -> Iterator[Fact]:
     lease = state.leases.get(command.lease)
     if lease is not None and lease.state == "releasing":
@@ -355,10 +332,17 @@ def _free(lease: Lease, nodes: Sequence[str], now: int) -> Iterator[Fact]:
 
 
 def _node_seen(state: State, command: commands.NodeSeen, now: int) -> Iterator[Fact]:
-    known = state.nodes.get(command.node.name)
-    if known is not None and known.lost is None and known.info == command.node:
+    if command.node.name in state.hosts:
+        yield from hosts.make_way(state, command.node, now)
+    else:
+        yield from _described(state, command.node, now)
+
+
+def _described(state: State, told: NodeInfo, now: int) -> Iterator[Fact]:
+    known = state.nodes.get(told.name)
+    if known is not None and known.lost is None and known.info == told:
         return
-    info = _without_foreign_gpus(state, command.node)
+    info = _without_foreign_gpus(state, told)
     if known is not None and known.lost is None and known.info == info:
         return
     if known is None or known.lost is not None or _without_layouts(known.info) != _without_layouts(info):
@@ -382,7 +366,7 @@ def _host_seen(state: State, command: commands.HostSeen, now: int) -> Iterator[F
         yield from hosts.out_of_reach(state, commands.HostOut(info.name, reason), now)
         return
     yield from hosts.back(state, info.name, now)
-    yield from _node_seen(state, commands.NodeSeen(info), now)
+    yield from _described(state, info, now)
 
 
 def _without_layouts(info: NodeInfo) -> NodeInfo:
@@ -584,7 +568,7 @@ _DECIDE: dict[type, Callable[[State, Any, int], Iterator[Fact]]] = {
     commands.Held: _held,
     commands.Denied: _denied,
     commands.Report: _report,
-    commands.Placed: _placed,
+    commands.Placed: placed,
     commands.Gone: _gone,
     commands.SetClock: _set_clock,
     commands.Tick: _tick,

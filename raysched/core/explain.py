@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from raysched.core.impossible import impossible
 from raysched.core.node import GPU, Node
 from raysched.core.placement import (
     LASTING,
@@ -21,6 +22,7 @@ from raysched.core.placement import (
     profile_for,
     reaches,
     room,
+    site_of,
     slice_of,
 )
 from raysched.core.queue import Look
@@ -48,6 +50,9 @@ def waiting(state: State, look: Look, *, change: bool = False) -> Explanation:
         return Explanation(f"looked at again in a moment: {job.reason}", "engine")
     if look.placement is not None:
         return Explanation("starts now")
+    if site_of(state, job.request.backends[0]):
+        known = f" ({job.reason})" if job.reason else ""
+        return Explanation(f"can't be given as things are: {impossible(state, job.request)}{known}", "gpus")
     request = possible(state, job.request) or job.request
     kind, why = _shortage(state, request, look.kept)
     if job.reason:

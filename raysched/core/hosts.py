@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from raysched.core import commands, facts
 from raysched.core.facts import Fact
 from raysched.core.host import Host, Origin
+from raysched.core.node import NodeInfo
 from raysched.core.state import State
 from raysched.errors import Conflict, NotFound
 
@@ -56,15 +57,27 @@ def out_of_reach(state: State, command: commands.HostOut, now: int) -> Iterator[
         return
     if known.reason != command.reason:
         yield facts.HostObserved(now, command.name, command.reason)
-    node = state.nodes.get(command.name)
+    yield from _lost(state, command.name, now)
+
+
+def _lost(state: State, name: str, now: int) -> Iterator[Fact]:
+    """The node that a host is, if it is one, is lost."""
+    node = state.nodes.get(name)
     if node is not None and node.lost is None:
-        yield facts.NodeLost(now, command.name)
+        yield facts.NodeLost(now, name)
 
 
 def back(state: State, name: str, now: int) -> Iterator[Fact]:
     """The host can be used."""
     if state.hosts[name].reason != "":
         yield facts.HostObserved(now, name, "")
+
+
+def make_way(state: State, info: NodeInfo, now: int) -> Iterator[Fact]:
+    """A node that is no host has the name of one. A node of Ray takes its place, once nobody holds anything
+    there, as it does in a configuration that is read later; a site's is told under another name."""
+    if not info.site and not state.hosts[info.name].leaving:
+        yield from _leave(state, info.name, now)
 
 
 def sweep(state: State, now: int) -> Iterator[Fact]:
@@ -96,6 +109,8 @@ def _put(state: State, host: Host, origin: Origin, now: int) -> Iterator[Fact]:
         yield facts.HostAdded(now, host, origin)
         if known is not None and known.leaving:
             yield facts.Drained(now, host.name, False)
+        if known is not None and known.host != host:
+            yield from _lost(state, host.name, now)  # nobody has reached it there yet
 
 
 def _leave(state: State, name: str, now: int) -> Iterator[Fact]:

@@ -479,9 +479,11 @@ def _profile(gpu: GPU, request: Request) -> Profile:
 
 def nearest(state: State, request: Request, kept: Kept = NOTHING_KEPT) -> Iterator[GPU]:
     """The GPUs that the request would take soonest: those of the places it would have with nothing else
-    running, the ones first that lack nothing or the least."""
+    running, the ones first that lack nothing or the least. A site's are its own to choose."""
     way = possible(state, request) or request
     for backend in way.backends:
+        if site_of(state, backend):
+            continue
         nodes = open_nodes(state, backend, way)
         order = sorted(nodes, key=lambda node: -len(room(node, way, kept).offers))
         places = _places([emptied(node) for node in order], way, kept)

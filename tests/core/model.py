@@ -2,22 +2,26 @@
 
 The production core is compared with it (`test_model.py`). The model obeys the same commands. Where the core
 has a choice - which GPUs a job gets, and when - the model makes none: it says whether what the core chose
-was allowed, and whether there was a choice at all. What there is room for stands in `model_room.py`.
+was allowed, and whether there was a choice at all. What there is room for stands in `model_room.py`, what
+becomes of nodes and hosts in `model_nodes.py`, and what a site can give in `model_site.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from raysched.core import commands
 from raysched.core.commands import Command, JobRequest
 from raysched.core.lease import Lease, Place, Slice
 from raysched.core.mig import DAEMON, Cut
-from raysched.core.node import GPUInfo
+from raysched.core.node import NodeInfo
 from raysched.core.request import Request
 from raysched.core.work import Run, Seen
-from tests.core.model_room import WHOLE, Card, Grant, Machine, Room, cells, profile_for, ways
+from tests.core.model_asked import ways
+from tests.core.model_nodes import Forbidden, Nodes
+from tests.core.model_room import WHOLE, Card, Grant, Machine, cells, profile_for
+from tests.core.model_site import gives, sharing_at
 
 PATIENCE = 60_000
 LOST = 86_400_000
@@ -26,13 +30,9 @@ REFUSAL = 600_000
 CUTTING = 300_000
 
 
-class Forbidden(Exception):
-    """The command has to be refused."""
-
-
 @dataclass
 class Work:
-    """A job. `lease` is the one it has now."""
+    """A job. `lease` is the one it has now; `single`: a site has it, and runs it as one."""
 
     id: str
     group: str
@@ -50,13 +50,14 @@ class Work:
     outcome: str = ""
     code: int | None = None
     warned: bool = False
+    single: bool = False
 
     @property
     def ended(self) -> bool:
         return self.state in ("succeeded", "failed", "cancelled")
 
 
-class Model(Room):
+class Model(Nodes):
     """The whole ledger. `kept` is how many jobs have to end after a job until it may be forgotten."""
 
     def __init__(self, kept: int) -> None:
@@ -66,7 +67,6 @@ class Model(Room):
         self.keys: dict[str, str] = {}
         self.ends: list[str] = []
         self.count = 0
-        self.now = 0
 
     def do(self, command: Command, now: int) -> None:
         """Obey a command. Raises Forbidden, and then changes nothing, where it has to be refused."""
@@ -83,16 +83,26 @@ class Model(Room):
     def objection(self, lease: Lease) -> str | None:
         """Why this grant is not allowed; None where it is."""
         job = self.jobs[lease.job]
-        request = next((way for way in ways(job.asked.request) if way.sharing == lease.sharing), None)
         if job.state != "waiting" or job.until > self.now:
             return f"{job.id} is {job.state} until {job.until}"
         if lease.attempt != job.attempt + 1 or lease.id in self.leases:
             return f"it is not attempt {job.attempt + 1}"
-        if request is None or lease.backend not in request.backends:
-            return "it is not what was asked for"
+        if lease.backend not in job.asked.request.backends:
+            return "another backend was asked for"
+        if site := self.site(lease.backend):
+            return self._site_objection(site, lease, job.asked.request)
+        request = next((way for way in ways(job.asked.request) if way.sharing == lease.sharing), None)
+        if request is None:
+            return "another way of sharing was asked for"
         return self._uneven(lease, request) or next(
             (words for place in lease.places if (words := self._place_objection(lease, place, request))), None
         )
+
+    def _site_objection(self, site: list[NodeInfo], lease: Lease, request: Request) -> str | None:
+        if lease.places:
+            return "a site finds the places itself"
+        given = [way for way in ways(request) if gives(site, way)]
+        return None if lease.sharing in map(sharing_at, given) else "the site never has that"
 
     def _uneven(self, lease: Lease, request: Request) -> str | None:
         nodes = [place.node for place in lease.places]
@@ -146,6 +156,7 @@ class Model(Room):
         job.state, job.lease, job.attempt = "starting", lease.id, lease.attempt
         job.granted, job.started = self.now, None
         job.begun, job.exits, job.warned = set(), {}, False
+        job.single = not lease.places
         self.leases[lease.id] = Grant(lease.id, job.id, lease.sharing, lease.places)
         if not self.managed(lease.places):
             self._hold(self.leases[lease.id])
@@ -199,10 +210,17 @@ class Model(Room):
             if job.asked.kind != "command" or job.lease is None or self.leases[job.lease].state != "bound":
                 continue
             failed = any(code != 0 for code in job.exits.values())
-            left = set(range(len(self.leases[job.lease].places))) - set(job.exits)
+            left = set(range(self._ranks(job))) - set(job.exits)
             runs = {Run(job.id, job.attempt, rank) for rank in left}
             (stops if failed or job.state == "stopping" else launches).update(runs)
         return launches, stops
+
+    def releases(self) -> set[tuple[str, str]]:
+        """The leases that are over, with each node that is there and where somebody has to look what is left
+        of them."""
+        over = [grant for grant in self.leases.values() if grant.state == "releasing"]
+        places = [(grant.id, place) for grant in over for place in grant.places if self.watched(place)]
+        return {(id, place.node) for id, place in places if self.machines[place.node].lost is None}
 
     # ------------------------------------------------------------ commands about jobs
 
@@ -274,7 +292,7 @@ class Model(Room):
             return
         grant = self.leases[job.lease]
         grant.state, job.lease = "releasing", None
-        places = [place for place in grant.places if not self.managed([place])]
+        places = [place for place in grant.places if not self.watched(place)]
         self._free(grant, [place.node for place in places])
 
     def _free(self, grant: Grant, nodes: Iterable[str]) -> None:
@@ -283,7 +301,7 @@ class Model(Room):
         if not grant.places:
             del self.leases[grant.id]
         for machine in self.machines.values():
-            self._forget_vanished(machine)
+            self.forget_vanished(machine)
 
     # ------------------------------------------------------------ reports
 
@@ -292,15 +310,20 @@ class Model(Room):
         job = self.jobs.get(seen.run.job)
         if job is None or job.asked.kind != "command" or job.lease is None or seen.run.attempt != job.attempt:
             return
-        ranks = len(self.leases[job.lease].places)
-        if seen.run.rank in job.exits or seen.run.rank >= ranks:
+        if seen.run.rank in job.exits or seen.run.rank >= self._ranks(job) or seen.state == "queued":
             return
-        if seen.state != "lost":
+        if seen.state == "taken" and job.state != "stopping" and job.asked.spec.get("preemptible", True):
+            self._take_back(job, self.now + REST)
+            return
+        if seen.state not in ("lost", "taken"):
             self._begin(job, seen)
         if seen.state != "running":
             job.exits[seen.run.rank] = seen.code if seen.state == "exited" else None
-            if len(job.exits) == ranks:
+            if len(job.exits) == self._ranks(job):
                 self._conclude(job)
+
+    def _ranks(self, job: Work) -> int:
+        return 1 if job.single else len(self.leases[job.lease].places)
 
     def _begin(self, job: Work, seen: Seen) -> None:
         if seen.run.rank in job.begun:
@@ -338,7 +361,7 @@ class Model(Room):
             return
         job = self.jobs[grant.job]
         if job.state == "running":
-            some_not_begun = len(job.begun) < len(grant.places)
+            some_not_begun = len(job.begun) < self._ranks(job)
             if command.final and some_not_begun and job.asked.kind == "command":
                 job.state, job.outcome = "stopping", "failed"
             return
@@ -354,6 +377,32 @@ class Model(Room):
         job.until = until
         self._wait_again(job)
 
+    def _Placed(self, command: commands.Placed) -> None:
+        grant = self.leases.get(command.lease)
+        if grant is None or grant.state != "bound" or not self.jobs[grant.job].single:
+            return
+        if all(self._site_has(grant, place) for place in command.places):
+            grant.places = command.places
+            for machine in self.machines.values():
+                self.forget_vanished(machine)
+            self._warn(grant, self.jobs[grant.job])
+
+    def _site_has(self, grant: Grant, place: Place) -> bool:
+        """Whether a site can have put a lease there: its own GPU, and nobody else has that part of it."""
+        machine = self.machines.get(place.node)
+        if machine is None or not machine.info.site:
+            return False
+        return all(
+            slice.gpu in machine.cards and self._beside(grant, machine.cards[slice.gpu], slice)
+            for slice in place.slices
+        )
+
+    def _beside(self, grant: Grant, card: Card, slice: Slice) -> bool:
+        others = [(other, held) for other, held in self.slices(slice.gpu) if other is not grant]
+        alone = grant.sharing == "exclusive" or any(other.sharing != grant.sharing for other, _ in others)
+        used = sum(held.share for _, held in others)
+        return card.present and (not others or (not alone and used + slice.share <= WHOLE))
+
     def _Gone(self, command: commands.Gone) -> None:
         grant = self.leases.get(command.lease)
         if grant is not None and grant.state == "releasing":
@@ -361,51 +410,17 @@ class Model(Room):
 
     # ------------------------------------------------------------ nodes
 
-    def _NodeSeen(self, command: commands.NodeSeen) -> None:
-        info = command.node
-        mine = [gpu for gpu in info.gpus if not self._elsewhere(gpu.uuid, info.name)]
-        info = replace(info, gpus=tuple(mine))
-        machine = self.machines.setdefault(info.name, Machine(info))
-        machine.info, machine.lost = info, None
-        for uuid, card in machine.cards.items():
-            card.present = uuid in {gpu.uuid for gpu in mine}
-        for gpu in mine:
-            self._move_in(machine, gpu)
-        self._forget_vanished(machine)
-        for grant in list(self.leases.values()):
-            job = self.jobs.get(grant.job)
-            if (
-                job is not None
-                and job.lease == grant.id
-                and info.name in {node for node, _ in grant.slices()}
-            ):
-                self._see(grant, job, machine)
-
-    def _elsewhere(self, uuid: str, name: str) -> bool:
-        """A GPU that another node has stays there, until that node is lost and nobody holds the GPU."""
-        return any(
-            uuid in machine.cards and (machine.lost is None or self.slices(uuid))
-            for machine in self.machines.values()
-            if machine.info.name != name
-        )
-
-    def _move_in(self, machine: Machine, gpu: GPUInfo) -> None:
-        for other in self.machines.values():
-            if other is not machine:
-                other.cards.pop(gpu.uuid, None)
-        card = machine.cards.setdefault(gpu.uuid, Card(gpu))
-        if card.info.layout != gpu.layout:
-            card.refused = {}
-        card.info = gpu
-
-    def _see(self, grant: Grant, job: Work, machine: Machine) -> None:
-        """What news of a node mean for a lease that has a part of it."""
+    def tenant_sees(self, grant: Grant, machine: Machine) -> None:
+        """What news of a node mean for a lease that has a part of it. What a site gave is cut by the site."""
+        job = self.jobs.get(grant.job)
+        if job is None or job.lease != grant.id:
+            return None
         there = {
             gpu.uuid: {instance.cut: instance.uuid for instance in gpu.layout.instances}
             for gpu in machine.info.gpus
         }
         slices = [slice for node, slice in grant.slices() if node == machine.info.name and slice.gpu in there]
-        if grant.state == "bound":
+        if grant.state == "bound" and not machine.info.site:
             whole = all(self.is_cut(grant, machine.info.name, slice) for slice in slices)
             had = [(slice, uuid) for slice in slices if (uuid := grant.instances.get((slice.gpu, slice.cut)))]
             now = {gpu.uuid: gpu.layout.mps for gpu in machine.info.gpus}
@@ -415,30 +430,12 @@ class Model(Room):
                 return self._lose(job)
         if grant.state == "held":
             self._hold(grant)
-        infos = {gpu.uuid: gpu for node, _ in grant.slices() for gpu in self.machines[node].info.gpus}
-        job.warned = any(slice.gpu not in infos or infos[slice.gpu].fault for _, slice in grant.slices())
+        self._warn(grant, job)
         return None
 
-    def _forget_vanished(self, machine: Machine) -> None:
-        machine.cards = {
-            uuid: card for uuid, card in machine.cards.items() if card.present or self.slices(uuid)
-        }
-
-    def _NodeGone(self, command: commands.NodeGone) -> None:
-        machine = self.machines.get(command.node)
-        if machine is not None and machine.lost is None:
-            machine.lost = self.now
-
-    def _Usage(self, command: commands.Usage) -> None:
-        machine = self.machines.get(command.node)
-        if machine is not None and command.gpu in machine.cards:
-            card = machine.cards[command.gpu]
-            card.foreign, card.strangers = command.foreign, command.instances
-
-    def _Drain(self, command: commands.Drain) -> None:
-        if command.node not in self.machines:
-            raise Forbidden
-        self.machines[command.node].draining = command.on
+    def _warn(self, grant: Grant, job: Work) -> None:
+        infos = {gpu.uuid: gpu for node, _ in grant.slices() for gpu in self.machines[node].info.gpus}
+        job.warned = any(slice.gpu not in infos or infos[slice.gpu].fault for _, slice in grant.slices())
 
     def _CutRefused(self, command: commands.CutRefused) -> None:
         machine = self.machines.get(command.node)
@@ -468,14 +465,10 @@ class Model(Room):
                    if slice.gpu == card.info.uuid and slice.cut not in exist]  # fmt: skip
         return any(cells(card.info.mig, cut) & cells(card.info.mig, other) for other in missing)
 
-    def _Outside(self, command: commands.Outside) -> None:
-        machine = self.machines.get(command.node)
-        for uuid, card in machine.cards.items() if machine else ():
-            card.outside = uuid in command.gpus
-
     # ------------------------------------------------------------ time
 
     def _Tick(self, _: commands.Tick) -> None:
+        going = self.going()
         for grant in list(self.leases.values()):
             job = self.jobs.get(grant.job)
             if grant.state == "releasing":
@@ -490,6 +483,8 @@ class Model(Room):
                 self._give_up_cutting(grant)
         for card in (card for machine in self.machines.values() for card in machine.cards.values()):
             card.refused = {cut: at for cut, at in card.refused.items() if at > self.now - REFUSAL}
+        for name in going:
+            self.remove(name)
 
     def _give_up_cutting(self, grant: Grant) -> None:
         """Another place is looked for. What a lease only waits for, for too long, counts as refused."""

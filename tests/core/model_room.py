@@ -5,14 +5,15 @@ Counted anew each time from plain lists, so that it can be read.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from raysched.core.lease import Place, Slice
 from raysched.core.mig import DAEMON, Cut, Geometry, Instance, Profile
 from raysched.core.node import GPUInfo, NodeInfo
 from raysched.core.request import Request
+from tests.core.model_asked import alike, enough, is_of, off, ways
+from tests.core.model_site import gives
 
 WHOLE = 10_000
 
@@ -144,7 +145,7 @@ class Room:
     def serves(self, card: Card, request: Request) -> bool:
         """Whether a GPU is of a kind that can serve a request at all."""
         info = card.info
-        if not card.present or not _is_of(info.model, request.gpu_types) or not _holds(info, request):
+        if not card.present or not is_of(info.model, request.gpu_types) or not _holds(info, request):
             return False
         if request.sharing == "mig":
             return profile_for(info, request) is not None
@@ -237,6 +238,11 @@ class Room:
         ]
         return any(self._any_backend(way, open_machines, self.room) for way in ways(request))
 
+    def site(self, backend: str) -> list[NodeInfo]:
+        """The nodes of the site that a backend reaches."""
+        infos = [machine.info for machine in self.machines.values()]
+        return [info for info in infos if info.site and backend in info.backends]
+
     def ever_fits(self, request: Request) -> bool:
         """Whether there would be a place for a request if nothing else ran."""
         machines = [
@@ -252,9 +258,12 @@ class Room:
         rooms = {
             machine.info.name: sum(parts(card, request) for card in machine.cards.values())
             for machine in machines
+            if not machine.info.site
         }
         return any(
-            _enough(
+            gives(site, request)
+            if (site := self.site(backend))
+            else enough(
                 request,
                 [
                     rooms[m.info.name]
@@ -264,13 +273,6 @@ class Room:
             )
             for backend in request.backends
         )
-
-
-def ways(request: Request) -> list[Request]:
-    """The ways of sharing that will do."""
-    first = replace(request, or_mig=False, or_mps=False)
-    others = [("mig", request.or_mig), ("mps", request.or_mps)]
-    return [first, *(replace(first, sharing=way) for way, will_do in others if will_do)]
 
 
 def _holds(info: GPUInfo, request: Request) -> bool:
@@ -287,24 +289,17 @@ def profile_for(info: GPUInfo, request: Request) -> Profile | None:
     """The MIG profile that a request gets on a GPU."""
     if info.mig is None:
         return None
-    named = [(profile, _NAME.fullmatch(profile.name.lower())) for profile in info.mig.profiles]
     if request.mig_profile is not None:
-        asked = _NAME.fullmatch(request.mig_profile.lower())
-        alike = [(abs(int(name[2]) - int(asked[2])), profile, int(name[2])) for profile, name in named
-                 if asked and name and (name[1], name[3]) == (asked[1], asked[3])]  # fmt: skip
-        off, profile, size = min(alike, key=lambda found: found[0], default=(0, None, 0))
-        return profile if profile and off * 8 <= max(size, int(asked[2])) else None
+        found = [profile for profile in info.mig.profiles if alike(profile.name, request.mig_profile)]
+        return min(found, key=lambda profile: off(profile.name, request.mig_profile), default=None)
     memory = (request.share or 0) * info.memory // WHOLE if request.memory is None else request.memory
     enough = [
         profile
-        for profile, name in named
-        if name and not name[3] and profile.memory >= memory
+        for profile in info.mig.profiles
+        if "+" not in profile.name and "-" not in profile.name and profile.memory >= memory
         and profile.slices * WHOLE // info.mig.slices >= (request.share or 0)
     ]  # fmt: skip
     return min(enough, key=lambda profile: (profile.memory, profile.slices), default=None)
-
-
-_NAME = re.compile(r"(\d+)g\.(\d+)gb(.*)")
 
 
 def cells(geometry: Geometry, cut: Cut) -> set[int]:
@@ -320,19 +315,3 @@ def disjoint(geometry: Geometry, cuts: list[Cut]) -> int:
     first, *rest = cuts
     beside = [cut for cut in rest if not cells(geometry, first) & cells(geometry, cut)]
     return max(1 + disjoint(geometry, beside), disjoint(geometry, rest))
-
-
-def _enough(request: Request, rooms: list[int]) -> bool:
-    """Whether nodes with so many suitable GPUs each can serve a request together."""
-    if request.nodes is not None:
-        part = request.gpus // request.nodes
-        return sum(room >= part for room in rooms) >= request.nodes
-    return sum(rooms) >= request.gpus if request.gpus > 1 else any(room >= request.gpus for room in rooms)
-
-
-def _is_of(model: str, types: tuple[str, ...]) -> bool:
-    """Whether a product name has all words of one of the types, in a row."""
-    name = " ".join(re.findall("[a-z0-9]+", model.lower()))
-    return not types or any(
-        f" {' '.join(re.findall('[a-z0-9]+', kind.lower()))} " in f" {name} " for kind in types
-    )

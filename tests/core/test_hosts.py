@@ -139,3 +139,39 @@ def test_a_host_that_is_used_is_not_changed_under_its_jobs() -> None:
     with pytest.raises(Conflict, match="in use"):
         world.do(AddHost(Host("a", "elsewhere")))
     world.do(AddHost(Host("a", "a.example")))
+
+
+def test_a_host_at_another_address_gets_nothing_until_it_was_reached_there() -> None:
+    world = with_host("a")
+    world.do(AddHost(Host("a", "elsewhere")))
+    world.submit("j", ONE)
+    assert world.job("j").state == "waiting"
+    world.do(HostSeen(host("a")))
+    assert world.job("j").state == "starting"
+
+
+def test_a_node_of_ray_takes_the_place_of_a_host_of_its_name_once_that_is_free() -> None:
+    """Else each would be described as the other, again and again, and one GPU be granted as both have it."""
+    world = with_host("a")
+    world.submit("j", ONE)
+    joins = NodeSeen(node("a", 1))
+    world.do(joins)
+    world.do(HostSeen(host("a")))
+    assert world.state.nodes["a"].info.ray_id is None
+    world.submit("k", ONE)
+    assert world.job("k").state == "waiting"
+    world.exit("j")
+    world.do(Gone("j.1"))
+    world.do(Tick())
+    world.do(joins)
+    world.do(HostSeen(host("a")))
+    assert (list(world.state.hosts), world.state.nodes["a"].info.ray_id) == ([], "ray-a")
+    assert world.job("k").places[0].node == "a"
+
+
+def test_a_node_of_a_site_is_no_host_of_its_name() -> None:
+    """Its mirror tells it under another name, once it has heard of the host."""
+    world = with_host("a")
+    world.do(NodeSeen(replace(host("a"), backends=("slurm",), site=True)))
+    assert list(world.state.hosts) == ["a"]
+    assert not world.state.nodes["a"].info.site

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from typing import Any
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from raysched.core import decide, facts
 from raysched.core.codec import encode_state
@@ -24,6 +23,8 @@ from raysched.core.commands import (
     Drain,
     Gone,
     Held,
+    HostSeen,
+    Inventory,
     JobRequest,
     NodeGone,
     NodeSeen,
@@ -36,114 +37,27 @@ from raysched.core.commands import (
     Tick,
     Usage,
 )
+from raysched.core.host import Host
 from raysched.core.mig import DAEMON, Cut, Instance, Layout
-from raysched.core.node import NodeInfo
-from raysched.core.request import WHOLE, Request
+from raysched.core.request import WHOLE
 from raysched.core.scheduler import Scheduler
 from raysched.core.validate import validate
 from raysched.core.wanted import partitions, wanted
 from raysched.core.work import Run, Seen
 from raysched.errors import RayschedError
-from raysched.gpu.geometries import geometry_of
+from tests.core.beyond_ray import BeyondRay
+from tests.core.fleet import CARDS, EVERYWHERE, GPUS, HOSTS, NODES, SITE, requests
 from tests.core.model import LOST, PATIENCE, REFUSAL, REST, Forbidden, Model
 from tests.core.model_room import cells
-from tests.core.world import node
 
 KEPT = 2
 """How many ended jobs the ledger of these tests remembers: few, so that some are forgotten."""
 
 
-def able(info: NodeInfo, **fields: Any) -> NodeInfo:
-    """The node with GPUs that can do more."""
-    return replace(info, gpus=tuple(replace(gpu, **fields) for gpu in info.gpus))
+nodes = st.sampled_from(sorted(EVERYWHERE))
 
 
-GRID = geometry_of("A100-80GB", 81_920)
-FIXED = replace(GRID, switchable=False)
-NODES = {
-    "a": able(node("a", 2), mig=GRID, mechanisms=("mig",)),
-    "b": able(
-        node("b", 2, model="A30", memory=24_576, cpus=4),
-        mig=geometry_of("A30", 24_576),
-        mechanisms=("mps", "memory_limit"),
-        replicas=3,
-    ),
-    "c": able(node("c", 2, ray_id=None, backends=("vm",)), mig=FIXED, layout=Layout(enabled=True)),
-}
-# The first of a's GPUs is seen by d as well: a virtual machine on the same host.
-NODES["d"] = replace(node("d", 1, memory=40_960, model="H100"), gpus=(*node("d", 1).gpus, NODES["a"].gpus[0]))
-CARDS = {gpu.uuid: gpu for info in NODES.values() for gpu in info.gpus}
-GPUS = sorted(CARDS)
-
-small = st.builds(
-    Request,
-    gpus=st.sampled_from([1, 1, 2, 3]),
-    share=st.sampled_from([1, 2500, 3333, 5000, 9999]),
-    memory=st.none() | st.sampled_from([1, 6_000, 24_576]),
-    sharing=st.sampled_from(["fraction", "fraction", "mps"]),
-    cpus=st.sampled_from([0, 0, 5000, 40_000]),
-    backends=st.sampled_from([("vm",), ("ray",), ("ray", "vm")]),
-)
-by_memory = st.builds(
-    Request,
-    memory=st.sampled_from([1, 8_192, 24_576, 24_577, 81_920, 81_921]),
-    sharing=st.just("fraction"),
-    isolation=st.sampled_from(["soft", "soft", "hard"]),
-    or_mig=st.booleans(),
-    or_mps=st.booleans(),
-    limitable=st.booleans(),
-)
-turns = st.builds(
-    Request,
-    gpus=st.sampled_from([1, 1, 2]),
-    share=st.none() | st.sampled_from([1000, 5000]),
-    memory=st.none() | st.sampled_from([10, 20_000]),
-    sharing=st.just("time_slice"),
-    isolation=st.sampled_from(["soft", "soft", "hard"]),
-)
-whole = st.builds(
-    Request,
-    gpus=st.integers(0, 6),
-    gpu_types=st.sampled_from([(), ("A30",), ("a100", "H100"), ("A3",), ("80gb",)]),
-    cpus=st.sampled_from([0, 10_000, 160_000, 160_001]),
-    host_memory=st.sampled_from([0, 30_000]),
-    isolation=st.sampled_from(["soft", "hard"]),
-    backends=st.sampled_from([("vm",), ("ray",), ("slurm",)]),
-)
-PROFILES = [
-    "1g.10gb",
-    "1G.10GB",
-    "1g.10gb+me",
-    "1g.20gb",
-    "2g.20gb",
-    "3g.40gb",
-    "3g.39gb",
-    "4g.40gb",
-    "7g.80gb",
-]
-named = st.builds(
-    Request,
-    gpus=st.sampled_from([1, 1, 1, 2, 3, 8]),
-    mig_profile=st.sampled_from([*PROFILES, "1g.6gb", "2g.12gb", "4g.24gb", "1g.5gb"]),
-    sharing=st.just("mig"),
-    backends=st.sampled_from([("vm",), ("ray",), ("ray", "vm")]),
-)
-instances = st.builds(
-    Request,
-    gpus=st.sampled_from([1, 1, 2]),
-    memory=st.sampled_from([1, 9_000, 20_000, 50_000, 81_000]),
-    sharing=st.just("mig"),
-)
-gangs = st.builds(
-    lambda nodes, each, request: replace(request, nodes=nodes, gpus=nodes * each),
-    st.integers(1, 3),
-    st.integers(1, 2),
-    st.one_of(small, whole, named),
-)
-requests = small | by_memory | whole | turns | named | named | instances | gangs
-
-
-class Twins(RuleBasedStateMachine):
+class Twins(BeyondRay):
     """The core and the model, told the same."""
 
     def __init__(self) -> None:
@@ -200,34 +114,36 @@ class Twins(RuleBasedStateMachine):
 
     @initialize()
     def the_nodes_join(self):
-        for name in NODES:
+        self.do(Inventory((Host("h", "h"),)))
+        for name in [*NODES, "h", *SITE]:
             self.describe(name)
 
-    def describe(self, name, gpus=2):
+    def describe(self, name, gpus=3):
         """The agent of a node says what is there: the first so many GPUs, as they are now."""
-        there = NODES[name].gpus[:gpus]
+        there = EVERYWHERE[name].gpus[:gpus]
         now = [
             replace(gpu, layout=self.layouts[gpu.uuid], fault=self.faults.get(gpu.uuid, "")) for gpu in there
         ]
-        self.do(NodeSeen(replace(NODES[name], gpus=tuple(now))))
+        seen = HostSeen if name in HOSTS else NodeSeen
+        self.do(seen(replace(EVERYWHERE[name], gpus=tuple(now))))
 
-    @rule(name=st.sampled_from(sorted(NODES)), gpus=st.sampled_from([0, 1, 2, 2, 2]))
+    @rule(name=nodes, gpus=st.sampled_from([0, 1, 2, 3, 3]))
     def a_node_joins_or_changes(self, name, gpus):
         self.describe(name, gpus)
 
-    @rule(name=st.sampled_from(sorted(NODES)), gpu=st.sampled_from(GPUS), fault=st.booleans())
+    @rule(name=nodes, gpu=st.sampled_from(GPUS), fault=st.booleans())
     def a_gpu_fails_or_is_well_again(self, name, gpu, fault):
         self.faults[gpu] = "XID 79" if fault else ""
         self.describe(name)
 
-    @rule(name=st.sampled_from([*NODES, "nowhere"]), on=st.booleans())
+    @rule(name=st.sampled_from([*EVERYWHERE, "nowhere"]), on=st.booleans())
     def a_node_is_drained(self, name, on):
         self.do(Drain(name, on))
 
     @rule(refuse=st.booleans())
     def the_agents_cut_their_gpus(self, refuse):
         """Each agent does what is asked of it, or its driver refuses the first thing."""
-        for name, info in NODES.items():
+        for name, info in EVERYWHERE.items():
             for gpu in info.gpus:
                 asked = [part for part in partitions(self.core.state, name) if part.gpu == gpu.uuid]
                 for part in asked:
@@ -285,13 +201,15 @@ class Twins(RuleBasedStateMachine):
             self.layouts[gpu] = layout_of(True, [*left, Instance(f"MIG-{self.made}", cut)])
         else:
             self.layouts[gpu] = layout_of(not geometry.switchable or not layout.enabled, [])
-        for name, info in NODES.items():
+        for name, info in EVERYWHERE.items():
             if any(one.uuid == gpu for one in info.gpus):
                 self.describe(name)
 
-    @rule(name=st.sampled_from(sorted(NODES)))
+    @rule(name=nodes)
     def a_node_is_lost(self, name):
         self.do(NodeGone(name))
+
+    # ------------------------------------------------------------ jobs
 
     @rule(
         request=requests,
@@ -300,14 +218,15 @@ class Twins(RuleBasedStateMachine):
         retries=st.integers(0, 2),
         priority=st.sampled_from([0, 0, 0, 1, -1]),
         max_runtime=st.none() | st.just(5_000),
+        preemptible=st.booleans(),
     )
     def a_job_comes(self, request, array, kind, **fields):
         self.submit_one(request, kind, array=array, **fields)
 
-    def submit_one(self, request, kind="command", **fields):
+    def submit_one(self, request, kind="command", preemptible=True, **fields):
         self.count += 1
         owner = f"owner{self.count % 3}" if kind == "lease" else None
-        spec = {"entrypoint": "true"}
+        spec = {"entrypoint": "true", "preemptible": preemptible}
         asked = JobRequest(f"j{self.count}", "job", kind, request, spec, owner=owner, **fields)
         command = Submit(f"k{self.count}", "ana", (asked,), f"digest{self.count}")
         self.do(command)
@@ -371,7 +290,7 @@ class Twins(RuleBasedStateMachine):
     @precondition(lambda self: self.model.jobs)
     @rule(
         data=st.data(),
-        state=st.sampled_from(["running", "exited", "exited", "lost"]),
+        state=st.sampled_from(["queued", "running", "exited", "exited", "lost", "taken"]),
         code=st.sampled_from([0, 0, 1, 137]),
         rank=st.sampled_from([0, 0, 1, 2]),
         clock=st.sampled_from([None, -PATIENCE, 0, PATIENCE]),
@@ -442,7 +361,7 @@ class Twins(RuleBasedStateMachine):
         used = tuple(uuid for at, uuid in enumerate(there) if at in which)
         self.do(Usage(gpu.split("-")[1], gpu, 100 * len(used), used))
 
-    @rule(node=st.sampled_from(sorted(NODES)), gpus=st.sets(st.sampled_from(GPUS), max_size=2))
+    @rule(node=nodes, gpus=st.sets(st.sampled_from(GPUS), max_size=2))
     def somebody_holds_gpus_in_ray(self, node, gpus):
         self.do(Outside(node, tuple(sorted(gpus))))
 
@@ -512,7 +431,7 @@ class Twins(RuleBasedStateMachine):
     @invariant()
     def no_node_is_granted_beyond_its_cpus_or_its_memory(self):
         places = [place for lease in self.core.state.leases.values() for place in lease.places]
-        for name, info in NODES.items():
+        for name, info in (NODES | HOSTS).items():
             assert sum(place.cpus for place in places if place.node == name) <= info.cpus
             assert sum(place.memory for place in places if place.node == name) <= info.memory
 
@@ -520,7 +439,7 @@ class Twins(RuleBasedStateMachine):
     def a_gang_is_granted_whole_or_not_at_all(self):
         for lease in self.core.state.leases.values():
             job = self.core.state.jobs.get(lease.job)
-            if job is not None and lease.state != "releasing":
+            if job is not None and lease.state != "releasing" and not job.single:
                 assert sum(len(place.slices) for place in lease.places) == job.request.gpus
                 assert len(lease.places) == (job.request.nodes or len(lease.places))
 
@@ -558,7 +477,7 @@ class Twins(RuleBasedStateMachine):
 
     @invariant()
     def what_must_run_is_what_the_model_says(self):
-        all_wanted = [wanted(self.core.state, backend, 0) for backend in ("vm", "ray")]
+        all_wanted = [wanted(self.core.state, backend, 0) for backend in ("vm", "ray", "slurm")]
         launches, stops = self.model.runs()
         assert {launch.run for each in all_wanted for launch in each.launches} == launches
         assert {stop.run for each in all_wanted for stop in each.stops} == stops

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from world import World
+from world import node as ray_node
 
-from raysched.core.commands import Cancel, Drain, JobRequest, Placed, Report, Submit
+from raysched.core.commands import Cancel, Drain, JobRequest, NodeSeen, Placed, Report, Submit
 from raysched.core.lease import Place, Slice
 from raysched.core.node import GPUInfo, NodeInfo
 from raysched.core.request import WHOLE, Request
@@ -226,6 +228,35 @@ def test_a_gpu_is_never_counted_twice() -> None:
     world.do(Placed("second.1", at("n1", 0)))
     assert list(gpu.tenants) == ["second.1"]
     assert not world.do(Placed("second.1", at("elsewhere", 0)))
+
+
+def test_a_site_puts_nothing_on_nodes_that_are_not_its_own() -> None:
+    """Nor on a GPU that one of its nodes no longer has."""
+    world = World(*SITE, ray_node("r", 1))
+    world.submit("job", GPU)
+    world.do(Report(Seen(Run("job", 1, 0), "running")))
+    assert not world.do(Placed("job.1", (Place("r", (), WHOLE, 0),)))
+    world.do(Placed("job.1", at("n1", 0)))
+    world.do(NodeSeen(replace(SITE[0], gpus=())))
+    assert world.job("job").warning == "SLURM-n1-0 is no longer there on n1"
+    assert not world.do(Placed("job.1", at("n1", 0, 5000)))
+    world.do(Placed("job.1", at("n2", 0)))
+    assert world.job("job").warning == ""
+
+
+def test_a_job_that_a_site_can_no_longer_give_its_gpus_waits() -> None:
+    """Beside GPUs of which nobody knows the memory, and it keeps none of them from anybody."""
+    unknown = node("n4", "v100", parts=2)
+    world = World(*SITE[:2], unknown)
+    job = world.submit("job", Request(memory=20480, sharing="fraction", backends=("slurm",)))
+    for each in SITE[:2]:
+        world.do(NodeSeen(replace(each, gpus=())))
+    world.do(Report(Seen(Run("job", 1, 0), "taken", reason="Slurm took its nodes")))
+    world.now += 10_000
+    other = world.submit("other", Request(share=5000, sharing="fraction", backends=("slurm",)))
+    assert (job.state, other.state) == ("waiting", "starting")
+    why = explain_view(world.state, job, world.now)["why"]
+    assert why.startswith("can't be given as things are: gpu_memory: the memory of v100 is not known")
 
 
 def test_what_a_site_took_away_starts_again_and_costs_no_retry() -> None:

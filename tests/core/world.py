@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from raysched.core import explain
-from raysched.core.commands import Command, Gone, Held, JobRequest, NodeSeen, Report, Submit
+from raysched.core.commands import Command, Gone, Held, HostSeen, JobRequest, NodeSeen, Report, Submit
 from raysched.core.facts import Fact
 from raysched.core.jobs import Job
 from raysched.core.lease import Lease
@@ -130,7 +130,8 @@ class World:
         """A GPU is cut like this now."""
         info = self.state.nodes[name].info
         gpus = tuple(replace(one, layout=layout) if one.uuid == gpu else one for one in info.gpus)
-        return self.do(NodeSeen(replace(info, gpus=gpus)))
+        seen = HostSeen if name in self.state.hosts else NodeSeen
+        return self.do(seen(replace(info, gpus=gpus)))
 
     def start_of(self, job: str) -> list[int]:
         """Where the instances of a job's lease start."""
