@@ -1,0 +1,131 @@
+"""Mutants of machines that Ray does not manage: hosts behind SSH, and sites."""
+
+from __future__ import annotations
+
+from mutant import Mutant
+
+HOSTS = ("tests/core/test_hosts.py",)
+SITES = ("tests/core/test_site.py",)
+MODEL = ("tests/core/test_model.py",)
+
+BEYOND_RAY = (
+    Mutant(
+        "a host that is taken out under its jobs",
+        "core/hosts.py",
+        "if known.leaving and not held(state, name):",
+        "if known.leaving:",
+        HOSTS,
+    ),
+    Mutant(
+        "a host that is changed under its jobs",
+        "core/hosts.py",
+        "if known is not None and known.host != command.host and held(state, name):",
+        "if known is None and held(state, name):",
+        HOSTS,
+    ),
+    Mutant(
+        "work for a host that is out of reach",
+        "core/hosts.py",
+        "if node is not None and node.lost is None:",
+        "if node is not None and node.lost is not None:",
+        HOSTS,
+    ),
+    Mutant(
+        "a host at an address where nobody has reached it",
+        "core/hosts.py",
+        "        if known is not None and known.host != host:\n",
+        "        if False:\n",
+        MODEL,
+    ),
+    Mutant(
+        "a host whose GPUs a node of Ray has",
+        "core/decide.py",
+        "    if others:\n",
+        "    if False:\n",
+        MODEL,
+    ),
+    Mutant(
+        "a host that is described as a node of Ray",
+        "core/decide.py",
+        "    if command.node.name in state.hosts:\n",
+        "    if False:\n",
+        MODEL,
+    ),
+    Mutant(
+        "a host that is to go and gets new work",
+        "core/hosts.py",
+        "    if not state.nodes[name].draining:\n",
+        "    if False:\n",
+        MODEL,
+    ),
+    Mutant(
+        "a host's GPU that is free while something runs there",
+        "core/decide.py",
+        'return "vm" if node in state.hosts else None',
+        "return None",
+        HOSTS,
+    ),
+    Mutant(
+        "a GPU that a site gives and the ledger has given",
+        "core/placed.py",
+        "if not job.single or not all(_has_room(state, lease, place) for place in command.places):",
+        "if not job.single:",
+        SITES,
+    ),
+    Mutant(
+        "a GPU that a site gives, and no longer has",
+        "core/placed.py",
+        "    if gpu is None or not gpu.present:\n",
+        "    if gpu is None:\n",
+        (*SITES, *MODEL),
+    ),
+    Mutant(
+        "a site that puts its leases on nodes of Ray",
+        "core/placed.py",
+        "    if node is None or not node.info.site:\n",
+        "    if node is None:\n",
+        MODEL,
+    ),
+    Mutant(
+        "a part that a site gives beside others that fill the GPU",
+        "core/placed.py",
+        "(shared and used + slice.share <= WHOLE)",
+        "shared",
+        MODEL,
+    ),
+    Mutant(
+        "a warning of GPUs that a site gave before",
+        "core/placed.py",
+        "    if warning != job.warning:\n",
+        "    if False:\n",
+        SITES,
+    ),
+    Mutant(
+        "a site whose GPUs the ledger keeps for somebody",
+        "core/placement.py",
+        "        if site_of(state, backend):\n            continue\n",
+        "",
+        SITES,
+    ),
+    Mutant(
+        "what a site can't give, taken",
+        "core/site.py",
+        "    if few or (kind and ",
+        "    if few and (kind and ",
+        MODEL,
+    ),
+    Mutant(
+        "a retry used up by what a site took away",
+        "core/decide.py",
+        'if seen.state == "taken" and job.state != "stopping"',
+        'if seen.state == "never" and job.state != "stopping"',
+        SITES,
+    ),
+    Mutant(
+        "a hard part that no site holds",
+        "core/site.py",
+        'if request.isolation == "hard":',
+        'if request.isolation == "harder":',
+        SITES,
+    ),
+)
