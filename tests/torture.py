@@ -30,6 +30,8 @@ from tests.simulation.shards import simulations, story  # noqa: E402
 
 CORES = os.cpu_count() or 1
 CRASHES = 10_000
+PIECE = 500
+"""Crashes in a process of their own, with a seed of their own."""
 EXAMPLES = 3_000
 EVENTS = 1_000_000
 KILLS = 400
@@ -40,11 +42,11 @@ JOBS = 200
 
 def crashes(seed: str, count: int) -> str:
     """A ledger with its backends, killed so many times."""
+    pieces = [f"{seed}-{number}" for number in range(-(-count // PIECE))]
+    told: Counter[str] = Counter()
     with ThreadPoolExecutor(CORES) as pool:
-        shards = [pool.submit(outside.stories, f"{seed}-{shard}", count // CORES) for shard in range(CORES)]
-        told: Counter[str] = Counter()
-        for shard in shards:
-            told.update({name: value for name, value in shard.result().items() if name != "seed"})
+        for piece in pool.map(lambda piece: outside.stories(piece, PIECE), pieces):
+            told.update({name: value for name, value in piece.items() if name != "seed"})
     kinds = ("step", "moment", "write", "power", "broken disk")
     ends = ", ".join(f"{told[kind]} {kind}" for kind in kinds)
     return (
