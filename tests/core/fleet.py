@@ -33,7 +33,7 @@ NODES = {
 }
 # The first of a's GPUs is seen by d as well: a virtual machine on the same host.
 NODES["d"] = replace(node("d", 1, memory=40_960, model="H100"), gpus=(*node("d", 1).gpus, NODES["a"].gpus[0]))
-SMALL = {"memory": 24_576, "model": "A30", "ray_id": None, "backends": ("vm",)}
+SMALL = {"memory": 24_576, "model": "L4", "ray_id": None, "backends": ("vm",)}
 # t is the machine of b, which Ray has; u has a GPU that t has as well, and Ray may have a node of its name.
 HOSTS = {name: node(name, 1, cpus=4, **SMALL) for name in "htu"}
 HOSTS["t"] = replace(HOSTS["t"], gpus=(HOSTS["t"].gpus[0], NODES["b"].gpus[1]))
@@ -121,4 +121,13 @@ gangs = st.builds(
     st.one_of(small, whole, named),
 )
 requests = small | by_memory | whole | turns | named | named | instances | gangs
-of_a_site = st.builds(lambda request: replace(request, backends=("slurm",)), requests)
+of_a_host = st.builds(
+    Request,
+    share=st.sampled_from([2500, 5000]),
+    sharing=st.sampled_from(["fraction", "exclusive"]),
+    gpu_types=st.just(("L4",)),
+)
+parts = st.builds(Request, share=st.sampled_from([2500, 5000]), sharing=st.sampled_from(["fraction", "mps"]))
+of_a_site = st.builds(
+    lambda request: replace(request, backends=("slurm",)), parts | parts | st.just(Request()) | requests
+)

@@ -6,7 +6,7 @@ from mutant import Mutant
 
 HOSTS = ("tests/core/test_hosts.py",)
 SITES = ("tests/core/test_site.py",)
-MODEL = ("tests/core/test_model.py",)
+MODEL = ("tests/core/test_model.py::TestBeyondRay",)
 
 BEYOND_RAY = (
     Mutant(

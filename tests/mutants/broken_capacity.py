@@ -7,7 +7,7 @@ from mutant import Mutant
 SHARING = ("tests/core/test_sharing.py", "tests/core/test_turns.py")
 JOBS = ("tests/core/test_jobs.py",)
 HEALTH = ("tests/core/test_health.py",)
-MODEL = ("tests/core/test_model.py",)
+MODEL = ("tests/core/test_model.py::TestOnRay",)
 
 CAPACITY = (
     Mutant(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mutant import Mutant
 
 TESTS = ("tests/core/test_instances.py",)
-MODEL = ("tests/core/test_model.py",)
+MODEL = ("tests/core/test_model.py::TestOnRay",)
 
 MIG = (
     Mutant(

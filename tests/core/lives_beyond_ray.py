@@ -1,19 +1,19 @@
-"""Hosts behind SSH and a site, in the random lives of `test_model.py`: what happens to them, and what is
-promised of them."""
+"""Random lives on hosts behind SSH and a site: what happens to them, and what is promised of them."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import invariant, precondition, rule
 
-from raysched.core.commands import AddHost, HostOut, Inventory, NodeSeen, Outside, Placed, RemoveHost
+from raysched.core.commands import AddHost, HostOut, Inventory, NodeSeen, Placed, RemoveHost
 from raysched.core.host import Host
 from raysched.core.lease import Place, Slice
 from raysched.core.request import WHOLE
 from raysched.core.wanted import wanted
-from tests.core.fleet import CARDS, HOSTS, SITE, of_a_site
+from tests.core.fleet import CARDS, HOSTS, SITE, of_a_host, of_a_site
+from tests.core.twins import Twins
 
 hosts = st.sampled_from(sorted(HOSTS))
 names = st.sampled_from([*HOSTS, "a"])
@@ -21,8 +21,10 @@ names = st.sampled_from([*HOSTS, "a"])
 site_gpus = st.sampled_from([gpu.uuid for info in SITE.values() for gpu in info.gpus])
 
 
-class BeyondRay(RuleBasedStateMachine):
-    """Rules and promises; whoever has them tells the core and the model the same."""
+class BeyondRay(Twins):
+    """Rules and promises. b is a node of Ray, and t the same machine over SSH."""
+
+    there = ("b", *HOSTS, *SITE)
 
     # ------------------------------------------------------------ hosts behind SSH
 
@@ -38,10 +40,12 @@ class BeyondRay(RuleBasedStateMachine):
     def the_configuration_names_its_hosts(self, named, address):
         self.do(Inventory(tuple(Host(name, address) for name in sorted(named))))
 
-    @rule(name=hosts)
-    def a_host_is_used(self, name):
+    @rule(name=hosts, request=st.none() | of_a_host)
+    def a_host_is_used(self, name, request):
         self.do(AddHost(Host(name, "one")))
         self.describe(name)
+        if request is not None:
+            self.submit_one(request)
 
     @rule(name=hosts)
     def a_host_is_out_of_reach(self, name):
@@ -54,14 +58,20 @@ class BeyondRay(RuleBasedStateMachine):
 
     # ------------------------------------------------------------ a site
 
-    @rule(request=of_a_site, retries=st.integers(0, 1), preemptible=st.booleans())
-    def a_job_comes_for_the_site(self, request, **fields):
+    @rule(data=st.data(), request=of_a_site, retries=st.integers(0, 1), preemptible=st.booleans())
+    def the_site_runs_a_job(self, data, request, **fields):
         self.submit_one(request, **fields)
+        self.put(data)
 
     @precondition(lambda self: self.at_the_site())
     @rule(data=st.data())
-    def the_site_puts_a_job_somewhere(self, data):
-        """On what it has, or had, or on what the ledger thinks another has."""
+    def the_site_puts_a_job_elsewhere(self, data):
+        self.put(data)
+
+    def put(self, data):
+        """On what the site has, or had, or on what the ledger thinks another has."""
+        if not self.at_the_site():
+            return
         lease = self.pick(data, self.at_the_site())
         gpus = data.draw(st.sets(site_gpus, min_size=1, max_size=2))
         share = data.draw(st.sampled_from([2500, 5000, WHOLE]))
@@ -82,11 +92,6 @@ class BeyondRay(RuleBasedStateMachine):
     def at_the_site(self):
         """The leases that the site has."""
         return [job.lease for job in self.model.jobs.values() if job.lease and job.single]
-
-    @rule(name=st.sampled_from(sorted(SITE)), data=st.data())
-    def others_use_gpus_of_the_site(self, name, data):
-        gpus = [gpu.uuid for gpu in SITE[name].gpus]
-        self.do(Outside(name, tuple(sorted(data.draw(st.sets(st.sampled_from(gpus)))))))
 
     # ------------------------------------------------------------ what is promised
 
