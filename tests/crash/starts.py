@@ -154,6 +154,12 @@ def attempt(kind: Kind, line: int) -> str:
         return seen.state if seen.code in (None, 0) or kind is stop else "killed"
 
 
+def spread(chance: random.Random, lines: range, points: int) -> list[int]:
+    """So many of the lines, equally far apart from a random one on: no long stretch is missed by chance."""
+    first = chance.randrange(len(lines))
+    return [lines[(number * len(lines) + first) // points] for number in range(points)]
+
+
 def wait_for_end(runs: Runs, launch: Launch) -> Seen:
     """The run once it is over; it is asked for until it was begun."""
     limit = time.monotonic() + PATIENCE_S
@@ -174,7 +180,7 @@ def main(seed: str, points: int) -> int:
     try:
         for kind in (start, start_with_runner, start_in_nursery, stop):
             lines = range(1, lines_of(kind) + 1)
-            chosen = sorted(chance.sample(lines, points)) if 0 < points < len(lines) else list(lines)
+            chosen = spread(chance, lines, points) if 0 < points < len(lines) else lines
             ends = [attempt(kind, line) for line in chosen]
             told[kind.__name__] = {end: ends.count(end) for end in sorted(set(ends))}
             told["crashes"] += len(chosen)
