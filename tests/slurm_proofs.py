@@ -177,6 +177,7 @@ def faults(site: SlurmSite, folder: Path, count: int, seed: str) -> None:
     rng = random.Random(seed)
     done = threading.Event()
     killed: Counter[str] = Counter()
+    drained: list[str] = []
 
     def havoc() -> None:
         while not done.wait(rng.uniform(0.5, 5)):
@@ -191,6 +192,16 @@ def faults(site: SlurmSite, folder: Path, count: int, seed: str) -> None:
                 site.kill_node(node)
                 time.sleep(rng.uniform(0, 2))
                 site.start_node(node)
+            resume()
+
+    def resume() -> None:
+        """A controller that lost a job gives its id to another one, and drains the node that still runs the
+        first: an administrator has to see to that."""
+        for line in site.run("sinfo", "-hN", "-o", "%N %E", check=False).splitlines():
+            node, _, reason = line.partition(" ")
+            if "Duplicate jobid" in reason:
+                drained.append(node)
+                site.run("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)
 
     marks = folder / "marks"
     marks.mkdir()
@@ -206,6 +217,7 @@ def faults(site: SlurmSite, folder: Path, count: int, seed: str) -> None:
     wrong = {index: one for index, one in last.items() if one.code != index % 7}
     twice = [path.name for path in marks.iterdir() if path.read_text() != "x\n"]
     print(f"seed {seed}: {count} jobs, {sum(attempts.values())} attempts, killed {dict(killed)}")
+    print(f"nodes that Slurm drained for a job id that it gave away twice: {len(drained)}")
     print(f"wrong ends: {len(wrong)} {list(wrong.items())[:3]}; runs started twice: {len(twice)} {twice[:3]}")
     sys.exit(bool(wrong or twice))
 

@@ -93,6 +93,7 @@ def system_id(folder: Path) -> str:
 
 
 def _open_slurm(settings: Settings, ledger: RemoteLedger) -> Backend:
+    from raysched.actors.entrance import entrance
     from raysched.backends.slurm.backend import SlurmBackend
     from raysched.backends.slurm.script import Defaults
 
@@ -106,6 +107,7 @@ def _open_slurm(settings: Settings, ledger: RemoteLedger) -> Backend:
         defaults=Defaults(site.account, site.partition, site.qos, site.python),
         gpu_memory=site.gpu_memory,
         nodes=ledger.nodes,
+        ray={**entrance(), "simulate": site.simulate},
     )
 
 

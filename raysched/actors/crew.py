@@ -10,12 +10,9 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raysched.actors import names
+from raysched.actors.names import NODE_LABEL, SIMULATE_LABEL
 from raysched.actors.settings import Settings
 
-NODE_LABEL = "raysched.io/node"
-"""A Ray node label that names the node; without it the host's name does."""
-SIMULATE_LABEL = "raysched.io/simulate"
-"""A Ray node label that gives the node simulated GPUs, such as `2xA100-80GB`."""
 MAKE_S = 30.0
 """How long somebody else may take to make the actor that we want too."""
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import ray
 
 from raysched.actors.metrics import NodeMetrics
+from raysched.actors.names import LEASE_LABEL
 from raysched.actors.remote_ledger import RemoteLedger
 from raysched.actors.settings import Settings
 from raysched.backends.containers import Engines
@@ -78,6 +79,7 @@ class NodeAgent(NodeRuns):
             address=address,
             cuda=found.cuda,
             problem=found.problem,
+            lease=known.get("Labels", {}).get(LEASE_LABEL, ""),
         )
 
     async def sample(self) -> Sample:

@@ -23,6 +23,7 @@ class SlurmSite:
     account: str | None = None
     partition: str | None = None
     qos: str | None = None
+    simulate: str | None = None
     gpu_memory: dict[str, int] = field(default_factory=dict[str, int])
 
 

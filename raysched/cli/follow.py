@@ -50,8 +50,8 @@ def write_all(
 ) -> None:
     """Print the output of a job: byte for byte, or `marked` with its name. Of one that runs on several nodes
     each line is marked with its rank."""
-    if len(job["ranks"]) > 1:
-        ranks = [rank["rank"] for rank in job["ranks"]]
+    if job["outputs"] > 1:
+        ranks = range(job["outputs"])
         _write_ranks(
             logs_of_ranks(client, job["id"], ranks, follow=follow, attempt=attempt), job if marked else None
         )

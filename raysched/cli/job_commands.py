@@ -172,7 +172,7 @@ def _source(file: Path) -> tuple[Path, bytes | None]:
 
 def _ranks(job: Json, rank: int | None) -> list[int]:
     """The ranks whose output is asked for."""
-    return [rank] if rank is not None else list(range(len(job["ranks"]) or 1))
+    return [rank] if rank is not None else list(range(job["outputs"]))
 
 
 def _output_of(client: Client, job: Json, attempt: int | None, rank: int) -> dict[str, Any]:

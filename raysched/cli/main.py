@@ -15,6 +15,7 @@ from raysched.cli import (
     cluster_commands,
     job_commands,
     k8s_commands,
+    lease_command,
     mig_commands,
     store_commands,
     system_commands,
@@ -31,7 +32,13 @@ CLICK_ERROR: type[Exception] = next(k for k in typer.BadParameter.__mro__ if k._
 """The base of errors in the command line itself; typer gives it no public name."""
 
 PANELS: dict[str, list[Callable[..., Any] | typer.Typer]] = {
-    "Run jobs": [job_commands.plan, job_commands.submit, job_commands.logs, job_commands.cancel],
+    "Run jobs": [
+        job_commands.plan,
+        job_commands.submit,
+        job_commands.logs,
+        job_commands.cancel,
+        lease_command.lease,
+    ],
     "See what goes on": [
         job_commands.status,
         job_commands.queue,

@@ -143,6 +143,7 @@ def _slurm(config: Config) -> SlurmSite | None:
         account=site.account,
         partition=site.partition,
         qos=site.qos,
+        simulate=site.simulate,
         gpu_memory=site.gpu_memory,
     )
 

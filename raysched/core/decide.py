@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from raysched.core import commands, cutting, facts, hosts, layouts, warnings, watchdog
+from raysched.core import commands, cutting, facts, hosts, layouts, lent, warnings, watchdog
 from raysched.core.commands import Command
 from raysched.core.facts import Fact
 from raysched.core.impossible import impossible
@@ -441,7 +441,7 @@ def _usage(state: State, command: commands.Usage, now: int) -> Iterator[Fact]:
 
 
 def _put_out(state: State, lease: Lease | None, reason: str, now: int) -> Iterator[Fact]:
-    """End a job that does not keep to its share."""
+    """End a job that may not go on where it is."""
     job = state.jobs.get(lease.job) if lease else None
     if lease is None or job is None or job.lease != lease.id or job.state == "stopping":
         return
@@ -449,6 +449,14 @@ def _put_out(state: State, lease: Lease | None, reason: str, now: int) -> Iterat
         yield facts.Stopping(now, job.id, "failed", reason)
     else:
         yield from _end(state, job, "failed", None, reason, now)
+
+
+def _move_on(state: State, lease: Lease, job: Job, reason: str, now: int) -> Iterator[Fact]:
+    """A job has to go from where it is: it waits again if it may be stopped for others."""
+    if job.kind == "command" and job.state != "stopping" and job.spec.get("preemptible", True):
+        yield from _take_back(state, job, reason, now, now)
+    else:
+        yield from _put_out(state, lease, reason, now)
 
 
 def _cut_refused(state: State, command: commands.CutRefused, now: int) -> Iterator[Fact]:
@@ -483,6 +491,7 @@ def _set_clock(state: State, command: commands.SetClock, now: int) -> Iterator[F
 
 
 def _tick(state: State, _: commands.Tick, now: int) -> Iterator[Fact]:
+    leaving = dict(lent.overdue(state, now))
     for lease in list(state.leases.values()):
         job = state.jobs.get(lease.job)
         lost = next(_lost(state, lease, now, NODE_PATIENCE), None)
@@ -490,10 +499,13 @@ def _tick(state: State, _: commands.Tick, now: int) -> Iterator[Fact]:
             yield from _free(lease, [node.info.name for node in _lost(state, lease, now, LOST)], now)
         elif lost is not None and job is not None and job.lease == lease.id:
             yield from _lose(state, job, f"node {lost.info.name} is gone", now)
+        elif lease.id in leaving and job is not None:
+            yield from _move_on(state, lease, job, leaving[lease.id], now)
         elif job is not None and _overdue(job, now):
             yield facts.Stopping(now, job.id, "failed", too_long(job))
         elif lease.state == "held" and job is not None and job.state == "starting":
             yield from _still_held(state, lease, job, now)
+    yield from lent.sweep(state, now)
     yield from hosts.sweep(state, now)
     yield from cutting.lapse(state, now)
     yield from _forget(state, now)
@@ -526,8 +538,8 @@ def _forget(state: State, now: int) -> Iterator[Fact]:
 
 def _lost(state: State, lease: Lease, now: int, since: int) -> Iterator[Node]:
     """The nodes of a lease that have been lost for so long."""
-    nodes = (state.nodes[place.node] for place in lease.places)
-    return (node for node in nodes if node.lost is not None and now - node.lost >= since)
+    nodes, at = (state.nodes[place.node] for place in lease.places), now - since
+    return (one for one in nodes if one.lost is not None and (one.lost <= at or lent.has_left(state, one)))
 
 
 def _lose(state: State, job: Job, reason: str, now: int) -> Iterator[Fact]:

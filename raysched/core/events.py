@@ -12,6 +12,7 @@ from raysched.core.words import listing, short, stamp
 _OF_NO_JOB = (
     facts.NodeJoined
     | facts.NodeLost
+    | facts.NodeLeft
     | facts.GPUObserved
     | facts.Used
     | facts.LayoutChanged

@@ -95,8 +95,16 @@ def _host_leaving(state: State, fact: facts.HostLeaving) -> None:
 
 def _host_removed(state: State, fact: facts.HostRemoved) -> None:
     del state.hosts[fact.name]
-    state.nodes.pop(fact.name, None)
-    for uuid in [uuid for uuid, home in state.homes.items() if home == fact.name]:
+    _remove_node(state, fact.name)
+
+
+def _node_left(state: State, fact: facts.NodeLeft) -> None:
+    _remove_node(state, fact.node)
+
+
+def _remove_node(state: State, name: str) -> None:
+    state.nodes.pop(name, None)
+    for uuid in [uuid for uuid, home in state.homes.items() if home == name]:
         del state.homes[uuid]
 
 
@@ -443,6 +451,7 @@ def _forget_owned(state: State, owner: str, id: str) -> None:
 _FOLD: dict[type, Callable[[State, Any], None]] = {
     facts.NodeJoined: _node_joined,
     facts.NodeLost: _node_lost,
+    facts.NodeLeft: _node_left,
     facts.GPUObserved: _gpu_observed,
     facts.OverShare: _over_share,
     facts.BackInShare: _back_in_share,

@@ -94,7 +94,9 @@ def _shortage(state: State, request: Request, kept: Kept) -> tuple[str, str]:
 def _no_node(state: State, request: Request, there: list[Node]) -> str:
     if there:
         names = sorted(node.info.name for node in there)
-        return f"nothing new starts on {listing(names)}: drained until `raysched drain {names[0]} --off`"
+        lent = all(node.info.lease for node in there)
+        until = "about to leave, as lent" if lent else f"drained until `raysched drain {names[0]} --off`"
+        return f"nothing new starts on {listing(names)}: {until}"
     gone = sorted(node.info.name for node in _reached(state, request))
     return f"no node that could run it answers: {listing(gone)}" if gone else "no node has joined yet"
 

@@ -35,6 +35,14 @@ class NodeLost:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeLeft:
+    """A node that was lent is no more."""
+
+    at: int
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
 class GPUObserved:
     """Somebody without a lease uses a GPU: `foreign` MiB of it, or all of it in Ray (`outside`), or MIG
     instances of it, by their UUIDs."""
@@ -348,6 +356,7 @@ class Forgotten:
 Fact = (
     NodeJoined
     | NodeLost
+    | NodeLeft
     | GPUObserved
     | OverShare
     | BackInShare

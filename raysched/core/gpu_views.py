@@ -77,6 +77,7 @@ def _node_view(state: State, node: Node, usage: Usage, now: int) -> View:
         "alive": node.lost is None,
         "draining": node.draining,
         "closed": node.info.closed,
+        "lease": node.info.lease or None,
         "simulated": node.info.simulated,
         "driver": node.info.driver,
         "cuda": node.info.cuda,

@@ -71,7 +71,7 @@ class NodeInfo:
     versions of NVIDIA's driver and of the newest CUDA that it runs; `problem` says why its GPUs can't be
     read, empty if they can. `containers` names the engine that runs containers there (empty: none).
     `site`: it is of a cluster whose own scheduler chooses the GPUs (`core/site.py`); `closed` says why that
-    starts nothing new on it."""
+    starts nothing new on it. `lease` is the one under which a site lends it (`core/lent.py`; empty: none)."""
 
     name: str
     backends: tuple[str, ...]
@@ -87,6 +87,7 @@ class NodeInfo:
     containers: str = ""
     site: bool = False
     closed: str = ""
+    lease: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from raysched.core import cutting, explain, site
+from raysched.core import cutting, explain, lent, site
 from raysched.core.commands import JobRequest, Submit
 from raysched.core.decide import decide, grant
 from raysched.core.environment import job_variables, site_variables
@@ -59,6 +59,7 @@ def job_view(state: State, job: Job, now: int, *, why: str = "", spec: bool = Tr
         "spec": job.spec if spec else None,
         "lease": _lease_view(state, job),
         "ranks": _ranks_view(job),
+        "outputs": max(1, job.runs),
     }
 
 
@@ -208,6 +209,8 @@ def _told(state: State, job: Job) -> str:
         return f"is being handed to {job.backend}"
     if job.lease and state.leases[job.lease].state == "held":
         return f"has its lease on {where}, where a GPU is being cut for it"
+    if job.state == "running" and (nodes := lent.brought(state, job)):
+        return f"runs on {where}, which Ray has as {listing(nodes)}"
     return {
         "starting": f"has its lease on {where} and is being started",
         "running": f"runs on {where}",
@@ -220,13 +223,15 @@ def _told(state: State, job: Job) -> str:
 
 def status_view(state: State) -> View:
     """Counts of what is there."""
-    gpus = [gpu for node in state.nodes.values() if node.lost is None for gpu in node.gpus.values()]
+    there = [node for node in state.nodes.values() if node.lost is None]
+    twice = lent.counted_twice(state)
+    gpus = [gpu for node in there for uuid, gpu in node.gpus.items() if uuid not in twice]
     counts: dict[str, int] = {}
     for job in state.jobs.values():
         counts[job.state] = counts.get(job.state, 0) + 1
     return {
         "simulated": any(node.info.simulated for node in state.nodes.values()),
-        "nodes": sum(node.lost is None for node in state.nodes.values()),
+        "nodes": sum(not node.info.lease for node in there),
         "gpus": {
             "total": len(gpus),
             **{

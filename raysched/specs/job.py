@@ -105,12 +105,20 @@ class JobSpec(Fields):
         return {"ray": self.ray, "slurm": self.slurm, "k8s": self.k8s}.get(self.backend, self.vm).grace
 
     def contradictions(self) -> Iterator[Contradiction]:
-        """Only Kubernetes has secrets to refer to."""
+        """Only Kubernetes has secrets to refer to; only whole GPUs, for a time, can join Ray."""
         for name, value in self.env.items():
             if value.startswith("secret:") and self.backend != "k8s":
                 yield Contradiction(
                     ("env",), f"{name} refers to a Secret of Kubernetes, which needs `backend: k8s`"
                 )
+        if self.slurm.ray == "join" and self.backend == "slurm":
+            yield from self._joining()
+
+    def _joining(self) -> Iterator[Contradiction]:
+        if self.max_runtime is None:
+            yield Contradiction(("slurm", "max_runtime"), "ray: join needs max_runtime: for how long?")
+        if self.resources.gpus and self.resources.mode != "exclusive":
+            yield Contradiction(("slurm", "resources"), "ray: join takes whole GPUs, which Ray then shares")
 
     def as_json(self) -> dict[str, Any]:
         """The job with all its fields as JSON values, from which `check_job` makes an equal one."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -127,9 +127,10 @@ class SlurmOptions(Fields):
         description="A warning to the command, that many seconds before the time limit or a preemption.",
         examples=["USR1@60"],
     )
-    ray: bool = Field(
+    ray: bool | Literal["join"] = Field(
         default=False,
-        description="Start Ray on all nodes of the job, and the entrypoint once, as its driver.",
+        description="Start Ray on all nodes of the job, and the entrypoint once, as its driver; join: the "
+        "nodes join raysched's own Ray, and leave before max_runtime is over.",
     )
     options: Options = Field(
         default=(), description="Further options of sbatch.", examples=[["--exclusive", "--nice=100"]]
@@ -168,6 +169,11 @@ class SlurmBackend(Fields):
     account: Word | None = Field(default=None, description="For jobs that name none.")
     partition: Word | None = Field(default=None, description="For jobs that name none.")
     qos: Word | None = Field(default=None, description="For jobs that name none.")
+    simulate: Word | None = Field(
+        default=None,
+        description="The model of the made-up GPUs that nodes have which join Ray; null: real ones.",
+        examples=["A100-80GB"],
+    )
     gpu_memory: Annotated[dict[str, Size], BeforeValidator(parse_gpu_memory)] = Field(
         default_factory=dict,
         description="The memory of a GPU by its type, which Slurm does not tell.",

@@ -61,6 +61,7 @@ def job(**changes: Any) -> dict[str, Any]:
             "places": [place()],
         },
         "ranks": [{"rank": 0, "node": "node-a", "state": "running", "exit_code": None}],
+        "outputs": 1,
     }
     return sample | changes
 
@@ -237,6 +238,7 @@ def gpus() -> dict[str, Any]:
         "alive": True,
         "draining": False,
         "closed": "",
+        "lease": None,
         "simulated": False,
         "driver": "570.86",
         "cuda": "12.8",

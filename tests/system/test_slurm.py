@@ -12,6 +12,18 @@ from slurm_site import SlurmSite
 
 pytestmark = pytest.mark.ray
 
+RAY_S = 180
+"""How long Ray may take to start on two nodes, or to notice that one is gone, on a busy machine."""
+CALL = """
+import os, ray, raysched
+
+@raysched.remote(gpus=1, gpu_type="H100")
+def where():
+    return f"{os.environ['SLURMD_NODENAME']} {os.environ['CUDA_VISIBLE_DEVICES']}"
+
+print(ray.get(where.remote()))
+"""
+
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[SlurmSite]:
@@ -26,7 +38,7 @@ def beside(site: SlurmSite, _ray: None) -> Iterator[System]:
     running = System("1xA100-80GB")
     running.env["SLURM_CONF"] = site.env["SLURM_CONF"]
     config = running.folder / "raysched.yaml"
-    words = f"{{folder: {running.folder}/shared, gpu_memory: {{a100: 80GiB}}}}"
+    words = f"{{folder: {running.folder}/shared, gpu_memory: {{a100: 80GiB}}, simulate: H100-80GB}}"
     config.write_text(f"{config.read_text()}backends: {{slurm: {words}}}\n")
     try:
         running.up()
@@ -173,3 +185,73 @@ def test_what_the_site_can_never_give_is_refused_before(site: SlurmSite, beside:
         assert planned["outcome"] == "refused"
         assert reason in planned["why"]
     assert site.jobs() == before
+
+
+def test_nodes_of_the_site_join_ray_for_a_time(beside: System) -> None:
+    """Decorated calls run in the allocation; a GPU that Slurm gave and Ray has is one GPU; a cancel ends it
+    all, and nothing is left."""
+    before = beside.json("status")["system"]["gpus"]["total"]
+    (one,) = beside.json("lease", "--gpus", "2", "--nodes", "2", "--memory", "2GiB", "--for", "1h")["jobs"]
+    id = one["id"]
+    lent = [f"{node}-{id}.1" for node in ("n1", "n2")]
+    wait_until(lambda: set(lent) <= nodes(beside).keys(), "its nodes are in Ray", RAY_S)
+    assert [len(nodes(beside)[name]["gpus"]) for name in lent] == [1, 1]
+    assert beside.json("status")["system"]["gpus"]["total"] == before
+    assert beside.json("explain", id)["why"] == f"runs on n1, n2, which Ray has as {' and '.join(lent)}"
+    ran = beside.python("-c", CALL).stdout.split()
+    assert ran in [[name.partition("-")[0], nodes(beside)[name]["gpus"][0]["uuid"]] for name in lent]
+    beside.cli("cancel", id)
+    assert ended(beside, id)["state"] == "cancelled"
+    wait_until(lambda: not set(lent) & nodes(beside).keys(), "its nodes are gone", RAY_S)
+    assert not beside.processes("rs-ray-")
+    assert beside.cli("logs", id).returncode == 0
+
+
+def test_a_cancel_leaves_time_to_save(beside: System) -> None:
+    """The command is told, and ends with its own code before its grace is over."""
+    save = "trap 'echo saved; exit 7' TERM; echo ready; while :; do sleep 0.05; done"
+    slow = "trap '' TERM; echo ready; while :; do sleep 0.05; done"
+    ids = {
+        name: beside.submit(name, command, backend="slurm", resources={"gpus": 0}, slurm={"grace": grace})
+        for name, command, grace in (("saves", save, "5m"), ("slow", slow, "1s"))
+    }
+    for name, id in ids.items():
+        wait_until(lambda id=id: output(beside, id) == "ready\n", f"{name} has begun", 60)
+        beside.cli("cancel", id)
+    ends = {name: ended(beside, id) for name, id in ids.items()}
+    assert {name: (end["state"], end["exit_code"]) for name, end in ends.items()} == {
+        "saves": ("cancelled", 7),
+        "slow": ("cancelled", 137),
+    }
+    assert output(beside, ids["saves"]) == "ready\nsaved\n"
+
+
+def test_the_signal_that_was_asked_for_reaches_the_command(site: SlurmSite, beside: System) -> None:
+    """Slurm is asked to send it before the limit, and what it sends to the script comes to the command."""
+    warned = "trap 'echo warned; exit 9' USR1; echo ready; while :; do sleep 0.05; done"
+    spec = {"resources": {"gpus": 0}, "max_runtime": "10m", "slurm": {"signal": "USR1@120"}}
+    id = beside.submit("warned", warned, backend="slurm", **spec)
+    (planned,) = beside.client().plan(
+        [{"name": "x", "entrypoint": "true", "working_dir": None, "backend": "slurm", **spec}], script=True
+    )
+    assert "--signal=B:USR1@120" in planned["script"]
+    wait_until(lambda: output(beside, id) == "ready\n", "it has begun", 60)
+    (line,) = [line for line in site.jobs() if f"-{id}.1.0" in line]
+    site.run("scancel", "--batch", "--signal=USR1", line.split()[0])
+    end = ended(beside, id)
+    assert (end["state"], end["exit_code"], output(beside, id)) == ("failed", 9, "ready\nwarned\n")
+
+
+def test_a_job_that_slurm_takes_away_starts_again_as_its_next_attempt(beside: System) -> None:
+    """It waits again with Slurm's reason, uses up no retry, and knows how often it was started."""
+    both = {"gpus": 4, "gpu_type": "a100"}
+    say = 'echo "attempt $RAYSCHED_ATTEMPT"; exec sleep 600'
+    low = beside.submit("low", say, backend="slurm", resources=both, slurm={"partition": "low"})
+    wait_until(lambda: "attempt 1" in output(beside, low), "it has begun", 60)
+    high = beside.submit("high", "true", backend="slurm", resources=both, slurm={"partition": "main"})
+    assert ended(beside, high)["state"] == "succeeded"
+    wait_until(lambda: job(beside, low)["attempt"] == 2, "it was granted again", 60)
+    wait_until(lambda: "attempt 2" in output(beside, low), "it has begun again", 60)
+    assert "attempt 1" in beside.cli("logs", low, "--attempt", "1").stdout
+    beside.cli("cancel", low)
+    assert ended(beside, low)["state"] == "cancelled"

@@ -195,7 +195,8 @@ class Rank(Shape):
 
 class Job(Shape):
     """One job. Times are null until they come; `index` is the element's number in an array. `warning` says
-    what is wrong with the GPUs that it runs on. `ranks` has an entry a node, none while it waits."""
+    what is wrong with the GPUs that it runs on. `ranks` has an entry a node, none while it waits; `outputs`
+    counts what can be read: the output of each rank, or at a site one of all together."""
 
     id: str
     group: str
@@ -223,6 +224,7 @@ class Job(Shape):
     spec: Json | None = Field(description="null where several jobs are listed")
     lease: Lease | None
     ranks: list[Rank]
+    outputs: int
 
 
 class Jobs(Shape):
@@ -427,6 +429,7 @@ class Node(Shape):
     alive: bool
     draining: bool
     closed: str
+    lease: str | None
     simulated: bool
     driver: str | None
     cuda: str | None

@@ -52,7 +52,8 @@ Nodes = Callable[[], Awaitable[Mapping[str, NodeInfo]]]
 class SlurmBackend:
     """Hands runs to a Slurm site. `folder` lies on a file system that the site's nodes see under the same
     path, `base_env` are the variables that jobs inherit, `packages` holds packed working directories as
-    `DIGEST.tar.gz`. `gpu_memory` has the MiB of a GPU by its type; `nodes` tells which nodes the ledger has.
+    `DIGEST.tar.gz`. `gpu_memory` has the MiB of a GPU by its type; `nodes` tells which nodes the ledger has;
+    `ray` is what `ray_nodes.py` needs to let nodes join raysched's Ray.
     """
 
     name = "slurm"
@@ -67,9 +68,12 @@ class SlurmBackend:
         defaults: Defaults | None = None,
         gpu_memory: Mapping[str, int] | None = None,
         nodes: Nodes | None = None,
+        ray: Mapping[str, str | None] | None = None,
     ) -> None:
         self.root = folder.absolute()
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if ray is not None:
+            runner.write_json(str(self.root), ray_nodes.ENTRANCE, dict(ray))
         self._controller = controller
         self._base_env = dict(base_env)
         self._packages = packages

@@ -148,7 +148,7 @@ def _content(launch: Launch, base_env: Mapping[str, str], work: Path) -> dict[st
         "cwd": str(work),
         "limit": launch.order.limit,
         "nodes": launch.order.demand.nodes,
-        "ray": bool(dict(launch.order.options).get("ray")),
+        "ray": dict(launch.order.options).get("ray") or False,
         "inherit": list(INHERITED),
         "ranks": [dict(rank) for rank in launch.order.ranks],
     }

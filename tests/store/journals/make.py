@@ -200,6 +200,8 @@ def site(story: Story) -> None:
     story.report("queued", "running")
     place = Place("node-s", (Slice(gpu.uuid, 5000, 40960),), WHOLE, 0)
     story.tell(Placed(story.lease("queued"), (place,)))
+    lent = NodeInfo("node-s-gone.1", ("ray",), (), 64 * WHOLE, 262_144, "ray-node-s", lease="gone.1")
+    story.tell(NodeSeen(lent), NodeGone(lent.name), Tick())
 
 
 def use(story: Story) -> None:
