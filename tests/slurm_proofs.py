@@ -218,7 +218,7 @@ def faults(site: SlurmSite, folder: Path, count: int, seed: str) -> None:
     twice = [path.name for path in marks.iterdir() if path.read_text() != "x\n"]
     print(f"seed {seed}: {count} jobs, {sum(attempts.values())} attempts, killed {dict(killed)}")
     print(f"nodes that Slurm drained for a job id that it gave away twice: {len(drained)}")
-    print(f"wrong ends: {len(wrong)} {list(wrong.items())[:3]}; runs started twice: {len(twice)} {twice[:3]}")
+    print(f"wrong ends: {len(wrong)} {list(wrong.items())}; runs started twice: {len(twice)} {twice[:3]}")
     sys.exit(bool(wrong or twice))
 
 

@@ -183,7 +183,7 @@ class SlurmBackend:
             if self._unsettled(job, ended) and not self._lasts(folder.run, ENDING_S):
                 self._listing.hurry()
                 return Seen(folder.run, "running", started)
-            taken, why = self._why(job, _limit(folder))
+            taken, why = self._why(folder, job)
             if reason == TOLD_TO_END or (why and job is not None and job.over):
                 reason = why or TOLD_TO_END
                 folder.write_exit(code, started, reason, taken=taken)
@@ -205,7 +205,7 @@ class SlurmBackend:
             return running
         if not self._lasts(folder.run, MISSING_S if job is None else LAG_S):
             return running
-        taken, why = self._why(job, _limit(folder))
+        taken, why = self._why(folder, job)
         return self._bury(folder, why or "its runner was killed", taken)
 
     def _waits(self, folder: Folder, job: Job | None) -> Seen | None:
@@ -222,15 +222,25 @@ class SlurmBackend:
             return Seen(folder.run, "queued", reason=self._unanswered() or _before(job))
         if not self._lasts(folder.run, LAG_S):
             return Seen(folder.run, "queued", reason=reasons.starting(job))
-        taken, why = self._why(job, _limit(folder))
+        taken, why = self._why(folder, job)
         said = folder.said()
         return self._bury(folder, why or f"its script did not run{f': {said}' if said else ''}", taken)
 
-    def _why(self, job: Job | None, limit: int | None) -> tuple[bool, str]:
+    def _why(self, folder: Folder, job: Job | None) -> tuple[bool, str]:
         """Whether Slurm took a job away that may be started again, and the reason, where Slurm tells one."""
-        if job is None or job.pending or self._hit_by_mistake(job):
+        if job is None or job.pending or self._hit_by_mistake(job) or self._mixed_up(folder, job):
             return True, LOST_BY_SLURM
-        return bool(job.states & TAKEN), reasons.ended(job, limit)
+        return bool(job.states & TAKEN), reasons.ended(job, _limit(folder))
+
+    def _mixed_up(self, folder: Folder, job: Job) -> bool:
+        """Whether Slurm itself may have ended the run for another: a controller that lost jobs gives their
+        numbers to new ones, and a node that shall start a number which it runs already has both cancelled."""
+        if folder.began not in ("", job.number):
+            return True
+        if "CANCELLED" not in job.states:
+            return False
+        others = (self._folder(run) for run in self._listed() if run != folder.run)
+        return folder.sent_again or any(other.began == job.number for other in others)
 
     def _hit_by_mistake(self, job: Job) -> bool:
         """Whether a cancel of ours that was meant for another job may have ended this one: scancel looks at

@@ -31,6 +31,8 @@ else:
 
 LOCK_S = 20.0
 """Seconds for which whoever prepared the run may still hold its lock."""
+BEGAN = "began.json"
+"""The file with the number of the Slurm job that took the run."""
 FAILED = "failed.json"
 """The file with the exit code of the first rank that failed."""
 WATCH_S = 1.0
@@ -44,6 +46,7 @@ def main(folder: str) -> int:
         return 0
     try:
         runner.reserve_exit(folder)
+        runner.write_json(folder, BEGAN, {"job": os.environ.get("SLURM_JOB_ID", "")})
         command = prepared(folder)
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         output = os.open(os.path.join(folder, "output.log"), flags, 0o600)

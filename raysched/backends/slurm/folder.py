@@ -12,6 +12,7 @@ from typing import Any, Literal
 from raysched.backends import runner
 from raysched.backends.base import EngineRefused
 from raysched.backends.environment import environment
+from raysched.backends.slurm import batch
 from raysched.backends.slurm.script import INHERITED
 from raysched.backends.working_dir import delete_tree, make_working_dir
 from raysched.core.work import Launch, Run
@@ -44,7 +45,7 @@ class Folder:
                     content = _content(launch, base_env, self.path / "work")
                     self._write("launch.json", {**content, "watch": watch})
                 before = self.sent
-                self._write("sent", {"at": runner.now()})
+                self._write("sent", {"at": runner.now(), "again": before is not None})
         except OSError as error:
             raise EngineRefused(f"the run can't be prepared in {self.path}: {runner.words(error)}") from error
         return "ready" if before is None else "again"
@@ -64,6 +65,16 @@ class Folder:
         """When the run may have been handed to Slurm last, in ms since 1970 by this machine's clock."""
         content = self.read("sent")
         return None if content is None else content.get("at", 0)
+
+    @property
+    def sent_again(self) -> bool:
+        """Whether Slurm lost the run once, and it was handed over again."""
+        return bool((self.read("sent") or {}).get("again"))
+
+    @property
+    def began(self) -> str:
+        """The number of the Slurm job that took the run; empty where none did."""
+        return (self.read(batch.BEGAN) or {}).get("job", "")
 
     def read(self, name: str) -> dict[str, Any] | None:
         """The content of one of its files; None where there is none, nothing where it is damaged."""

@@ -35,7 +35,7 @@ class Gres:
 @dataclass(frozen=True, slots=True)
 class Job:
     """One job, one task of an array, or (`waiting`) all tasks of one that have not started. `id` is what
-    scancel takes; `gres` has an entry a node."""
+    scancel takes, `number` what the job itself is told; `gres` has an entry a node."""
 
     id: str
     name: str
@@ -49,6 +49,7 @@ class Job:
     waiting: frozenset[int] | None = None
     cpus: int = 0
     memory: int = 0
+    number: str = ""
 
     @property
     def is_waiting_array(self) -> bool:
@@ -121,6 +122,7 @@ def _job(record: Mapping[str, Any]) -> Job:
         waiting=task_numbers(tasks) if array and task is None else None,
         cpus=number(record.get("cpus")) or 0,
         memory=_memory(record, len(nodes)),
+        number=plain,
     )
 
 
