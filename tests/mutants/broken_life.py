@@ -98,8 +98,8 @@ LIFE = (
     Mutant(
         "no patience with a node that is lost",
         "core/decide.py",
-        "if node.lost is not None and now - node.lost >= since)",
-        "if node.lost is not None)",
+        "one.lost is not None and (one.lost <= at or lent.has_left(state, one)))",
+        "one.lost is not None)",
         JOBS,
     ),
     Mutant(

@@ -38,6 +38,8 @@ MISSING_S = 30.0
 been restarted, and learns from the nodes what runs there."""
 ENDING_S = 15.0
 """How long Slurm may take to say how it ended what a signal ended."""
+AT_ONCE_S = 5
+"""How long a job lasts at most, by Slurm's count, that a node will not start."""
 REMEMBERED = 5000
 """How many of its last cancels the backend remembers."""
 NODES_S = 10.0
@@ -233,12 +235,16 @@ class SlurmBackend:
         return bool(job.states & TAKEN), reasons.ended(job, _limit(folder))
 
     def _mixed_up(self, folder: Folder, job: Job) -> bool:
-        """Whether Slurm itself may have ended the run for another: a controller that lost jobs gives their
-        numbers to new ones, and a node that shall start a number which it runs already has both cancelled."""
+        """Whether Slurm itself may have ended the run: a controller that was killed starts jobs again that
+        run, or gives their numbers to others, and a node that is to start a number a second time has all of
+        it cancelled."""
         if folder.began not in ("", job.number):
             return True
         if "CANCELLED" not in job.states:
             return False
+        began = (folder.read("run.json") or {}).get("started")
+        if began is not None and began < job.started * 1000 and job.ended - job.started <= AT_ONCE_S:
+            return True
         others = (self._folder(run) for run in self._listed() if run != folder.run)
         return folder.sent_again or any(other.began == job.number for other in others)
 

@@ -35,7 +35,8 @@ class Gres:
 @dataclass(frozen=True, slots=True)
 class Job:
     """One job, one task of an array, or (`waiting`) all tasks of one that have not started. `id` is what
-    scancel takes, `number` what the job itself is told; `gres` has an entry a node."""
+    scancel takes, `number` what the job itself is told; `gres` has an entry a node. `started` and `ended` are
+    seconds since 1970, 0 where it did not."""
 
     id: str
     name: str
@@ -50,6 +51,8 @@ class Job:
     cpus: int = 0
     memory: int = 0
     number: str = ""
+    started: int = 0
+    ended: int = 0
 
     @property
     def is_waiting_array(self) -> bool:
@@ -123,6 +126,8 @@ def _job(record: Mapping[str, Any]) -> Job:
         cpus=number(record.get("cpus")) or 0,
         memory=_memory(record, len(nodes)),
         number=plain,
+        started=number(record.get("start_time")) or 0,
+        ended=number(record.get("end_time")) or 0,
     )
 
 
