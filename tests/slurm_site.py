@@ -243,7 +243,8 @@ class SlurmSite:
         return found
 
     def _kill(self, pid: int | None) -> None:
-        if pid is None:
+        """A file may name a daemon that is gone, and another process may have its number since."""
+        if pid is None or str(self.folder).encode() not in _environment(pid) + _command(pid):
             return
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -253,6 +254,12 @@ class SlurmSite:
 def _environment(pid: int) -> bytes:
     with suppress(OSError):
         return Path(f"/proc/{pid}/environ").read_bytes()
+    return b""
+
+
+def _command(pid: int) -> bytes:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
     return b""
 
 

@@ -144,15 +144,6 @@ def waited_for(state: State, lease: Lease) -> list[tuple[str, str, Cut | None]]:
     return found
 
 
-def lapse(state: State, now: int) -> Iterator[facts.RefusalLapsed]:
-    """Let what the driver refused long ago be tried again."""
-    before = now - REFUSAL
-    for node in state.nodes.values():
-        for uuid, gpu in node.gpus.items():
-            if gpu.refusals and any(refusal.at <= before for refusal in gpu.refusals):
-                yield facts.RefusalLapsed(now, node.info.name, uuid, before)
-
-
 def hindrance(state: State, lease: Lease) -> str | None:
     """Why the GPUs of a held lease can't be cut for it now, or None."""
     for node, uuid in dict.fromkeys((place.node, slice.gpu) for place, slice in _slices(lease)):
