@@ -257,12 +257,15 @@ class KubeCluster:
         request = urllib.request.Request(f"{self.url}{path}", body, method=method)
         request.add_header("Authorization", f"Bearer {self._token}")
         request.add_header("Content-Type", kind)
-        trusted = ssl.create_default_context(cafile=str(self.folder / "pki" / "apiserver.crt"))
         try:
-            with urllib.request.urlopen(request, timeout=30, context=trusted) as answer:
+            with urllib.request.urlopen(request, timeout=30, context=self.trusted()) as answer:
                 return answer.read()
         except urllib.error.HTTPError as error:
             raise KubeError(error.code, error.read().decode(errors="replace")) from None
+
+    def trusted(self) -> ssl.SSLContext:
+        """What trusts the API server."""
+        return ssl.create_default_context(cafile=str(self.folder / "pki" / "apiserver.crt"))
 
     def get(self, path: str) -> Any:
         """An object or a list; None where it is not there."""

@@ -29,6 +29,8 @@ SILENT_S = 75.0
 """After how much silence a stream counts as dead."""
 AT_ONCE = 64
 """Connections to the API server."""
+POD_NAMESPACE = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
+"""Where a pod is told its namespace."""
 
 JSON = "application/json"
 MERGE = "application/merge-patch+json"
@@ -82,6 +84,7 @@ class Cluster:
     def __init__(self, access: Access) -> None:
         self._access = access
         self._client: Any = None
+        self._former: Any = None
         self._namespace = access.namespace or ""
         self._opening = asyncio.Lock()
 
@@ -106,13 +109,14 @@ class Cluster:
     ) -> Object:
         """An answer as JSON. What the server is too busy for is asked again."""
         for attempt in range(AGAIN + 1):
-            answer = await self._send(method, path, body, query, kind, CALL_S)
+            client = await self._opened()
+            answer = await self._send(client, method, path, body, query, kind, CALL_S)
             content = await _within(answer.read())
             if answer.status == 429 and attempt < AGAIN:
                 await asyncio.sleep(_told_to_wait(answer, attempt))
                 continue
             if answer.status == 401:
-                await self._close_client()  # a token that ran out: log in anew, once
+                await self._log_out(client)  # a token that ran out: log in anew, once
                 if attempt == 0:
                     continue
             return _checked(answer.status, content)
@@ -168,7 +172,10 @@ class Cluster:
         self, path: str, query: Mapping[str, str], silent: float | None = SILENT_S
     ) -> AsyncGenerator[bytes]:
         """The parts of an answer as they come. After `silent` seconds without any, nobody answers."""
-        answer = await self._send("GET", path, None, query, JSON, None)
+        client = await self._opened()
+        answer = await self._send(client, "GET", path, None, query, JSON, None)
+        if answer.status == 401:
+            await self._log_out(client)
         if answer.status >= 300:
             _checked(answer.status, await _within(answer.read()))
         content = answer.response.content
@@ -182,6 +189,7 @@ class Cluster:
 
     async def _send(
         self,
+        client: Any,
         method: str,
         path: str,
         body: Any,
@@ -191,7 +199,6 @@ class Cluster:
     ) -> Any:
         import aiohttp
 
-        client = await self._opened()
         headers = {"Content-Type": kind, "Accept": JSON}
         timeout = aiohttp.ClientTimeout(total=limit, sock_connect=CALL_S)
         pairs = list((query or {}).items())
@@ -239,15 +246,24 @@ class Cluster:
         inside = "KUBERNETES_SERVICE_HOST" in environment
         return None if inside and not os.path.exists(usual) else usual
 
-    async def _close_client(self) -> None:
-        client, self._client = self._client, None
-        if client is not None:
-            with suppress(Exception):
-                await client.close()
+    async def _log_out(self, refused: Any) -> None:
+        """Use this client no more. The streams that it opened go on, until the one after it is refused."""
+        if self._client is refused:
+            self._client, former, self._former = None, self._former, refused
+            await _close(former)
 
     async def close(self) -> None:
         """Let go of connections."""
-        await self._close_client()
+        client, self._client = self._client, None
+        former, self._former = self._former, None
+        await _close(client)
+        await _close(former)
+
+
+async def _close(client: Any) -> None:
+    if client is not None:
+        with suppress(Exception):
+            await client.close()
 
 
 async def _within(reading: Any, limit: float | None = CALL_S) -> Any:
@@ -286,7 +302,7 @@ def _said(error: BaseException) -> str:
 def _pods_namespace() -> str:
     """The namespace of the pod that raysched runs in."""
     try:
-        with open("/var/run/secrets/kubernetes.io/serviceaccount/namespace", encoding="utf-8") as file:
+        with open(POD_NAMESPACE, encoding="utf-8") as file:
             return file.read().strip() or "default"
     except OSError:
         return "default"

@@ -117,6 +117,18 @@ def test_an_evicted_run_was_taken_away(hands: KubeHands, cluster: KubeCluster) -
     assert len(hands.pods(squeezed)) <= 1
 
 
+def test_the_runs_of_a_node_that_dies_were_taken_away(hands: KubeHands, cluster: KubeCluster) -> None:
+    """As Kubernetes ends them, once it has waited long enough."""
+    gone = "node.kubernetes.io/unreachable"
+    soon = {"key": gone, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": "1"}
+    with node(cluster, "doomed", labels={"doomed": "yes"}):
+        run = hands.start(order(node_selector={"doomed": "yes"}, pod={"tolerations": [soon]}))
+        hands.until_pod(run)
+        taints = [{"key": gone, "effect": "NoExecute", "timeAdded": "2026-01-01T00:00:00Z"}]
+        cluster.patch("/api/v1/nodes/doomed", {"spec": {"taints": taints}})
+        assert "from doomed (DeletionByTaintManager)" in hands.until(run, "taken").reason
+
+
 # ---------------------------------------------------------------- why it waits
 
 

@@ -1,0 +1,138 @@
+"""How a backend logs in, and that it does so again."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from kube_cluster import KubeCluster
+from orders import NAMESPACE, KubeHands, ordered
+from running import wait_until
+
+from raysched.backends.kube.backend import KubeBackend
+from raysched.backends.kube.cluster import Access, Cluster
+from raysched.core.site import NOWHERE
+from raysched.core.work import Launch
+from raysched.testing.conformance import LASTS, new_launch
+
+SPACE = f"/api/v1/namespaces/{NAMESPACE}"
+BINDINGS = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings"
+
+
+class Robot:
+    """A service account whose tokens hold as long as a Secret is there: `file` has the one that it uses."""
+
+    def __init__(self, cluster: KubeCluster, file: Path) -> None:
+        self.cluster = cluster
+        self.file = file
+        self._count = 0
+        self.renew()
+
+    def renew(self) -> None:
+        """Write another token into the file. The old one holds."""
+        self._count += 1
+        secret = self.cluster.call("POST", f"{SPACE}/secrets", {"metadata": {"name": self._secret}})
+        bound = {"kind": "Secret", "apiVersion": "v1", "name": self._secret, "uid": secret["metadata"]["uid"]}
+        asked = {"spec": {"boundObjectRef": bound, "expirationSeconds": 3600}}
+        told = self.cluster.call("POST", f"{SPACE}/serviceaccounts/robot/token", asked)
+        self.file.write_text(told["status"]["token"])
+
+    @property
+    def _secret(self) -> str:
+        return f"robot-{self._count}"
+
+    def expire(self) -> None:
+        """End the token in the file, and wait until the server knows."""
+        self.cluster.call("DELETE", f"{SPACE}/secrets/{self._secret}")
+        wait_until(lambda: self.status() == 401, "the token holds no more", 60)
+
+    def status(self) -> int:
+        request = urllib.request.Request(f"{self.cluster.url}{SPACE}/pods")
+        request.add_header("Authorization", f"Bearer {self.file.read_text()}")
+        try:
+            with urllib.request.urlopen(request, timeout=30, context=self.cluster.trusted()) as answer:
+                return answer.status
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    def kubeconfig(self) -> Path:
+        """A kubeconfig that names the file."""
+        config = json.loads(self.cluster.kubeconfig.read_text())
+        config["users"][0]["user"] = {"tokenFile": str(self.file)}
+        path = self.file.with_name("robot.kubeconfig")
+        path.write_text(json.dumps(config))
+        return path
+
+
+@pytest.fixture
+def robot(cluster: KubeCluster, tmp_path: Path) -> Iterator[Robot]:
+    cluster.call("POST", f"{SPACE}/serviceaccounts", {"metadata": {"name": "robot"}})
+    subject = {"kind": "ServiceAccount", "name": "robot", "namespace": NAMESPACE}
+    role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"}
+    cluster.call("POST", BINDINGS, {"metadata": {"name": "robot"}, "subjects": [subject], "roleRef": role})
+    try:
+        yield Robot(cluster, tmp_path / "token")
+    finally:
+        cluster.call("DELETE", f"{BINDINGS}/robot")
+        cluster.call("DELETE", f"{SPACE}/serviceaccounts/robot")
+        cluster.call("DELETE", f"{SPACE}/secrets")
+
+
+def order() -> Launch:
+    return ordered(new_launch(LASTS, NOWHERE))
+
+
+def ends(hands: KubeHands, launch: Launch) -> None:
+    """A run that is started runs once, and its end is told."""
+    hands.start(launch)
+    hands.until(launch.run, "running")
+    (pod,) = hands.pods(launch.run)
+    hands.cluster.end(pod, 0)
+    hands.until(launch.run, "exited")
+
+
+def test_a_token_that_expires_is_read_anew(
+    make: Callable[..., KubeBackend], cluster: KubeCluster, robot: Robot
+) -> None:
+    """What ran before goes on and is followed, and more is started, with the token in the file now."""
+    access = Access(str(robot.kubeconfig()), namespace=NAMESPACE)
+    with closing(KubeHands(lambda: make(Cluster(access)), cluster)) as hands:
+        before = order()
+        hands.start(before)
+        hands.until(before.run, "running")
+        robot.expire()
+        robot.renew()
+        ends(hands, order())
+        ends(hands, before)
+
+
+def test_inside_a_cluster_the_pods_account_is_used(
+    make: Callable[..., KubeBackend], cluster: KubeCluster, robot: Robot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """(Its files lie elsewhere here.)"""
+    from kubernetes.aio.config import incluster_config
+
+    from raysched.backends.kube import cluster as module
+
+    namespace = robot.file.with_name("namespace")
+    namespace.write_text(NAMESPACE)
+    certificate = json.loads(cluster.kubeconfig.read_text())["clusters"][0]["cluster"][
+        "certificate-authority"
+    ]
+    monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(robot.file))
+    monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", certificate)
+    monkeypatch.setattr(module, "POD_NAMESPACE", str(namespace))
+    host, _, port = cluster.url.removeprefix("https://").partition(":")
+    for name, value in (("HOST", host), ("PORT", port)):
+        monkeypatch.setenv(f"KUBERNETES_SERVICE_{name}", value)
+    monkeypatch.setenv("HOME", str(robot.file.parent))
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    there = Cluster(Access())
+    with closing(KubeHands(lambda: make(there), cluster)) as hands:
+        ends(hands, order())
+    assert there.namespace == NAMESPACE
