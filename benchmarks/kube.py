@@ -152,7 +152,7 @@ def disagreements(cluster: KubeCluster, system: System, jobs: int) -> list[str]:
         found.append(
             f"the ledger has {len(told)} jobs, the cluster {len(runs)}, {len(set(runs))} of them different"
         )
-    found += [f"{id} has {job['attempts']} attempts" for id, job in told.items() if job["attempts"] != 1]
+    found += [f"{id} has {job['attempt']} attempts" for id, job in told.items() if job["attempt"] != 1]
     if (done := over(cluster, OURS)) != jobs:
         found.append(f"{done} of {jobs} have ended well in the cluster")
     held = [gpu for node in system.client().gpus()["nodes"] for gpu in node["gpus"] if gpu["share_used"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import urllib.error
 import urllib.request
@@ -14,6 +15,7 @@ from kube_cluster import KubeCluster
 from orders import NAMESPACE, KubeHands, ordered
 from running import wait_until
 
+from raysched.backends.base import EngineRefused
 from raysched.backends.kube.backend import KubeBackend
 from raysched.backends.kube.cluster import Access, Cluster
 from raysched.core.site import NOWHERE
@@ -78,7 +80,8 @@ def robot(cluster: KubeCluster, tmp_path: Path) -> Iterator[Robot]:
     try:
         yield Robot(cluster, tmp_path / "token")
     finally:
-        cluster.call("DELETE", f"{BINDINGS}/robot")
+        if cluster.get(f"{BINDINGS}/robot") is not None:
+            cluster.call("DELETE", f"{BINDINGS}/robot")
         cluster.call("DELETE", f"{SPACE}/serviceaccounts/robot")
         cluster.call("DELETE", f"{SPACE}/secrets")
 
@@ -136,3 +139,39 @@ def test_inside_a_cluster_the_pods_account_is_used(
     with closing(KubeHands(lambda: make(there), cluster)) as hands:
         ends(hands, order())
     assert there.namespace == NAMESPACE
+
+
+def test_a_node_is_drained_where_the_account_may(
+    make: Callable[..., KubeBackend], cluster: KubeCluster, robot: Robot
+) -> None:
+    """Where it may not, the answer is the command for somebody who may."""
+
+    access = Access(str(robot.kubeconfig()), namespace=NAMESPACE)
+
+    def closed() -> bool:
+        return bool(cluster.call("GET", "/api/v1/nodes/plain")["spec"].get("unschedulable"))
+
+    async def drain(on: bool) -> None:
+        backend = make(Cluster(access))
+        try:
+            await backend.drain("plain", on, "drained by ana")
+        finally:
+            await backend.close()
+
+    for on in (True, True, False):
+        asyncio.run(drain(on))
+        assert closed() == on
+    cluster.call("DELETE", f"{BINDINGS}/robot")
+
+    def refused() -> bool:
+        try:
+            asyncio.run(drain(False))
+        except EngineRefused:
+            return True
+        return False
+
+    wait_until(refused, "the server knows that it may not", 60)
+    with pytest.raises(EngineRefused, match="plain is not cordoned: Kubernetes says no") as said:
+        asyncio.run(drain(True))
+    assert said.value.reason.endswith("kubectl cordon plain")
+    assert not closed()
