@@ -244,6 +244,15 @@ def _share(gpu: GPUInfo, request: Request) -> int | None:
 
 # ---------------------------------------------------------------- words
 
+BY: dict[Way, str] = {
+    "": "",
+    "kai": " by KAI Scheduler",
+    "hami": " by HAMi",
+    "volcano": " by Volcano",
+    "dra": " by claim",
+}
+"""Who gives the devices out."""
+
 
 def worded(demand: Demand, request: Request) -> str:
     """What is asked of the site, as a plan says it: `2 x a100 on each of 2 nodes`."""
@@ -252,7 +261,9 @@ def worded(demand: Demand, request: Request) -> str:
     if demand.resource:
         kind = f" ({demand.type})" if demand.type else ""
         many = f", in each of {demand.nodes} pods" if demand.nodes > 1 else ""
-        return f"{demand.count} x {demand.resource}{kind}{_held(demand, request)}{many}"
+        part = f"{number(demand.share)} of " if demand.way and demand.share < WHOLE else ""
+        what = f"{demand.count} x {part}{demand.resource}{kind}{BY[demand.way]}"
+        return f"{what}{_held(demand, request)}{many}"
     what = f"{demand.kind}:{demand.type}:{demand.count}" if demand.type else f"{demand.kind}:{demand.count}"
     where = f" on each of {demand.nodes} nodes" if demand.nodes > 1 else ""
     if demand.together:

@@ -159,3 +159,40 @@ def test_what_the_cluster_can_never_give_is_refused_before(cluster: KubeCluster,
         assert planned["outcome"] == "refused"
         assert reason in planned["why"]
     assert cluster.jobs(SPACE) == before
+
+
+def test_a_share_is_asked_of_hami_and_counted_where_it_was_given(
+    cluster: KubeCluster, beside: System
+) -> None:
+    """A test puts the pod where HAMi's scheduler would, and says of it what that would say."""
+    gpus = [f"GPU-{index}" for index in range(2)]
+    registered = "".join(f"{gpu},10,81920,100,NVIDIA-A100,0,true,0,hami-core:" for gpu in gpus)
+    cluster.add_node("hami-1", {GPU: "20"})
+    marks = {"metadata": {"annotations": {"hami.io/node-nvidia-register": registered}}}
+    cluster.patch("/api/v1/nodes/hami-1", marks)
+    try:
+        wait_until(lambda: len(nodes(beside).get("hami-1", {}).get("gpus", ())) == 2, "it is seen", 60)
+        part = {"gpu_fraction": 0.25, "isolation": "hard"}
+        spec = {"entrypoint": "true", "working_dir": None, "backend": "k8s", "resources": part}
+        (planned,) = beside.client().plan([spec])
+        assert "0.25 of nvidia.com/gpu (NVIDIA-A100) by HAMi" in str(planned)
+        id = beside.submit("part", "sleep 600", backend="k8s", resources=part)
+        waiting = wait_until(lambda: pods(cluster, id, "Pending"), "its pod is there", 60)[0]
+        limits = waiting["spec"]["containers"][0]["resources"]["limits"]
+        assert (limits["nvidia.com/gpumem"], limits["nvidia.com/gpucores"]) == ("20480", "25")
+        path = f"/api/v1/namespaces/{SPACE}/pods/{waiting['metadata']['name']}"
+        given = {"hami.io/vgpu-devices-allocated": f"{gpus[1]},NVIDIA,20480,25:;"}
+        cluster.patch(path, {"metadata": {"annotations": given}})
+        target = {"apiVersion": "v1", "kind": "Node", "name": "hami-1"}
+        binding = {"metadata": {"name": waiting["metadata"]["name"]}, "target": target}
+        cluster.call("POST", f"{path}/binding", {"apiVersion": "v1", "kind": "Binding", **binding})
+
+        def held() -> list[int]:
+            return [gpu["share_used"] for gpu in nodes(beside)["hami-1"]["gpus"]]
+
+        wait_until(lambda: held() == [0, 2_500], "what is held is counted", 60)
+        cluster.end(pod(cluster, id), 0)
+        assert ended(beside, id)["state"] == "succeeded"
+        wait_until(lambda: held() == [0, 0], "all is free", 60)
+    finally:
+        cluster.delete_node("hami-1")

@@ -18,7 +18,7 @@ from raysched.core.asking import PodAsk, pod_ask
 from raysched.core.cluster_views import becomes, cluster_view
 from raysched.core.pods import demand
 from raysched.core.request import Request
-from raysched.core.site import Site, Unfit
+from raysched.core.site import Site, Unfit, worded
 
 DOCS = Path(__file__).parents[3] / "docs" / "kubernetes.md"
 KAI, ENFORCED, HAMI_CORE = Found(kai=()), Found(kai=("nvfractions",)), Found(kai=("hami",))
@@ -37,6 +37,7 @@ CLUSTERS: dict[str, tuple[Object, Found]] = {
     "KAI Scheduler, `NvFractions`": (documented.WHOLE, ENFORCED),
     "DRA": (documented.CLAIMED, DRA),
 }
+KAI_SOFT = "KAI Scheduler, `NonMemoryEnforced`"
 KINDS: tuple[dict[str, Any], ...] = (
     {"gpus": 1},
     {"gpu_fraction": 0.25},
@@ -134,6 +135,21 @@ def test_volcano_is_told_in_words_of_its_own() -> None:
         "volcano.sh/vgpu-memory": "20480",
         "volcano.sh/vgpu-cores": "25",
     }
+
+
+def test_a_plan_says_which_part_of_a_gpu_is_had_and_by_whom() -> None:
+    for name, fields, said in (
+        ("HAMi", {"sharing": "fraction", "share": 2_500}, "1 x 0.25 of nvidia.com/gpu by HAMi"),
+        (
+            KAI_SOFT,
+            {"sharing": "fraction", "memory": 8_192, "gpus": 2},
+            "2 x 0.1 of nvidia.com/gpu by KAI Scheduler",
+        ),
+        ("whole GPUs", {}, "1 x nvidia.com/gpu"),
+        ("DRA", {}, "1 x gpu.nvidia.com (NVIDIA A100-SXM4-80GB) by claim"),
+    ):
+        asked = request(**fields)
+        assert worded(demand(site(name), asked), asked) == said
 
 
 def test_kai_is_told_by_annotations_and_no_limit() -> None:
