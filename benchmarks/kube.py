@@ -169,11 +169,11 @@ def measure(jobs: int, nodes: int) -> dict[str, Any]:
         poster = Poster(cluster)
         for namespace in (HAND, OURS):
             cluster.add_namespace(namespace)
-        add_nodes(cluster, poster, nodes)
         words = f"{{kubeconfig: {cluster.kubeconfig}, namespace: {OURS}, image: busybox}}"
         config = system.folder / "raysched.yaml"
         config.write_text(f"{config.read_text()}backends: {{k8s: {words}}}\n")
         system.up()
+        add_nodes(cluster, poster, nodes)
         wait_until(lambda: len(system.client().gpus()["nodes"]) > nodes, "the ledger knows all nodes", 300)
         through = through_raysched(system, jobs)
         differ = disagreements(cluster, system, jobs)
