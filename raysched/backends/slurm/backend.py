@@ -240,10 +240,12 @@ class SlurmBackend:
         it cancelled."""
         if folder.began not in ("", job.number):
             return True
+        if "COMPLETED" in job.states:  # a script that came second; the first one would have told its end
+            return folder.begun and not folder.ended
         if "CANCELLED" not in job.states:
             return False
-        began = (folder.read("run.json") or {}).get("started")
-        if began is not None and began < job.started * 1000 and job.ended - job.started <= AT_ONCE_S:
+        began = (folder.read("run.json") or {}).get("started", 0)
+        if job.nodes and job.ended - job.started <= AT_ONCE_S and began < job.started * 1000:
             return True
         others = (self._folder(run) for run in self._listed() if run != folder.run)
         return folder.sent_again or any(other.began == job.number for other in others)
