@@ -188,8 +188,10 @@ def measure(jobs: int, nodes: int) -> dict[str, Any]:
             "load": os.getloadavg()[0],
         }
     finally:
-        system.close()
-        cluster.close()
+        try:
+            system.close()
+        finally:
+            cluster.close()
 
 
 def main() -> None:
