@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 
 from raysched.core.node import NodeInfo
 from raysched.core.offers import Offer, offer, share_needed, suitable
@@ -16,6 +17,7 @@ from raysched.core.site import UNTYPED, Demand, Site, Unfit
 from raysched.core.words import asks
 
 
+@lru_cache(maxsize=1024)
 def demand(site: Site, request: Request) -> Demand:
     """What `request` (one way of sharing) asks of a cluster. Raises Unfit."""
     room = [node for node in site.nodes if request.cpus <= node.cpus and request.host_memory <= node.memory]
