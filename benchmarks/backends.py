@@ -1,6 +1,7 @@
 """How long it takes until a command runs on a host, beside a bare `ssh host true` over a warm connection.
 
     python benchmarks/backends.py                     # one host with an sshd of its own, 40 of each
+    python benchmarks/backends.py --system            # and through a whole raysched, from HTTP on
     python benchmarks/backends.py --hosts 100 --jobs 10   # and so many jobs on so many hosts at once
 
 The hosts are network namespaces of this machine, so no network delays anything; needs root and sshd. Printed:
@@ -11,11 +12,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
+import queue
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -23,6 +27,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from running import System, wait_until  # noqa: E402
 from ssh_hosts import HostWorld, world  # noqa: E402
 
 from raysched.backends.ssh.connection import connect  # noqa: E402
@@ -33,7 +38,16 @@ from raysched.core.lease import Place  # noqa: E402
 from raysched.testing.conformance import new_launch  # noqa: E402
 
 PYTHON = "/usr/bin/python3"
-NAMES = ("ssh", "asyncssh", "there", "here")
+ON_HOST = {"gpus": 1, "gpu_type": "T4"}
+WORDS = {
+    "ssh": "ssh host true, warm (ControlMaster)",
+    "asyncssh": "the same, asyncssh",
+    "there": "a run on a host",
+    "here": "a run here",
+    "asked": "a job over HTTP: accepted, and on the disk",
+    "told": "   running, and the client is told so",
+    "runs": "   its command has run",
+}
 
 
 def host_of(hosts: HostWorld, name: str) -> Host:
@@ -49,7 +63,55 @@ async def timed(work: Callable[[], Awaitable[object]]) -> float:
     return (time.perf_counter() - began) * 1000
 
 
-async def one_by_one(hosts: HostWorld, folder: Path, times: int) -> dict[str, list[float]]:
+class Whole:
+    """A raysched that reaches the host, and a client that follows what happens."""
+
+    def __init__(self, hosts: HostWorld) -> None:
+        self._system = System("1xL4")
+        self._system.env["HOME"] = str(hosts.home)
+        there = hosts.hosts["h0"]
+        inventory = {"name": "h0", "address": there.address, "user": "user", "python": PYTHON}
+        inventory |= {"folder": str(there.folder / "whole"), "simulate": "1xT4"}
+        self._system.configure(json.dumps({"backends": {"vm": {"hosts": [inventory]}}})[1:-1])
+        self._fifo = self._system.folder / "fifo"
+        os.mkfifo(self._fifo)
+        self._reading = os.open(self._fifo, os.O_RDWR)
+        self._system.up()
+        self._client = self._system.client()
+        self._told: queue.Queue[tuple[str, float]] = queue.Queue()
+        threading.Thread(target=self._follow, daemon=True).start()
+        client, system = self._client, self._system
+        wait_until(lambda: client.hosts()[0]["state"] == "ready", "the host is ready")
+        system.ended(system.submit("first", "true", resources=ON_HOST))
+
+    def _follow(self) -> None:
+        for event in self._client.events():
+            if event is not None and event["event"] == "started":
+                self._told.put((event["job"], time.perf_counter()))
+
+    def run(self) -> dict[str, float]:
+        """Milliseconds from the submission until the command runs, and until the client is told so."""
+        began = time.perf_counter()
+        job = self._system.submit("timed", f"echo > {self._fifo}", resources=ON_HOST)
+        asked = time.perf_counter()
+        os.read(self._reading, 1)
+        runs = time.perf_counter()
+        while (event := self._told.get())[0] != job:
+            pass
+        told = event[1]
+        self._system.ended(job)
+        since = {"asked": asked, "runs": runs, "told": told}
+        return {name: (at - began) * 1000 for name, at in since.items()}
+
+    def close(self) -> None:
+        """Take it down."""
+        os.close(self._reading)
+        self._system.close()
+
+
+async def one_by_one(
+    hosts: HostWorld, folder: Path, times: int, whole: Whole | None
+) -> dict[str, list[float]]:
     """Each way in turn, so that whatever else this machine does is in all of them."""
     host = host_of(hosts, "h0")
     inventory = Hosts()
@@ -84,6 +146,8 @@ async def one_by_one(hosts: HostWorld, folder: Path, times: int) -> dict[str, li
     for _ in range(times):
         for name, way in ways.items():
             found[name].append(await timed(way))
+        for name, value in (await asyncio.to_thread(whole.run) if whole else {}).items():
+            found.setdefault(name, []).append(value)
     for seen in await backend.observe():
         await backend.stop(seen.run, 0)
     subprocess.run(["ssh", "-O", "exit", *options], check=True, capture_output=True)
@@ -129,6 +193,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--times", type=int, default=40)
+    parser.add_argument("--system", action="store_true")
     parser.add_argument("--hosts", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=0)
     asked = parser.parse_args()
@@ -136,12 +201,17 @@ def main() -> None:
         os.environ["HOME"] = str(hosts.home)
         for number in range(asked.hosts):
             hosts.add(f"h{number}")
-        found = asyncio.run(one_by_one(hosts, Path(folder), asked.times))
+        whole = Whole(hosts) if asked.system else None
+        try:
+            found = asyncio.run(one_by_one(hosts, Path(folder), asked.times, whole))
+        finally:
+            if whole:
+                whole.close()
         base = statistics.median(found["ssh"])
         print(f"{'until it runs, ms':42} {'median':>8} {'90 %':>8}")
-        words = ("ssh host true, warm (ControlMaster)", "the same, asyncssh", "a run on a host", "a run here")
-        for name, text in zip(NAMES, words, strict=True):
-            print(told(text, found[name], base))
+        for name, text in WORDS.items():
+            if name in found:
+                print(told(text, found[name], base))
         if asked.jobs:
             asyncio.run(all_at_once(hosts, Path(folder), asked.hosts, asked.jobs))
 

@@ -11,8 +11,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from raysched.client import Client
 
 COMMAND_S = 180
 """How long a command may take on a busy machine before the test gives up."""
+ENDED = ("succeeded", "failed", "cancelled")
 Done = subprocess.CompletedProcess[str]
 FOREIGN = ("RAY_", "RAYSCHED_", "PYTHONDONTWRITEBYTECODE", "CUDA_VISIBLE_DEVICES")
 
@@ -111,6 +112,28 @@ class System:
         (job,) = self.client().submit([spec], [None])
         return job["id"]
 
+    def ended(self, job: str) -> dict[str, Any]:
+        """A job once it has ended."""
+
+        def ended() -> dict[str, Any] | None:
+            (found,) = self.client().job(job)
+            return found if found["state"] in ENDED else None
+
+        return wait_until(ended, f"{job} has ended")
+
+    def until(self, job: str, state: str) -> None:
+        """Return when a job is in that state."""
+        wait_until(lambda: self.client().job(job)[0]["state"] == state, f"{job} is {state}")
+
+    def output(self, job: str) -> str:
+        """What a job has written so far."""
+        return b"".join(self.client().logs(job)).decode()
+
+    def configure(self, text: str) -> None:
+        """Lines that its configuration has besides its own."""
+        path = Path(self.env["RAYSCHED_CONFIG"])
+        path.write_text(f"{path.read_text(encoding='utf-8')}{text}\n", encoding="utf-8")
+
     def client(self) -> Client:
         """A client of its gateway."""
         return Client(self.address, self.token)
@@ -194,6 +217,24 @@ class System:
         finally:
             self.kill()
             shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def raylets(system: System) -> set[int]:
+    """The processes that `ray start` starts on a node; all others there end with these."""
+    return {pid for name in ("raylet/raylet", "log_monitor") for pid in system.processes(name)}
+
+
+@contextmanager
+def watched(policy: str) -> Iterator[System]:
+    """A system with one GPU, and that policy, whose metrics are told each second."""
+    system = System("1xA100-80GB")
+    system.configure(policy)
+    system.env["RAY_metrics_report_interval_ms"] = "1000"
+    try:
+        system.up()
+        yield system
+    finally:
+        system.close()
 
 
 def _script(name: str) -> str:

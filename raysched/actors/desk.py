@@ -16,7 +16,7 @@ from raysched.core.commands import Command, SetClock
 from raysched.core.host import Host
 from raysched.core.node import NodeInfo
 from raysched.core.state import State
-from raysched.core.wanted import known_runs, owned, partitions, wanted
+from raysched.core.wanted import host_partitions, known_runs, owned, partitions, wanted
 from raysched.core.work import Owned, Partition, Run, Wanted
 from raysched.store.book import Book, Event
 
@@ -147,6 +147,13 @@ class Desk:
         """How the agent of a node has to cut its GPUs, and the version of that: as soon as it is not
         `version`, or at the end of the time."""
         return await self.newer(("partitions", node), lambda state: partitions(state, node), version, timeout)
+
+    async def host_partitions(
+        self, node: str, version: int, timeout: float
+    ) -> tuple[int, tuple[Partition, ...]]:
+        """The same for whoever watches a host of the inventory."""
+        key = ("host partitions", node)
+        return await self.newer(key, lambda state: host_partitions(state, node), version, timeout)
 
     async def hosts(self, version: int, timeout: float) -> tuple[int, tuple[Host, ...]]:
         """The inventory and its version: as soon as it is not `version`."""

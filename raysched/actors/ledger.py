@@ -108,6 +108,13 @@ class Ledger:
         `version`, or at the end of the time."""
         return await self.desk.partitions(node, version, timeout)
 
+    async def host_partitions(
+        self, node: str, version: int, timeout: float
+    ) -> tuple[int, tuple[Partition, ...]]:
+        """The same for whoever watches a host of the inventory: nothing where the host is a node of Ray, as
+        that one's agent cuts its GPUs."""
+        return await self.desk.host_partitions(node, version, timeout)
+
     async def owned(self, owner: str, version: int, timeout: float, heard: bool = True) -> tuple[int, bytes]:
         """The jobs of a client process, a pickled list of `Owned`, and their version: as soon as it is not
         `version`. `heard` says that the process was heard of since this was asked last."""
@@ -321,6 +328,13 @@ class Ledger:
         await self.desk.tell(told)
         seen = {stranger.lease for there in usage.strangers.values() for stranger in there}
         return watchdog.guidance(self.state, node, filter(None, seen))
+
+    async def host_sample(self, node: str, usage: gpu_views.Usage, told: Sequence[Command]) -> Guidance:
+        """The same of a host of the inventory; what is a node of Ray too is measured there."""
+        known = self.state.hosts.get(node)
+        if known is None or known.node:
+            return Guidance(elsewhere=True)
+        return await self.sample(node, usage, told)
 
     async def endpoint(self) -> View:
         """Where the gateway is and with which token, for programs inside this Ray cluster."""

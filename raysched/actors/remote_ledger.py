@@ -36,6 +36,12 @@ class RemoteLedger:
         """See `Ledger.partitions`."""
         return await self._ask("partitions", node, version, timeout)
 
+    async def host_partitions(
+        self, node: str, version: int, timeout: float
+    ) -> tuple[int, tuple[Partition, ...]]:
+        """See `Ledger.host_partitions`."""
+        return await self._ask("host_partitions", node, version, timeout)
+
     async def nodes(self) -> dict[str, NodeInfo]:
         """See `Ledger.nodes`."""
         return await self._ask("nodes")
@@ -59,6 +65,10 @@ class RemoteLedger:
     async def sample(self, node: str, usage: gpu_views.Usage, told: Sequence[Command]) -> Guidance:
         """See `Ledger.sample`."""
         return await self._ask("sample", node, usage, told)
+
+    async def host_sample(self, node: str, usage: gpu_views.Usage, told: Sequence[Command]) -> Guidance:
+        """See `Ledger.host_sample`."""
+        return await self._ask("host_sample", node, usage, told)
 
     async def _ask(self, method: str, *args: Any) -> Any:
         if self._handle is None:

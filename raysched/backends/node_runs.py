@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from raysched.backends.exits import Exits
 from raysched.backends.nursery import Nursery
-from raysched.backends.runs import Runs
+from raysched.backends.runs import Keep, Runs
 from raysched.core.work import Launch, Run, Seen
 from raysched.gpu import limits
 from raysched.gpu.processes import end_processes
@@ -77,6 +78,10 @@ class NodeRuns:
     async def runs_forget(self, runs: frozenset[Run]) -> None:
         """Delete the files of these runs, but of one that has not ended."""
         await asyncio.to_thread(self._runs.forget, runs)
+
+    async def runs_sweep(self, keep: Keep) -> None:
+        """Delete old working directories of runs that ended."""
+        await asyncio.to_thread(self._runs.sweep, keep, time.time())
 
     async def runs_changed(self, timeout: float) -> None:
         """Return when a run has started, was stopped or ended, at the latest after `timeout` seconds."""

@@ -97,10 +97,19 @@ class Reconciler:
 
     async def _listen(self) -> None:
         """Wait until the ledger wants something else."""
-        refusals = self._refusals
-        self._wanted = await self._ledger.wanted(self._backend.name, self._wanted.version, LOOK_S)
+        refusals, before = self._refusals, self._wanted
+        self._wanted = await self._ledger.wanted(self._backend.name, before.version, LOOK_S)
         self._heard = refusals
+        if before.version != -1:
+            self._start_new(before, self._wanted)
         self._news.set()
+
+    def _start_new(self, before: Wanted, now: Wanted) -> None:
+        """Start at once what was not wanted before: a look would show nothing of it, and takes time."""
+        known = {launch.run for launch in before.launches}
+        for launch in now.launches:
+            if launch.run not in known and self._refused.get(launch.run, 0) <= self._heard:
+                self._do(launch.run, self._start(launch))
 
     async def _look(self) -> None:
         """Wait until the backend seems to have changed."""
@@ -196,7 +205,8 @@ class Reconciler:
 
     async def _release(self, holding: Releasing, hold: Hold) -> None:
         await holding.release(hold)
-        await self._ledger.tell([Gone(hold.lease, tuple(place.node for place in hold.places))])
+        there = tuple(place.node for place in hold.places)
+        await self._ledger.tell([Gone(hold.lease, there, self._backend.name)])
 
     async def _inspect(self) -> None:
         """See whether what is held is what should be, and what others hold."""
@@ -237,6 +247,6 @@ class Reconciler:
 
 def _homes(wanted: Wanted) -> dict[Run, str]:
     """The nodes of the runs that are launched or stopped, where the ledger knows them."""
-    homes = {launch.run: launch.place.node for launch in wanted.launches}
+    homes = {launch.run: launch.host or launch.place.node for launch in wanted.launches}
     homes.update((stop.run, stop.node) for stop in wanted.stops if stop.node)
     return homes

@@ -205,10 +205,11 @@ class RunFolder:
             return None
         code: int | None = content.get("code")
         state = "lost" if code is None else "exited"
-        if code == runner.ENGINE_FAILED and runner.exists(str(self.path), "later.json"):
+        later = code == runner.ENGINE_FAILED and runner.exists(str(self.path), "later.json")
+        if later:
             state = "taken"
         reason = content.get("reason", f"{self.path / 'exit.json'} is damaged")
-        return Seen(self.run, state, content.get("started"), content.get("ended"), code, reason)
+        return Seen(self.run, state, content.get("started"), content.get("ended"), code, reason, not later)
 
     def _bury(self) -> Seen | None:
         """The end of a run whose runner is gone: end what is left, then write down that it is lost."""

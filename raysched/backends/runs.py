@@ -6,13 +6,14 @@ import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from raysched.backends.base import EngineRefused
 from raysched.backends.leftovers import runs_left
 from raysched.backends.nursery import Nursery
 from raysched.backends.run_folder import OVER, RunFolder
-from raysched.backends.working_dir import delete_tree
+from raysched.backends.working_dir import delete_tree, size_of
 from raysched.core.work import Launch, Run, Seen
 from raysched.errors import RayschedError
 
@@ -20,6 +21,16 @@ OVER_KEPT_S = 3600.0
 """How long it is remembered that a lease is over: far longer than any call is under way."""
 END_S = 10.0
 """How long a run may take to be gone after its grace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """How long working directories of runs that ended are kept: for `age` seconds, and as long as all of them
+    take no more than `size` bytes of the disk, but `at_least` so many seconds."""
+
+    age: float
+    size: int
+    at_least: float
 
 
 class Runs:
@@ -108,6 +119,20 @@ class Runs:
         for mark in self.root.glob(f"{OVER}/*"):
             if mark.stat().st_mtime < old:
                 mark.unlink(missing_ok=True)
+
+    def sweep(self, keep: Keep, now: float) -> None:
+        """Delete the working directories of runs that ended long ago (`now` in seconds since 1970), and where
+        all of them take too much, the oldest. What is known of a run stays, and its output."""
+        ended = sorted((seen.ended or 0, seen.run) for seen in self.observe() if seen.state != "running")
+        works = [(now - at / 1000, self.root / str(run) / "work") for at, run in ended]
+        works = [(age, work) for age, work in works if age > keep.at_least and work.is_dir()]
+        sizes = [size_of(work) for _, work in works]
+        total = sum(sizes)
+        for (age, work), size in zip(works, sizes, strict=True):
+            if age > keep.age or total > keep.size:
+                total -= size
+                with suppress(OSError):
+                    delete_tree(work)
 
     def runners(self) -> list[int]:
         """The process ids of the runners of all runs that had not ended when last looked at: the end of one

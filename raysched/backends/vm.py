@@ -75,8 +75,9 @@ class VMBackend:
         """Start a run; silent where it was started before. Raises Unreachable, and EngineRefused: final where
         its package can't be used, not final where the disk is full or no process can be started."""
         await self.hosts.known()
-        self._homes[launch.run] = launch.place.node
-        remote = self.hosts.get(launch.place.node)
+        name = launch.host or launch.place.node
+        self._homes[launch.run] = name
+        remote = self.hosts.get(name)
         if remote is not None:
             await remote.start(launch, self._packages)
         elif not await self._here.run_start(launch, None):
@@ -107,7 +108,8 @@ class VMBackend:
         """End what still runs under a lease on hosts. Raises Unreachable where one does not answer, and
         RayschedError where something does not end."""
         await self.hosts.known()
-        await _all([self.hosts.end_processes(place.node, hold.lease, GRACE_S) for place in hold.places])
+        names = hold.hosts or [place.node for place in hold.places]
+        await _all([self.hosts.end_processes(name, hold.lease, GRACE_S) for name in names])
 
     async def close(self) -> None:
         """Hang up; what runs goes on, and all that is known of it is on disk."""

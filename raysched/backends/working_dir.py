@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from raysched.backends.base import EngineRefused
@@ -26,6 +27,16 @@ def make_working_dir(work: Path, package: Path | None) -> None:
         raise EngineRefused(str(error)) from error
     except RayschedError as error:
         raise EngineRefused(str(error), final=True) from error
+
+
+def size_of(folder: Path) -> int:
+    """The bytes that a folder takes on its disk; what vanishes meanwhile or can't be read counts nothing."""
+    total = 0
+    for path, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            with suppress(OSError):
+                total += os.lstat(os.path.join(path, name)).st_blocks * 512
+    return total
 
 
 def delete_tree(folder: Path) -> None:

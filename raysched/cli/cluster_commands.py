@@ -87,15 +87,20 @@ def down(
     """
     from rich.text import Text
 
+    from raysched.backends.ssh.boot import FOLDER
     from raysched.machines import record
     from raysched.machines.down import down as end
 
     home, output = state_folder(), Output(as_json)
     if name not in record.names(home):
         raise NotFound(f"no cluster {name}: `raysched cluster status` shows those that there are")
+    cluster = record.read(home, name)
+    given = cluster.host.get("folder") or FOLDER if cluster.asked["provider"]["type"] == "local" else ""
     ended = end(home, name, _client(), cancel, note)
     many = "1 machine has" if ended == 1 else f"{ended} machines have"
     output.answer({"cluster": name, "ended": ended}, [Text(f"{name} is down: {many} ended")])
+    if given:
+        note(f"the machines themselves were given: raysched's files stay on them, in {given}")
 
 
 def _client() -> Client | None:

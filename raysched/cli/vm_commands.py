@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any
 
 import typer
 
 from raysched.cli.options import AsJson
-from raysched.cli.output import Output
+from raysched.cli.output import Output, note
 from raysched.client import Client, Json
-from raysched.errors import RayschedError
+from raysched.errors import RayschedError, Unreachable
 
 app = typer.Typer(
     name="vm",
@@ -58,6 +59,10 @@ def add(
     simulate: Annotated[str | None, _text("GPUS", "Make up GPUs there, such as 2xA100-80GB.")] = None,
     cpus: Annotated[str | None, _text("CORES", "How many cores may be given away.")] = None,
     memory: Annotated[str | None, _text("SIZE", "How much memory may be given away, such as 64GB.")] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="A label that jobs can ask for; may be given several times."),
+    ] = None,
     accept_new: AcceptNew = False,
     as_json: AsJson = False,
 ) -> int:
@@ -77,10 +82,18 @@ def add(
         "simulate": simulate,
         "cpus": cpus,
         "memory": memory,
+        "labels": dict(_pair(text) for text in label) if label else None,
     }
     client, output = Client.from_environment(), Output(as_json)
     client.add_host({"name": host, **{name: value for name, value in given.items() if value is not None}})
     return _check(client, output, [host], accept_new)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise typer.BadParameter(f"--label {text}: write NAME=VALUE")
+    return name, value
 
 
 @app.command("list")
@@ -106,22 +119,42 @@ def check(
 ) -> int:
     """Connect to hosts anew and say whether each can be used.
 
-    The exit code is 1 if one can't.
+    Where raysched is not up, to those of the configuration. The exit code is 1 if one can't.
     """
-    client, output = Client.from_environment(), Output(as_json)
-    return _check(client, output, hosts or [host["name"] for host in client.hosts()], accept_new)
+    output = Output(as_json)
+    try:
+        client = Client.from_environment(notice=lambda _: None)
+        names = hosts or [host["name"] for host in client.hosts()]
+    except Unreachable:
+        if "RAYSCHED_ADDRESS" in os.environ:
+            raise
+        return _check_without(hosts or [], output, accept_new)
+    return _check(client, output, names, accept_new)
+
+
+def _check_without(names: list[str], output: Output, accept_new: bool) -> int:
+    """Check hosts of the configuration: nobody else knows of any now."""
+    from raysched.cluster.inventory import check as look
+    from raysched.specs.config import load_config
+
+    note("raysched is not up: these are the hosts of the configuration")
+    return _told(look(load_config(), names, accept_new), output)
 
 
 def _check(client: Client, output: Output, names: list[str], accept_new: bool) -> int:
     from concurrent.futures import ThreadPoolExecutor
-
-    from raysched.cli.vm_lines import check_lines
 
     def one(name: str) -> Json:
         return client.check_host(name, accept_new=accept_new)
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         checks = list(pool.map(one, names))
+    return _told(checks, output, client)
+
+
+def _told(checks: list[Json], output: Output, client: Client | None = None) -> int:
+    from raysched.cli.vm_lines import check_lines
+
     output.answer({"checks": checks}, check_lines(checks, output.width), client)
     return int(not all(check["ok"] for check in checks))
 

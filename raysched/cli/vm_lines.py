@@ -16,6 +16,7 @@ COLUMNS = (
     Column("address", named=True),
     Column("state"),
     Column("GPUs", named=True),
+    Column("labels", named=True),
     Column("jobs", right=True, named=True),
     Column("why", wraps=True),
 )
@@ -36,7 +37,9 @@ def _row(host: Json) -> list[str | Text]:
     gpus = ", ".join(f"{count} x {model}" for model, count in Counter(host["gpus"]).items())
     state = Text(host["state"], STYLES[host["state"]])
     why = clean(host["reason"])
-    return [host["name"], f"{user}{host['address']}{port}{way}", state, gpus or "-", str(host["jobs"]), why]
+    labels = ", ".join(f"{name}={value}" for name, value in host["labels"].items())
+    address = f"{user}{host['address']}{port}{way}"
+    return [host["name"], address, state, gpus or "-", labels or "-", str(host["jobs"]), why]
 
 
 def check_lines(checks: Sequence[Json], width: int | None) -> list[Text]:

@@ -226,10 +226,12 @@ class Placed:
 
 @dataclass(frozen=True, slots=True)
 class Gone:
-    """No process and no hold of the lease is left on these nodes; anywhere, where none is named."""
+    """No process and no hold of the lease that `backend` (empty: any) looks after is left on these nodes;
+    anywhere, where none is named."""
 
     lease: str
     nodes: tuple[str, ...] = ()
+    backend: str = ""
 
 
 @dataclass(frozen=True, slots=True)

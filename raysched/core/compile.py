@@ -36,7 +36,12 @@ def compile_job(spec: JobSpec, id: str, package: str | None) -> JobRequest:
 def compile_request(spec: JobSpec) -> Request:
     """What one element of the job asks for."""
     boxed = spec.image is not None
-    return replace(compile_resources(spec.resources, spec.backend), container=boxed, limitable=not boxed)
+    return replace(
+        compile_resources(spec.resources, spec.backend),
+        container=boxed,
+        limitable=not boxed,
+        node_selector=tuple(sorted(spec.vm.node_selector.items())),
+    )
 
 
 def compile_resources(resources: Resources, backend: Backend) -> Request:
@@ -88,4 +93,5 @@ def compile_host(spec: HostSpec) -> Host:
         simulate=spec.simulate,
         cpus=spec.cpus,
         memory=spec.memory,
+        labels=tuple(sorted(spec.labels.items())),
     )

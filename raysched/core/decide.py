@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from raysched.core import commands, cutting, facts, hosts, layouts, lent, warnings, watchdog
+from raysched.core import commands, cutting, facts, hosts, layouts, lent, twins, warnings, watchdog
 from raysched.core.commands import Command
 from raysched.core.facts import Fact
 from raysched.core.impossible import impossible
@@ -20,6 +20,7 @@ from raysched.core.mig import UNCUT
 from raysched.core.node import GPUInfo, Node, NodeInfo
 from raysched.core.placed import placed
 from raysched.core.placement import Placement, possible
+from raysched.core.reports import REST, failure, may_be_taken, pause, plausible
 from raysched.core.request import Request
 from raysched.core.state import State
 from raysched.core.words import exit_of, too_long
@@ -35,8 +36,6 @@ Sooner, what its work held is free only once the node is back and somebody has l
 off, and all of it may run on."""
 CUT_PATIENCE = 300_000
 """Milliseconds after its grant for which a lease waits until its GPUs are cut."""
-REST = 3_000
-"""Milliseconds before a job is looked at again after an engine said no."""
 JOBS_KEPT = 2_000
 """How many jobs have to end after a job, or after the last element of an array, until it is forgotten."""
 
@@ -226,29 +225,18 @@ def _report(state: State, command: commands.Report, now: int) -> Iterator[Fact]:
         if job.state == "starting" and job.reason != seen.reason:
             yield facts.Queued(now, job.id, seen.reason)
         return
-    if seen.state == "taken" and job.state != "stopping" and job.spec.get("preemptible", True):
-        yield from _take_back(state, job, seen.reason, now, now + REST)
+    if seen.state == "taken" and job.state != "stopping" and may_be_taken(job, seen):
+        yield from _take_back(state, job, seen.reason, now, now + pause(job, seen))
         return
     if rank not in job.begun and seen.state not in ("lost", "taken"):
-        yield facts.Started(_plausible(seen.started, job.granted, now), job.id, rank)
+        yield facts.Started(plausible(seen.started, job.granted, now), job.id, rank)
     if seen.state == "running":
         return
     code = seen.code if seen.state == "exited" else None
-    ended = _plausible(seen.ended, job.started or job.granted, now)
-    reason = "" if code == 0 else _failure(job, rank, code, seen.reason)
+    ended = plausible(seen.ended, job.started or job.granted, now)
+    reason = "" if code == 0 else failure(job, rank, code, seen.reason)
     yield facts.Exited(ended, job.id, rank, code, reason)
     yield from _conclude(state, job, {**job.exits, rank: code}, job.failure or reason, ended)
-
-
-def _plausible(time: int | None, earliest: int | None, now: int) -> int:
-    """A time by a node's clock, which may be off: never in our future, never before what led to it."""
-    return now if time is None else min(now, max(time, earliest or 0))
-
-
-def _failure(job: Job, rank: int, code: int | None, reason: str) -> str:
-    """How a rank failed, with its number and its node where the job has several."""
-    how = reason or exit_of(code)
-    return how if job.runs == 1 else f"rank {rank} on {job.places[rank].node}: {how}"
 
 
 def _conclude(state: State, job: Job, exits: dict[int, int | None], reason: str, now: int) -> Iterator[Fact]:
@@ -315,9 +303,15 @@ def _take_back(state: State, job: Job, reason: str, now: int, until: int) -> Ite
 
 def _gone(state: State, command: commands.Gone, now: int) -> Iterator[Fact]:
     lease = state.leases.get(command.lease)
-    if lease is not None and lease.state == "releasing":
-        there = [place.node for place in lease.places]
-        yield from _free(lease, [node for node in there if not command.nodes or node in command.nodes], now)
+    if lease is None or lease.state != "releasing":
+        return
+    there = [place.node for place in lease.places if not command.nodes or place.node in command.nodes]
+    if command.backend == "vm":
+        rays = tuple(node for node in there if keeper(state, node) == HOLDER)
+        there = [node for node in there if node not in rays]
+        if left := tuple(node for node in rays if node not in lease.cleared):
+            yield facts.Cleared(now, lease.id, left)
+    yield from _free(lease, there, now)
 
 
 def _free(lease: Lease, nodes: Sequence[str], now: int) -> Iterator[Fact]:
@@ -332,17 +326,20 @@ def _free(lease: Lease, nodes: Sequence[str], now: int) -> Iterator[Fact]:
 
 
 def _node_seen(state: State, command: commands.NodeSeen, now: int) -> Iterator[Fact]:
-    if command.node.name in state.hosts:
-        yield from hosts.make_way(state, command.node, now)
-    else:
-        yield from _described(state, command.node, now)
-
-
-def _described(state: State, told: NodeInfo, now: int) -> Iterator[Fact]:
-    known = state.nodes.get(told.name)
-    if known is not None and known.lost is None and known.info == told:
+    info, known = command.node, state.nodes.get(command.node.name)
+    if known is not None and known.lost is None and known.info == info:
         return
-    info = _without_foreign_gpus(state, told)
+    same = twins.hosts_of(state, info)
+    if twins.stands_in_the_way(state, info, same):
+        yield from hosts.make_way(state, info, now)
+        return
+    yield from twins.taken_over(state, info, same, now)
+    yield from _described(state, twins.without_foreign_gpus(state, info, same), now)
+    yield from twins.known_as(state, info.name, same, now)
+
+
+def _described(state: State, info: NodeInfo, now: int) -> Iterator[Fact]:
+    known = state.nodes.get(info.name)
     if known is not None and known.lost is None and known.info == info:
         return
     if known is None or known.lost is not None or _without_layouts(known.info) != _without_layouts(info):
@@ -356,36 +353,24 @@ def _described(state: State, told: NodeInfo, now: int) -> Iterator[Fact]:
 
 
 def _host_seen(state: State, command: commands.HostSeen, now: int) -> Iterator[Fact]:
-    """A host that was taken out meanwhile is none. One whose GPUs another node has is that machine."""
-    info = command.node
-    if info.name not in state.hosts:
+    """A host that was taken out meanwhile is none. One whose GPUs a node of Ray has is that node."""
+    info, name = command.node, command.node.name
+    if name not in state.hosts:
         return
-    others = sorted({state.homes[gpu.uuid] for gpu in info.gpus if _elsewhere(state, gpu.uuid, info.name)})
-    if others:
-        reason = f"its GPUs are those of {others[0]}, which is in use already: take one of the two out"
-        yield from hosts.out_of_reach(state, commands.HostOut(info.name, reason), now)
+    node, reason = twins.of_host(state, info)
+    if reason:
+        yield from hosts.out_of_reach(state, commands.HostOut(name, reason), now)
         return
-    yield from hosts.back(state, info.name, now)
-    yield from _described(state, info, now)
+    yield from hosts.back(state, name, now)
+    yield from twins.known_as(state, node, [name], now)
+    if not node:
+        yield from _described(state, twins.without_foreign_gpus(state, info), now)
+    elif name != node and name in state.nodes:
+        yield from _described(state, replace(info, backends=()), now)
 
 
 def _without_layouts(info: NodeInfo) -> NodeInfo:
     return replace(info, gpus=tuple(replace(gpu, layout=UNCUT) for gpu in info.gpus))
-
-
-def _without_foreign_gpus(state: State, info: NodeInfo) -> NodeInfo:
-    """A GPU that another node has is one GPU, and stays there until that node is lost and nobody holds it."""
-    gpus = tuple(gpu for gpu in info.gpus if not _elsewhere(state, gpu.uuid, info.name))
-    return info if len(gpus) == len(info.gpus) else replace(info, gpus=gpus)
-
-
-def _elsewhere(state: State, uuid: str, name: str) -> bool:
-    home = state.homes.get(uuid, name)
-    node = state.nodes.get(home)
-    gpu = node.gpus.get(uuid) if node else None
-    if node is None or gpu is None or home == name:
-        return False
-    return node.lost is None or bool(gpu.tenants)
 
 
 def _tenants_see(state: State, node: Node, info: NodeInfo, now: int) -> Iterator[Fact]:
@@ -415,19 +400,6 @@ def _node_gone(state: State, command: commands.NodeGone, now: int) -> Iterator[F
     node = state.nodes.get(command.node)
     if node is not None and node.lost is None:
         yield facts.NodeLost(now, command.node)
-
-
-def _drain(state: State, command: commands.Drain, now: int) -> Iterator[Fact]:
-    node = state.nodes.get(command.node)
-    if node is None:
-        raise NotFound(f"no node {command.node}: `raysched gpus` lists those that are known")
-    if node.info.site:
-        raise Conflict(
-            f"{command.node} is a node of {' and '.join(node.info.backends)}, where raysched drains nothing: "
-            f"use `scontrol update NodeName={command.node} State=DRAIN Reason=...`"
-        )
-    if node.draining != command.on:
-        yield facts.Drained(now, command.node, command.on)
 
 
 def _usage(state: State, command: commands.Usage, now: int) -> Iterator[Fact]:
@@ -491,14 +463,16 @@ def _set_clock(state: State, command: commands.SetClock, now: int) -> Iterator[F
 
 
 def _tick(state: State, _: commands.Tick, now: int) -> Iterator[Fact]:
-    leaving = dict(lent.overdue(state, now))
+    leaving, ways = dict(lent.overdue(state, now)), twins.ways(state)
     for lease in list(state.leases.values()):
         job = state.jobs.get(lease.job)
-        lost = next(_lost(state, lease, now, NODE_PATIENCE), None)
+        lost = next(_gone_from(state, lease, ways, now), None)
         if lease.state == "releasing":
             yield from _free(lease, [node.info.name for node in _lost(state, lease, now, LOST)], now)
+            if away := tuple(twins.cut_off(state, lease, ways, now - LOST)):
+                yield facts.Cleared(now, lease.id, away)
         elif lost is not None and job is not None and job.lease == lease.id:
-            yield from _lose(state, job, f"node {lost.info.name} is gone", now)
+            yield from _lose(state, job, lost, now)
         elif lease.id in leaving and job is not None:
             yield from _move_on(state, lease, job, leaving[lease.id], now)
         elif job is not None and _overdue(job, now):
@@ -536,6 +510,14 @@ def _forget(state: State, now: int) -> Iterator[Fact]:
         yield facts.Forgotten(now, tuple(id for group in whole for id in group))
 
 
+def _gone_from(state: State, lease: Lease, ways: dict[str, str], now: int) -> Iterator[str]:
+    """Why the work of a lease counts as lost, in words."""
+    for node in _lost(state, lease, now, NODE_PATIENCE):
+        yield f"node {node.info.name} is gone"
+    for name in twins.cut_off(state, lease, ways, now - NODE_PATIENCE):
+        yield f"{ways[name]} is out: {state.hosts[ways[name]].reason}"
+
+
 def _lost(state: State, lease: Lease, now: int, since: int) -> Iterator[Node]:
     """The nodes of a lease that have been lost for so long."""
     nodes, at = (state.nodes[place.node] for place in lease.places), now - since
@@ -571,7 +553,7 @@ _DECIDE: dict[type, Callable[[State, Any, int], Iterator[Fact]]] = {
     commands.RemoveHost: hosts.remove,
     commands.HostSeen: _host_seen,
     commands.HostOut: hosts.out_of_reach,
-    commands.Drain: _drain,
+    commands.Drain: hosts.drain,
     commands.CutRefused: _cut_refused,
     commands.SetLayout: _set_layout,
     commands.Usage: _usage,

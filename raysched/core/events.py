@@ -21,6 +21,8 @@ _OF_NO_JOB = (
     | facts.Drained
     | facts.HostAdded
     | facts.HostObserved
+    | facts.HostIs
+    | facts.NodeRemoved
     | facts.HostLeaving
     | facts.HostRemoved
     | facts.Done
@@ -29,7 +31,15 @@ _OF_NO_JOB = (
 )
 
 
-_OF_A_LEASE = facts.Held | facts.Bound | facts.Placed | facts.Releasing | facts.Released | facts.BackInShare
+_OF_A_LEASE = (
+    facts.Held
+    | facts.Bound
+    | facts.Placed
+    | facts.Releasing
+    | facts.Cleared
+    | facts.Released
+    | facts.BackInShare
+)
 
 
 def event_view(state: State, seq: int, fact: Fact) -> dict[str, Any] | None:

@@ -82,23 +82,35 @@ def _drained(state: State, fact: facts.Drained) -> None:
 
 
 def _host_added(state: State, fact: facts.HostAdded) -> None:
-    state.hosts[fact.host.name] = KnownHost(fact.host, fact.origin)
+    _set_host(state, fact.host.name, KnownHost(fact.host, fact.origin))
 
 
 def _host_observed(state: State, fact: facts.HostObserved) -> None:
-    state.hosts[fact.name] = replace(state.hosts[fact.name], reason=fact.reason)
+    known = state.hosts[fact.name]
+    since = None if not fact.reason else fact.at if known.since is None else known.since
+    _set_host(state, fact.name, replace(known, reason=fact.reason, since=since))
+
+
+def _host_is(state: State, fact: facts.HostIs) -> None:
+    _set_host(state, fact.name, replace(state.hosts[fact.name], node=fact.node))
 
 
 def _host_leaving(state: State, fact: facts.HostLeaving) -> None:
-    state.hosts[fact.name] = replace(state.hosts[fact.name], leaving=True)
+    _set_host(state, fact.name, replace(state.hosts[fact.name], leaving=True))
 
 
 def _host_removed(state: State, fact: facts.HostRemoved) -> None:
-    del state.hosts[fact.name]
-    _remove_node(state, fact.name)
+    _set_host(state, fact.name, None)
+    node = state.nodes.get(fact.name)
+    if node is not None and node.info.ray_id is None:
+        _remove_node(state, fact.name)
 
 
 def _node_left(state: State, fact: facts.NodeLeft) -> None:
+    _remove_node(state, fact.node)
+
+
+def _node_removed(state: State, fact: facts.NodeRemoved) -> None:
     _remove_node(state, fact.node)
 
 
@@ -106,6 +118,21 @@ def _remove_node(state: State, name: str) -> None:
     state.nodes.pop(name, None)
     for uuid in [uuid for uuid, home in state.homes.items() if home == name]:
         del state.homes[uuid]
+
+
+def _set_host(state: State, name: str, known: KnownHost | None) -> None:
+    """Note what is known of a host, and by which hosts the nodes of Ray can be reached now."""
+    before = state.hosts.get(name)
+    if known is None:
+        del state.hosts[name]
+    else:
+        state.hosts[name] = known
+    for node in {each.node for each in (before, known) if each is not None and each.node}:
+        its = (each for each in state.hosts.values() if each.node == node)
+        usable = next((each.host for each in its if each.reason == "" and not each.leaving), None)
+        if (there := state.nodes.get(node)) is not None:
+            there.host, there.labels = (usable.name, usable.labels) if usable else ("", ())
+            there.changed(described=True)
 
 
 def _gpu(state: State, node: str, uuid: str) -> GPU | None:
@@ -374,6 +401,11 @@ def _releasing(state: State, fact: facts.Releasing) -> None:
     state.leases[fact.lease].state = "releasing"
 
 
+def _cleared(state: State, fact: facts.Cleared) -> None:
+    lease = state.leases[fact.lease]
+    lease.cleared = (*lease.cleared, *fact.nodes)
+
+
 def _released(state: State, fact: facts.Released) -> None:
     lease = state.leases[fact.lease]
     freed = [place for place in lease.places if not fact.nodes or place.node in fact.nodes]
@@ -415,6 +447,9 @@ def _clock_set(state: State, fact: facts.ClockSet) -> None:
         for name in ("submitted", "granted", "started", "ended", "until"):
             if (time := getattr(job, name)) is not None:
                 setattr(job, name, time + fact.shift)
+    for name, known in state.hosts.items():
+        if known.since is not None:
+            state.hosts[name] = replace(known, since=known.since + fact.shift)
     for node in state.nodes.values():
         if node.lost is not None:
             node.lost += fact.shift
@@ -462,6 +497,8 @@ _FOLD: dict[type, Callable[[State, Any], None]] = {
     facts.Drained: _drained,
     facts.HostAdded: _host_added,
     facts.HostObserved: _host_observed,
+    facts.HostIs: _host_is,
+    facts.NodeRemoved: _node_removed,
     facts.HostLeaving: _host_leaving,
     facts.HostRemoved: _host_removed,
     facts.Submitted: _submitted,
@@ -479,6 +516,7 @@ _FOLD: dict[type, Callable[[State, Any], None]] = {
     facts.Stopping: _stopping,
     facts.Ended: _ended,
     facts.Releasing: _releasing,
+    facts.Cleared: _cleared,
     facts.Released: _released,
     facts.ClockSet: _clock_set,
     facts.Forgotten: _forgotten,

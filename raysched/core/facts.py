@@ -145,6 +145,24 @@ class HostObserved:
 
 
 @dataclass(frozen=True, slots=True)
+class HostIs:
+    """A host is the machine of that node of Ray, which the vm backend reaches by it; with no node it is one
+    of its own."""
+
+    at: int
+    name: str
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRemoved:
+    """Nobody holds anything on a node, and it is no more: its machine is another node."""
+
+    at: int
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
 class HostLeaving:
     """A host is taken out of the inventory once nobody holds anything there."""
 
@@ -326,6 +344,16 @@ class Releasing:
 
 
 @dataclass(frozen=True, slots=True)
+class Cleared:
+    """What the vm backend started under a lease is gone from these nodes of Ray, where the lease is still
+    held."""
+
+    at: int
+    lease: str
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Released:
     """A lease's capacity is free: on these nodes, or on all of it that is left (`nodes` is empty)."""
 
@@ -367,6 +395,8 @@ Fact = (
     | Drained
     | HostAdded
     | HostObserved
+    | HostIs
+    | NodeRemoved
     | HostLeaving
     | HostRemoved
     | Submitted
@@ -384,6 +414,7 @@ Fact = (
     | Stopping
     | Ended
     | Releasing
+    | Cleared
     | Released
     | ClockSet
     | Forgotten

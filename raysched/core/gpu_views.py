@@ -82,7 +82,7 @@ def _node_view(state: State, node: Node, usage: Usage, now: int) -> View:
         "driver": node.info.driver,
         "cuda": node.info.cuda,
         "problem": node.info.problem,
-        "backends": list(node.info.backends),
+        "backends": list(node.backends),
         "cpus": {"total": node.info.cpus / 10_000, "used": node.cpus_used / 10_000},
         "memory_mib": {"total": node.info.memory, "used": node.memory_used},
         "gpus": [_gpu_view(state, gpu, usage, now) for gpu in node.gpus.values()],

@@ -24,24 +24,28 @@ def host_view(state: State, name: str) -> View:
 
 
 def _host_view(state: State, known: KnownHost) -> View:
-    host, node = known.host, state.nodes.get(known.host.name)
-    leases = [lease for lease in state.leases.values() if any(p.node == host.name for p in lease.places)]
+    host, name = known.host, known.node or known.host.name
+    node = state.nodes.get(name)
+    own = [lease for lease in state.leases.values() if not known.node or lease.backend == "vm"]
+    leases = [lease for lease in own if any(place.node == name for place in lease.places)]
     return {
         "name": host.name,
         "address": host.address,
         "user": host.user,
         "port": host.port,
         "jump": host.jump,
+        "labels": dict(host.labels),
         "origin": known.origin,
         "state": _state(state, known),
         "reason": known.reason or "",
+        "node": name,
         "gpus": [gpu.info.model for gpu in node.gpus.values()] if node else [],
         "jobs": len({lease.job for lease in leases}),
     }
 
 
 def _state(state: State, known: KnownHost) -> str:
-    node = state.nodes.get(known.host.name)
+    node = state.nodes.get(known.node or known.host.name)
     if known.leaving:
         return "leaving"
     if known.reason:

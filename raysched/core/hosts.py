@@ -63,7 +63,7 @@ def out_of_reach(state: State, command: commands.HostOut, now: int) -> Iterator[
 def _lost(state: State, name: str, now: int) -> Iterator[Fact]:
     """The node that a host is, if it is one, is lost."""
     node = state.nodes.get(name)
-    if node is not None and node.lost is None:
+    if node is not None and node.lost is None and node.info.ray_id is None:
         yield facts.NodeLost(now, name)
 
 
@@ -80,6 +80,22 @@ def make_way(state: State, info: NodeInfo, now: int) -> Iterator[Fact]:
         yield from _leave(state, info.name, now)
 
 
+def drain(state: State, command: commands.Drain, now: int) -> Iterator[Fact]:
+    """Start nothing new on a node, or use it again. Raises NotFound, and Conflict for a node of a site."""
+    host = state.hosts.get(command.node)
+    name = host.node if host is not None and host.node else command.node
+    node = state.nodes.get(name)
+    if node is None:
+        raise NotFound(f"no node {name}: `raysched gpus` lists those that are known")
+    if node.info.site:
+        raise Conflict(
+            f"{command.node} is a node of {' and '.join(node.info.backends)}, where raysched drains nothing: "
+            f"use `scontrol update NodeName={command.node} State=DRAIN Reason=...`"
+        )
+    if node.draining != command.on:
+        yield facts.Drained(now, name, command.on)
+
+
 def sweep(state: State, now: int) -> Iterator[Fact]:
     """Take out the hosts that are to go and are free."""
     for name, known in state.hosts.items():
@@ -94,20 +110,37 @@ def out(state: State) -> str:
 
 
 def held(state: State, name: str) -> bool:
-    """Whether anybody holds anything on the node of that name."""
-    return any(place.node == name for lease in state.leases.values() for place in lease.places)
+    """Whether anybody holds anything that is reached by a host: on its node, or, where that is a node of Ray,
+    by the vm backend."""
+    known, own = state.hosts.get(name), state.nodes.get(name)
+    if own is not None and own.info.ray_id is None and taken(state, name):
+        return True
+    return known is not None and bool(known.node) and taken(state, known.node, "vm")
+
+
+def taken(state: State, node: str, backend: str | None = None) -> bool:
+    """Whether anybody holds anything on a node, by that backend or by any."""
+    return any(
+        place.node == node
+        for lease in state.leases.values()
+        if backend in (None, lease.backend)
+        for place in lease.places
+    )
 
 
 def _is_node(state: State, name: str) -> bool:
-    """Whether a node that is no host has this name."""
-    return name in state.nodes and name not in state.hosts
+    """Whether a node has this name that is no host, and can't be one: of a site, or this machine."""
+    node = state.nodes.get(name)
+    if node is None or name in state.hosts:
+        return False
+    return node.info.ray_id is None or "vm" in node.info.backends
 
 
 def _put(state: State, host: Host, origin: Origin, now: int) -> Iterator[Fact]:
     known = state.hosts.get(host.name)
     if known is None or known.leaving or (known.host, known.origin) != (host, origin):
         yield facts.HostAdded(now, host, origin)
-        if known is not None and known.leaving:
+        if known is not None and known.leaving and _own_node(state, host.name):
             yield facts.Drained(now, host.name, False)
         if known is not None and known.host != host:
             yield from _lost(state, host.name, now)  # nobody has reached it there yet
@@ -118,5 +151,11 @@ def _leave(state: State, name: str, now: int) -> Iterator[Fact]:
         yield facts.HostRemoved(now, name)
         return
     yield facts.HostLeaving(now, name)
-    if not state.nodes[name].draining:
+    if _own_node(state, name) and not state.nodes[name].draining:
         yield facts.Drained(now, name, True)
+
+
+def _own_node(state: State, name: str) -> bool:
+    """Whether a host is a node of its own, and none of Ray's."""
+    node = state.nodes.get(name)
+    return node is not None and node.info.ray_id is None

@@ -13,6 +13,7 @@ from raysched.core.placement import (
     matches,
     profile_for,
     room,
+    selected,
     site_of,
     ways,
 )
@@ -23,11 +24,16 @@ from raysched.core.words import asks, at_least, listing, number
 
 def impossible(state: State, request: Request) -> str:
     """Why no node could ever serve the request, naming the most there is and what to ask for instead."""
-    reached = [node for node in state.nodes.values() if set(request.backends) & set(node.info.backends)]
+    reached = [node for node in state.nodes.values() if set(request.backends) & set(node.backends)]
     if not reached:
         return _no_backend(state, request)
     if there := site_of(state, request.backends[0]):
         return _no_site(there, request)
+    if request.backends == ("vm",) and request.node_selector:
+        reached = [node for node in reached if selected(node, request)]
+        if not reached:
+            labels = [f"{name}={value}" for name, value in request.node_selector]
+            return f"vm.node_selector: no host has {listing(labels)}: `raysched vm list` shows their labels"
     nodes = [emptied(node) for node in reached if node.info.containers or not request.container]
     if not nodes:
         names = listing(sorted(node.info.name for node in reached))
@@ -58,7 +64,7 @@ def _no_site(there: site.Site, request: Request) -> str:
 
 
 def _no_backend(state: State, request: Request) -> str:
-    reached = sorted({backend for node in state.nodes.values() for backend in node.info.backends})
+    reached = sorted({backend for node in state.nodes.values() for backend in node.backends})
     have = f"the nodes here have {', '.join(reached)}" if reached else "no node has joined yet"
     return f"backend: no node is reached by {' or '.join(request.backends)}; {have}"
 

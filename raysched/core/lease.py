@@ -60,7 +60,8 @@ class Lease:
 
     `mechanism` names what holds the tenant to its share: "exclusive", "mig", "mps", "memory_limit", "hami",
     or "variables" where only the environment tells it (soft). `groups` has one entry a place once the lease
-    is held in Ray. `measured` says for each of its GPUs until when (ms since 1970) its use is known.
+    is held in Ray. `measured` says for each of its GPUs until when (ms since 1970) its use is known. On
+    the nodes of Ray in `cleared` nothing is left of what the vm backend started there.
     """
 
     id: str
@@ -74,3 +75,4 @@ class Lease:
     state: LeaseState = "granted"
     groups: tuple[Group, ...] = ()
     measured: dict[str, int] = field(default_factory=dict[str, int])
+    cleared: tuple[str, ...] = ()

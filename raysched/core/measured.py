@@ -40,10 +40,12 @@ class Tenancy:
 @dataclass(frozen=True, slots=True)
 class Guidance:
     """What a node's agent has to know of the leases there: who has a part of a GPU and may use it, and of the
-    leases that it told of those that are over, so that nothing of them should run any more."""
+    leases that it told of those that are over, so that nothing of them should run any more. `elsewhere`: the
+    node's GPUs are another's to watch."""
 
     tenants: tuple[Tenancy, ...] = ()
     orphans: frozenset[str] = frozenset()
+    elsewhere: bool = False
 
 
 @dataclass(frozen=True, slots=True)

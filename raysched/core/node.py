@@ -70,6 +70,7 @@ class NodeInfo:
     the host name or IP address by which the other nodes do (empty: its name). `driver` and `cuda` are the
     versions of NVIDIA's driver and of the newest CUDA that it runs; `problem` says why its GPUs can't be
     read, empty if they can. `containers` names the engine that runs containers there (empty: none).
+    `labels` are names and values that jobs can ask for.
     `site`: it is of a cluster whose own scheduler chooses the GPUs (`core/site.py`); `closed` says why that
     starts nothing new on it. `lease` is the one under which a site lends it (`core/lent.py`; empty: none)."""
 
@@ -88,6 +89,7 @@ class NodeInfo:
     site: bool = False
     closed: str = ""
     lease: str = ""
+    labels: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,8 +181,10 @@ class GPU:
 @dataclass(slots=True)
 class Node:
     """A machine with GPUs. `lost` is when it was lost (ms since 1970), None while it is there; `draining`:
-    nothing new is placed on it. `remembered` and `empty` are what `placement` worked out about it, the node
-    as it is and as it would be with nothing on it; they are neither compared nor written down.
+    nothing new is placed on it. `host` is the host of the inventory by which the vm backend reaches it, where
+    Ray manages it and it can be reached so, and `labels` that host's. `remembered` and `empty` are what
+    `placement` worked out about it, the node as it is and as it would be with nothing on it; they are neither
+    compared nor written down.
     """
 
     info: NodeInfo
@@ -189,6 +193,8 @@ class Node:
     memory_used: int = 0
     lost: int | None = None
     draining: bool = False
+    host: str = ""
+    labels: tuple[tuple[str, str], ...] = ()
     remembered: dict[Any, Any] = field(default_factory=dict[Any, Any], init=False, repr=False, compare=False)
     empty: Node | None = field(default=None, init=False, repr=False, compare=False)
 
@@ -197,6 +203,11 @@ class Node:
         self.remembered.clear()
         if described:
             self.empty = None
+
+    @property
+    def backends(self) -> tuple[str, ...]:
+        """The backends that reach it."""
+        return (*self.info.backends, "vm") if self.host else self.info.backends
 
     @property
     def cpus_free(self) -> int:

@@ -158,7 +158,14 @@ def open_nodes(state: State, backend: str, request: Request) -> list[Node]:
 
 def reaches(backend: str, node: Node, request: Request) -> bool:
     """Whether a backend can start what a request is for on a node."""
-    return backend in node.info.backends and (not request.container or bool(node.info.containers))
+    if backend == "vm" and request.node_selector and not selected(node, request):
+        return False
+    return backend in node.backends and (not request.container or bool(node.info.containers))
+
+
+def selected(node: Node, request: Request) -> bool:
+    """Whether a node has the labels that a request names."""
+    return set(request.node_selector) <= {*node.info.labels, *node.labels}
 
 
 def possible(state: State, request: Request) -> Request | None:

@@ -23,7 +23,7 @@ class Request:
     `cpus` (ten-thousandths of a core) and `host_memory` (MiB) are for each node of the job. `backends` are
     the ones that may launch it, the preferred one first. `container`: only on nodes that run containers.
     `limitable`: raysched starts it itself and without a container, so that it can be put into a control group
-    of the kernel.
+    of the kernel. `node_selector` are labels that a node must have where the vm backend starts it.
     """
 
     gpus: int = 1
@@ -41,6 +41,7 @@ class Request:
     container: bool = False
     or_mps: bool = False
     limitable: bool = False
+    node_selector: tuple[tuple[str, str], ...] = ()
 
 
 def share_of_memory(memory: int, total: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from raysched.core import cutting
+from raysched.core import cutting, twins
 from raysched.core.cuts import free_instances, overlapping
 from raysched.core.decide import HOLDER, keeper
 from raysched.core.environment import advice, job_variables, site_ranks, site_variables, variables
@@ -21,20 +21,28 @@ from raysched.core.work import Hold, Launch, Order, Owned, Partition, Run, Stop,
 
 def wanted(state: State, backend: str, version: int) -> Wanted:
     """All that must exist at `backend`, and what must end there. `version` is passed on."""
+    ways = twins.ways(state)
     bound = [lease for lease in state.leases.values() if lease.state == "bound" and lease.backend == backend]
-    work = [item for lease in bound for item in _work(state, lease)]
-    kept = [part for lease in state.leases.values() if (part := _kept(state, lease, backend)).places]
+    work = [item for lease in bound for item in _work(state, lease, ways if backend == "vm" else {})]
+    kept = [part for lease in state.leases.values() if (part := _kept(state, lease, backend, ways)).places]
     holds = tuple(_hold(state, part) for part in kept if part.state != "releasing" and backend == HOLDER)
     gone = [_present(state, part) for part in kept if part.state == "releasing"]
-    releases = tuple(_hold(state, part) for part in gone if part.places)
+    releases = tuple(_hold(state, part, ways) for part in gone if part.places)
     launches = tuple(item for item in work if isinstance(item, Launch))
     stops = tuple(item for item in work if isinstance(item, Stop))
     return Wanted(version, launches, stops, holds, releases)
 
 
-def _kept(state: State, lease: Lease, backend: str) -> Lease:
-    """The part of a lease that lies on nodes where this backend keeps it."""
-    places = tuple(place for place in lease.places if keeper(state, place.node) == backend)
+def _kept(state: State, lease: Lease, backend: str, ways: dict[str, str]) -> Lease:
+    """The part of a lease that lies on nodes where this backend keeps it. Of what ends on a node of Ray that
+    is a host too, the vm backend ends its work first, and then Ray lets go."""
+
+    def keeps(node: str) -> bool:
+        if lease.state == "releasing" and twins.uncleared(lease, node, ways):
+            return backend == "vm" and not state.hosts[ways[node]].reason
+        return keeper(state, node) == backend
+
+    places = tuple(place for place in lease.places if keeps(place.node))
     return lease if len(places) == len(lease.places) else replace(lease, places=places)
 
 
@@ -44,7 +52,7 @@ def _present(state: State, lease: Lease) -> Lease:
     return replace(lease, places=places)
 
 
-def _work(state: State, lease: Lease) -> Iterator[Launch | Stop]:
+def _work(state: State, lease: Lease, ways: dict[str, str]) -> Iterator[Launch | Stop]:
     """The runs of a bound lease: to be running, or to be ended once the job stops or one of them failed."""
     job = state.jobs[lease.job]
     if job.kind != "command" or job.lease != lease.id:
@@ -55,12 +63,13 @@ def _work(state: State, lease: Lease) -> Iterator[Launch | Stop]:
             continue
         run = Run(job.id, lease.attempt, rank)
         if job.state == "stopping" or failed:
-            yield Stop(run, job.grace / 1000, lease.places[rank].node if rank < len(lease.places) else "")
+            node = lease.places[rank].node if rank < len(lease.places) else ""
+            yield Stop(run, job.grace / 1000, ways.get(node, node))
         else:
-            yield _ordered(state, job, lease, run) if job.single else _launch(state, job, lease, run)
+            yield _ordered(state, job, lease, run) if job.single else _launch(state, job, lease, run, ways)
 
 
-def _launch(state: State, job: Job, lease: Lease, run: Run) -> Launch:
+def _launch(state: State, job: Job, lease: Lease, run: Run, ways: dict[str, str]) -> Launch:
     entrypoint = job.spec["entrypoint"]
     place = lease.places[run.rank]
     real = () if state.nodes[place.node].info.simulated else place.slices
@@ -75,6 +84,7 @@ def _launch(state: State, job: Job, lease: Lease, run: Run) -> Launch:
         image=job.spec.get("image"),
         devices=tuple(slice.device for slice in real),
         limited=bool(real) and lease.mechanism == "memory_limit",
+        host=ways.get(place.node, ""),
     )
 
 
@@ -108,7 +118,7 @@ def demand_of(state: State, job: Job, backend: str) -> Demand:
     return next(found, Demand("gpu" if job.request.gpus else "", "", job.request.gpus, 1, False, 0, 0, 0))
 
 
-def _hold(state: State, lease: Lease) -> Hold:
+def _hold(state: State, lease: Lease, ways: dict[str, str] | None = None) -> Hold:
     job = state.jobs.get(lease.job)
     return Hold(
         lease=lease.id,
@@ -117,7 +127,15 @@ def _hold(state: State, lease: Lease) -> Hold:
         sharing=lease.sharing,
         places=lease.places,
         resident=job is not None and job.kind == "command",
+        hosts=tuple((ways or {}).get(place.node, place.node) for place in lease.places),
     )
+
+
+def host_partitions(state: State, host: str) -> tuple[Partition, ...]:
+    """How whoever watches a host of the inventory has to change its GPUs now; those of a node of Ray are cut
+    by that node's agent."""
+    known = state.hosts.get(host)
+    return partitions(state, host) if known is not None and not known.node else ()
 
 
 def partitions(state: State, node: str) -> tuple[Partition, ...]:

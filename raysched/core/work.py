@@ -54,6 +54,7 @@ class Launch:
     spec's variables and the lease's. `package` is the digest of the packed working directory. With an
     `image` the command runs in a container of it, which gets the `devices`: real GPUs and MIG instances, by
     UUID. A launch at a site has no place yet but an `order`. `limited`: the kernel holds it to its memory.
+    `host` is the host of the inventory that the node is, where that has another name.
     """
 
     run: Run
@@ -67,12 +68,13 @@ class Launch:
     devices: tuple[str, ...] = ()
     order: Order | None = None
     limited: bool = False
+    host: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
     """A run to end, with the seconds between SIGTERM and SIGKILL; stopping what is gone is silent. `node` is
-    where it is, empty where the ledger does not know."""
+    where it is, for the vm backend the name of the host; empty where the ledger does not know."""
 
     run: Run
     grace: float
@@ -84,7 +86,7 @@ class Hold:
     """A lease that Ray must know of, one place at a time held in a placement group.
 
     `resident` asks for an actor that keeps the share for as long as the lease lasts; without it the client
-    puts its own actors there.
+    puts its own actors there. `hosts` tells the vm backend which host of the inventory each place is.
     """
 
     lease: str
@@ -93,6 +95,7 @@ class Hold:
     sharing: Sharing
     places: tuple[Place, ...]
     resident: bool
+    hosts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +132,8 @@ class Seen:
 
     lost: it had been started and is gone without leaving an exit code (a reboot, a deleted folder).
     queued: its engine has it and has not started it, for the `reason`. taken: its engine took it away, for
-    others or as a node failed, or its image could not be had for now, and it may be started again.
+    others or as a node failed, or its image could not be had for now, and it may be started again. `begun` is
+    false where it is known that its command never began.
     """
 
     run: Run
@@ -138,6 +142,7 @@ class Seen:
     ended: int | None = None
     code: int | None = None
     reason: str = ""
+    begun: bool = True
 
 
 @dataclass(frozen=True, slots=True)

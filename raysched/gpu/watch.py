@@ -185,12 +185,14 @@ class Watch:
         async with self._describing:  # in order: an old layout that came late would end healthy tenants
             info = await self._machine.describe()
             self.uuids = frozenset(gpu.uuid for gpu in info.gpus)
+            if self._guidance.elsewhere:
+                self._guidance = Guidance()  # it is asked again whether that is so
             gpus = tuple(replace(gpu, replicas=self._rules.replicas) for gpu in info.gpus)
             info = replace(info, gpus=gpus)
             await self._ledger.tell((self._seen(info),))
 
     async def _sample(self) -> None:
-        if not self.uuids:
+        if not self.uuids or self._guidance.elsewhere:
             return
         sample = await self._machine.sample()
         now = time.monotonic_ns() // 1_000_000

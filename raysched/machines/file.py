@@ -13,7 +13,7 @@ from raysched.specs.inventory import check_host, parse_host_name
 
 Json = dict[str, Any]
 OURS = "raysched"
-HOST_FIELDS = ("port", "jump", "python", "folder", "simulate", "cpus", "memory")
+HOST_FIELDS = ("port", "jump", "python", "folder", "simulate", "labels", "cpus", "memory")
 NOT_USED = {
     "docker": "say `image:` in the jobs",
     "file_mounts": "jobs bring their working directory",

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, ValidationError
 
 from raysched.errors import SpecError
 from raysched.specs.fields import Fields, problems_of
+from raysched.specs.k8s import Labels
 from raysched.specs.problems import listing, quoted
 from raysched.specs.simulation import Simulation
 from raysched.specs.values import Cores, Size, Text, WholeNumber
@@ -91,6 +92,9 @@ class HostSpec(Fields):
     )
     simulate: Simulation | None = Field(
         default=None, description="GPUs to make up there, such as 2xA100-80GB; null: the real ones."
+    )
+    labels: Labels = Field(
+        default_factory=dict, description="What jobs can ask for with vm.node_selector, such as {zone: a}."
     )
     cpus: Cores | None = Field(default=None, description="How many cores may be given away; null: all.")
     memory: Size | None = Field(default=None, description="How much memory may be given away; null: all.")

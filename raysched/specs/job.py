@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, StrictBool, ValidationError
 from raysched.errors import Problem, SpecError
 from raysched.specs.document import Document, read_file, read_yaml
 from raysched.specs.fields import Contradiction, Fields, problems_of
-from raysched.specs.k8s import K8sOptions
+from raysched.specs.k8s import K8sOptions, Labels
 from raysched.specs.problems import listing
 from raysched.specs.resources import Resources
 from raysched.specs.slurm import SlurmOptions
@@ -42,6 +42,12 @@ class RunnerOptions(Fields):
 
 
 Runner = Annotated[RunnerOptions, BeforeValidator(filled)]
+
+
+class VMOptions(RunnerOptions):
+    """What the vm backend understands."""
+
+    node_selector: Labels = Field(default_factory=dict, description="Labels that the hosts must have.")
 
 
 class JobSpec(Fields):
@@ -97,7 +103,9 @@ class JobSpec(Fields):
     slurm: Annotated[SlurmOptions, BeforeValidator(filled)] = Field(
         default=SlurmOptions(), description="For the slurm backend only."
     )
-    vm: Runner = Field(default=RunnerOptions(), description="For the vm backend only.")
+    vm: Annotated[VMOptions, BeforeValidator(filled)] = Field(
+        default=VMOptions(), description="For the vm backend only."
+    )
 
     @property
     def grace(self) -> int:

@@ -196,7 +196,7 @@ def parse_tolerations(value: object) -> tuple[dict[str, Any], ...]:
 # ---------------------------------------------------------------- what is written
 
 DNSName = Annotated[Text, AfterValidator(parse_dns_name)]
-_Labels = Annotated[
+Labels = Annotated[
     dict[str, str],
     BeforeValidator(parse_labels, json_schema_input_type=dict[str, str]),
     BeforeValidator(filled),
@@ -231,7 +231,7 @@ class K8sOptions(Fields):
         default=False,
         description="Have KubeRay start Ray on all nodes of the job, and the entrypoint once, as its driver.",
     )
-    labels: _Labels = Field(default_factory=dict, description="Further labels of the pod.")
+    labels: Labels = Field(default_factory=dict, description="Further labels of the pod.")
     annotations: _Annotations = Field(default_factory=dict, description="Further annotations of the pod.")
     pod: Annotated[
         dict[str, Any],

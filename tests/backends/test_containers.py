@@ -271,6 +271,7 @@ def test_a_registry_that_is_down_is_asked_again_and_costs_no_attempt(
     image = "127.0.0.1:9/no-such-image:v0"
     run = boxes.start(replace(boxes.launch("true"), image=image))
     seen = boxes.until(run, "taken")
+    assert not seen.begun
     assert f"the image {image} can't be pulled" in seen.reason
     assert boxes.output(run).decode().count("connection refused") >= 3
 

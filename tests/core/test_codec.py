@@ -148,5 +148,6 @@ def test_what_is_written_is_plain_to_read() -> None:
             "ended": None,
             "code": None,
             "reason": "",
+            "begun": True,
         },
     }

@@ -175,3 +175,15 @@ def test_a_node_of_a_site_is_no_host_of_its_name() -> None:
     world.do(NodeSeen(replace(host("a"), backends=("slurm",), site=True)))
     assert list(world.state.hosts) == ["a"]
     assert not world.state.nodes["a"].info.site
+
+
+def test_a_job_lands_on_a_host_with_the_labels_that_it_names() -> None:
+    world = with_host("a", "b")
+    labels = (("disk", "fast"), ("zone", "x"))
+    world.do(HostSeen(replace(host("b"), labels=labels)))
+    job = world.submit("j", Request(share=WHOLE, node_selector=(("zone", "x"),)))
+    assert job.places[0].node == "b"
+    world.submit("second", Request(share=WHOLE, node_selector=labels))
+    assert world.job("second").state == "waiting"
+    with pytest.raises(Refused, match="no host has zone=y"):
+        world.submit("k", Request(share=WHOLE, node_selector=(("zone", "y"),)))

@@ -21,6 +21,7 @@ from raysched.core.commands import (
 )
 from raysched.core.jobs import NEXT
 from raysched.core.lease import Group
+from raysched.core.reports import LONGEST_REST, REST
 from raysched.core.wanted import known_runs, owned, wanted
 from raysched.core.work import Run, Seen
 from raysched.errors import NotFound
@@ -112,9 +113,30 @@ def test_an_engine_that_says_no_for_now_costs_no_retry(world):
     world.do(Gone("j.1"))
     world.do(Tick())
     assert job.state == "waiting", "it rests before it is tried again"
-    world.now += decide.REST
+    world.now += REST
     world.do(Tick())
     assert (job.state, job.attempt) == ("starting", 2)
+
+
+def test_a_job_whose_image_can_not_be_had_waits_each_time_longer():
+    """Also one that is not preemptible: its command never began."""
+    world = World(node("a", 1, containers="podman"))
+    spec = {"entrypoint": "true", "preemptible": False}
+    world.do(Submit("key", "ana", (JobRequest("j", "j", "command", whole(), spec),)))
+    for attempt in range(1, 10):
+        world.hold("j")
+        down = Seen(Run("j", attempt, 0), "taken", code=125, reason="the registry is down", begun=False)
+        world.report("j", "running")
+        world.do(Report(down))
+        world.do(Gone(f"j.{attempt}"))
+        assert (world.job("j").state, world.job("j").failures) == ("waiting", 0)
+        rest = min(REST * 2 ** (attempt - 1), LONGEST_REST)
+        world.now += rest - 1
+        world.do(Tick())
+        assert world.job("j").state == "waiting"
+        world.now += 1
+        world.do(Tick())
+        assert world.job("j").state == "starting"
 
 
 def test_an_engine_that_says_no_for_good_fails_the_job(world):

@@ -6,6 +6,7 @@ from mutant import Mutant
 
 HOSTS = ("tests/core/test_hosts.py",)
 SITES = ("tests/core/test_site.py",)
+TWINS = ("tests/core/test_twins.py",)
 MODEL = ("tests/core/test_model.py::TestBeyondRay",)
 
 BEYOND_RAY = (
@@ -26,7 +27,7 @@ BEYOND_RAY = (
     Mutant(
         "work for a host that is out of reach",
         "core/hosts.py",
-        "if node is not None and node.lost is None:",
+        "if node is not None and node.lost is None and node.info.ray_id is None:",
         "if node is not None and node.lost is not None:",
         HOSTS,
     ),
@@ -39,7 +40,7 @@ BEYOND_RAY = (
     ),
     Mutant(
         "a host whose GPUs a node of Ray has",
-        "core/decide.py",
+        "core/twins.py",
         "    if others:\n",
         "    if False:\n",
         MODEL,
@@ -47,14 +48,14 @@ BEYOND_RAY = (
     Mutant(
         "a host that is described as a node of Ray",
         "core/decide.py",
-        "    if command.node.name in state.hosts:\n",
+        "    if twins.stands_in_the_way(state, info, same):\n",
         "    if False:\n",
         MODEL,
     ),
     Mutant(
         "a host that is to go and gets new work",
         "core/hosts.py",
-        "    if not state.nodes[name].draining:\n",
+        "    if _own_node(state, name) and not state.nodes[name].draining:\n",
         "    if False:\n",
         MODEL,
     ),
@@ -63,6 +64,41 @@ BEYOND_RAY = (
         "core/decide.py",
         'return "vm" if node in state.hosts else None',
         "return None",
+        HOSTS,
+    ),
+    Mutant(
+        "a machine of Ray's and its host as two nodes",
+        "core/twins.py",
+        'return other.name, ""',
+        'return "", ""',
+        TWINS,
+    ),
+    Mutant(
+        "capacity that Ray gives away while its host may still start something",
+        "core/twins.py",
+        "and node not in lease.cleared",
+        "and node in lease.cleared",
+        TWINS,
+    ),
+    Mutant(
+        "two who cut one GPU",
+        "core/wanted.py",
+        "if known is not None and not known.node else ()",
+        "if known is not None else ()",
+        TWINS,
+    ),
+    Mutant(
+        "new work on a host that Ray has taken over",
+        "core/twins.py",
+        "replace(state.nodes[name].info, backends=())",
+        "state.nodes[name].info",
+        TWINS,
+    ),
+    Mutant(
+        "a job on a host without the labels that it names",
+        "core/placement.py",
+        'if backend == "vm" and request.node_selector and',
+        'if backend == "slurm" and request.node_selector and',
         HOSTS,
     ),
     Mutant(

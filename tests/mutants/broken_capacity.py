@@ -152,14 +152,14 @@ CAPACITY = (
     ),
     Mutant(
         "a GPU that two nodes see",
-        "core/decide.py",
+        "core/twins.py",
         "return node.lost is None or bool(gpu.tenants)",
         "return False",
         HEALTH,
     ),
     Mutant(
         "the GPU of a lost node that is still held",
-        "core/decide.py",
+        "core/twins.py",
         "return node.lost is None or bool(gpu.tenants)",
         "return node.lost is None",
         HEALTH,

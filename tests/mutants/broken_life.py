@@ -49,8 +49,8 @@ LIFE = (
     Mutant(
         "a bound lease that somebody calls gone",
         "core/decide.py",
-        '    if lease is not None and lease.state == "releasing":\n        there',
-        "    if lease is not None:\n        there",
+        'if lease is None or lease.state != "releasing":',
+        "if lease is None:",
         MODEL,
     ),
     Mutant(
@@ -118,7 +118,7 @@ LIFE = (
     ),
     Mutant(
         "a node's clock that is believed",
-        "core/decide.py",
+        "core/reports.py",
         "return now if time is None else min(now, max(time, earliest or 0))",
         "return now if time is None else time",
         JOBS,

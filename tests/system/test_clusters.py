@@ -39,36 +39,6 @@ def system(_ray: None, hosts: HostWorld, cloud: Cloud) -> Iterator[System]:
         running.close()
 
 
-def _ended(system: System, job: str) -> dict[str, Any]:
-    def ended() -> dict[str, Any] | None:
-        (found,) = system.client().job(job)
-        return found if found["state"] in ("succeeded", "failed", "cancelled") else None
-
-    return wait_until(ended, f"{job} has ended")
-
-
-def _until(system: System, job: str, state: str) -> None:
-    wait_until(lambda: system.client().job(job)[0]["state"] == state, f"{job} is {state}")
-
-
-@pytest.fixture
-def submit(system: System) -> Iterator[Callable[..., str]]:
-    """Submits jobs, which are ended after the test."""
-    jobs: list[str] = []
-
-    def submit(entrypoint: Any, gpu_type: str | None = None, **fields: Any) -> str:
-        resources = {"gpus": 1, "gpu_type": gpu_type} if gpu_type else {"gpus": 0}
-        resources |= fields.pop("resources", {})
-        jobs.append(system.submit("over-ssh", entrypoint, resources=resources, **fields))
-        return jobs[-1]
-
-    yield submit
-    for job in jobs:
-        system.client().cancel(job)
-    for job in jobs:
-        _ended(system, job)
-
-
 def _cluster_file(system: System, hosts: HostWorld, name: str, **fields: Any) -> str:
     """The file of a cluster whose machines have an L4 each."""
     own = {"python": "/usr/bin/python3", "simulate": "1xL4", "cpus": 4}
@@ -119,13 +89,16 @@ def test_a_cluster_goes_up_after_a_crash_in_the_middle_runs_jobs_and_leaves_noth
         assert marks.read_text() == "set up\n"
 
     job = submit("hostname; exec sleep 4712", "L4")
-    _until(system, job, "running")
+    system.until(job, "running")
     refused = system.cli("cluster", "down", "lab", check=False)
     assert f"1 job runs on machines of lab ({job})" in refused.stderr
     assert refused.returncode == 82
     assert set(_machines(system, "lab").values()) == {"ready"}
-    assert system.json("cluster", "down", "lab", "--cancel") == {"cluster": "lab", "ended": 2}
-    assert _ended(system, job)["state"] == "cancelled"
+    down = system.cli("cluster", "down", "lab", "--cancel", "--json")
+    assert json.loads(down.stdout) == {"cluster": "lab", "ended": 2}
+    assert "files stay on them, in ~/.local/state/raysched-host" in down.stderr
+    wait_until(lambda: not hosts.processes("python3"), "no process of raysched is left there")
+    assert system.ended(job)["state"] == "cancelled"
     assert {host["name"] for host in system.client().hosts()} == set()
     assert not hosts.processes("sleep 4712")
     assert system.cli("cluster", "status").stdout.startswith("no cluster")
@@ -158,7 +131,7 @@ def test_machines_in_a_cloud_are_made_used_and_ended_when_idle(
     assert {each["type"]: each["state"] for each in made["machines"]} == {"head": "ready", "gpu": "ready"}
     assert cloud.machines() == {"running": 2}
     job = submit("hostname", "L4")
-    assert _ended(system, job)["exit_code"] == 0
+    assert system.ended(job)["exit_code"] == 0
 
     file = _cluster_file(system, hosts, "gpus", idle_timeout_minutes=0.02, **fields)
     system.cli("cluster", "up", file)

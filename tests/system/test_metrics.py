@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from engines import need
-from running import System, free_port, wait_until
+from running import System, free_port, wait_until, watched
 
 from raysched.actors.metrics import GAUGES, STRAYS_ENDED
 from raysched.testing import SimulatedGPUs
@@ -68,15 +68,8 @@ class Prometheus:
 @pytest.fixture(scope="module")
 def running(_ray: None) -> Iterator[System]:
     """A system whose one GPU is used by a tenant, by an orphan and by a stranger."""
-    running = System("1xA100-80GB")
-    config = Path(running.env["RAYSCHED_CONFIG"])
-    config.write_text(f"{config.read_text()}policy: {{watchdog: {{sample: 1s, grace: 1s}}}}\n")
-    running.env["RAY_metrics_report_interval_ms"] = "1000"
-    try:
-        running.up()
-        yield running
-    finally:
-        running.close()
+    with watched("policy: {watchdog: {sample: 1s, grace: 1s}}") as system:
+        yield system
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from programs import MEET
-from running import System, wait_until
+from running import System, raylets, wait_until
 
 from raysched.core.mig import Cut
 from raysched.testing import SimulatedGPUs
@@ -29,10 +29,10 @@ def two(_ray: None) -> Iterator[System]:
     added: set[int] = set()
     try:
         ray = system.up()["ray"]
-        before = of_nodes(system)
+        before = raylets(system)
         labels = "raysched.io/node=node-b,raysched.io/simulate=1xH100-80GB"
         system.ray("start", "--address", ray["address"], "--num-gpus=1", "--num-cpus=2", "--labels", labels)
-        added = of_nodes(system) - before
+        added = raylets(system) - before
         wait_until(lambda: len(nodes(system)) == 2, "both nodes have joined")
         yield system
     finally:
@@ -40,11 +40,6 @@ def two(_ray: None) -> Iterator[System]:
             with suppress(ProcessLookupError):
                 system.kill_process(pid)
         system.close()
-
-
-def of_nodes(system: System) -> set[int]:
-    """The processes that `ray start` starts on a node; all others there end with these."""
-    return {pid for name in ("raylet/raylet", "log_monitor") for pid in system.processes(name)}
 
 
 def nodes(system: System) -> dict[str, dict[str, Any]]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from fake_mps.install import install
 from fake_nvml import fake_state
 from fake_nvml.build import compile_fake
 from programs import MEET
-from running import System, wait_until
+from running import System, raylets, wait_until
 from ssh_hosts import HostWorld, world
 
 GPU = f"GPU-3f2a0030-aaaa-bbbb-cccc-{os.getpid():012d}"
@@ -30,6 +31,7 @@ def hosts() -> Iterator[HostWorld]:
     with world() as made:
         made.add("alpha", alone=True)
         made.add("beta", alone=True)
+        made.add("omega")
         made.add("delta", alone=True, environment=_driver(made.folder / "driver"))
         yield made
 
@@ -46,11 +48,12 @@ def _driver(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def system(_ray: None, hosts: HostWorld) -> Iterator[System]:
-    """Its own machine has an L4, alpha two A100, beta an H100 and delta an A30."""
+    """Its own machine has an L4, alpha two A100, beta an H100, delta an A30 and omega two T4."""
     running = System("1xL4")
     running.env["HOME"] = str(hosts.home)
     running.env.pop("SSH_AUTH_SOCK", None)
-    gpus = {"alpha": "2xA100-80GB", "beta": "1xH100-80GB", "delta": None}
+    running.env["RAY_raylet_start_wait_time_s"] = "120"  # a busy machine
+    gpus = {"alpha": "2xA100-80GB", "beta": "1xH100-80GB", "delta": None, "omega": "2xT4"}
     inventory = [_entry(hosts, name, simulate) for name, simulate in gpus.items()]
     config = {"gateway": {"port": running.port}, "backends": {"vm": {"hosts": inventory}}, "policy": POLICY}
     (running.folder / "raysched.yaml").write_text(json.dumps(config))
@@ -73,49 +76,19 @@ def _entry(hosts: HostWorld, name: str, gpus: str | None) -> dict[str, Any]:
     }
 
 
-def _ended(system: System, job: str) -> dict[str, Any]:
-    def ended() -> dict[str, Any] | None:
-        (found,) = system.client().job(job)
-        return found if found["state"] in ("succeeded", "failed", "cancelled") else None
-
-    return wait_until(ended, f"{job} has ended")
-
-
-def _until(system: System, job: str, state: str) -> None:
-    wait_until(lambda: system.client().job(job)[0]["state"] == state, f"{job} is {state}")
-
-
-def _output(system: System, job: str) -> str:
-    return b"".join(system.client().logs(job)).decode()
+def _nodes(system: System) -> dict[str, dict[str, Any]]:
+    return {node["name"]: node for node in system.client().gpus()["nodes"]}
 
 
 def _free(system: System, node: str) -> bool:
-    (found,) = [each for each in system.client().gpus()["nodes"] if each["name"] == node]
+    found = _nodes(system)[node]
     return found["alive"] and not any(gpu["tenants"] for gpu in found["gpus"])
 
 
-@pytest.fixture
-def submit(system: System) -> Iterator[Callable[..., str]]:
-    """Submits jobs, which are ended after the test."""
-    jobs: list[str] = []
-
-    def submit(entrypoint: Any, gpu_type: str | None = None, **fields: Any) -> str:
-        resources = {"gpus": 1, "gpu_type": gpu_type} if gpu_type else {"gpus": 0}
-        resources |= fields.pop("resources", {})
-        jobs.append(system.submit("over-ssh", entrypoint, resources=resources, **fields))
-        return jobs[-1]
-
-    yield submit
-    for job in jobs:
-        system.client().cancel(job)
-    for job in jobs:
-        _ended(system, job)
-
-
-def test_up_waits_until_the_hosts_are_known(system: System) -> None:
-    states = {host["name"]: host["state"] for host in system.client().hosts()}
-    assert states == {"alpha": "ready", "beta": "ready", "delta": "ready"}
-    nodes = {node["name"]: node for node in system.client().gpus()["nodes"]}
+def test_hosts_are_nodes(system: System) -> None:
+    ready = dict.fromkeys(("alpha", "beta", "delta", "omega"), "ready")
+    wait_until(lambda: {host["name"]: host["state"] for host in system.client().hosts()} == ready, "ready")
+    nodes = _nodes(system)
     assert [gpu["model"] for gpu in nodes["alpha"]["gpus"]] == ["A100-80GB", "A100-80GB"]
     assert nodes["beta"]["backends"] == ["vm"]
     assert nodes["beta"]["simulated"]
@@ -126,28 +99,28 @@ def test_a_job_that_names_no_backend_runs_on_the_host_that_has_its_gpu(
     system: System, submit: Callable[..., str]
 ) -> None:
     job = submit('echo "$(hostname) $CUDA_VISIBLE_DEVICES $RAYSCHED_GPU_MEMORY_MIB"; exit 3', "H100")
-    ended = _ended(system, job)
+    ended = system.ended(job)
     assert ended["exit_code"] == 3
     (place,) = ended["lease"]["places"]
-    assert _output(system, job) == f"beta {place['gpus'][0]['uuid']} 81559\n"
+    assert system.output(job) == f"beta {place['gpus'][0]['uuid']} 81559\n"
 
 
 def test_shares_of_one_gpu_on_a_host(system: System, submit: Callable[..., str]) -> None:
     both = [submit(LASTS, "H100", resources={"gpu_fraction": 0.5}) for _ in range(2)]
     for job in both:
-        _until(system, job, "running")
+        system.until(job, "running")
     third = submit("true", "H100", resources={"gpu_fraction": 0.5})
     assert system.client().job(third)[0]["state"] == "waiting"
     system.client().cancel(both[0])
-    assert _ended(system, third)["exit_code"] == 0
+    assert system.ended(third)["exit_code"] == 0
 
 
 def test_a_gpu_of_a_host_is_cut_for_a_lease(system: System, submit: Callable[..., str]) -> None:
     job = submit('echo "$CUDA_VISIBLE_DEVICES"', resources={"gpus": 1, "mig_profile": "1g.10gb"})
-    ended = _ended(system, job)
+    ended = system.ended(job)
     (gpu,) = ended["lease"]["places"][0]["gpus"]
     assert ended["lease"]["places"][0]["node"] in ("alpha", "beta")
-    assert _output(system, job) == f"{gpu['instance']}\n"
+    assert system.output(job) == f"{gpu['instance']}\n"
     assert gpu["instance"].startswith("MIG-")
 
 
@@ -156,18 +129,18 @@ def test_what_a_job_leaves_on_a_host_is_gone_before_its_gpu_is_free(
 ) -> None:
     """Case ray-03: a child in a session of its own, which ignores SIGTERM, under a runner that is killed."""
     job = submit("setsid sh -c 'trap \"\" TERM; sleep 600; sleep 600' & echo $!; wait", "H100", retries=0)
-    wait_until(lambda: _output(system, job), "it has written")
+    wait_until(lambda: system.output(job), "it has written")
     hosts.hosts["beta"].kill("runner.py")
-    assert "runner was killed" in _ended(system, job)["reason"]
+    assert "runner was killed" in system.ended(job)["reason"]
     wait_until(lambda: _free(system, "beta"), "the GPU is free")
     assert not hosts.hosts["beta"].processes("sleep 600")
 
 
 def test_a_cancelled_job_is_gone(system: System, hosts: HostWorld, submit: Callable[..., str]) -> None:
     job = submit(LASTS, "H100")
-    _until(system, job, "running")
+    system.until(job, "running")
     system.client().cancel(job)
-    assert _ended(system, job)["state"] == "cancelled"
+    assert system.ended(job)["state"] == "cancelled"
     wait_until(lambda: _free(system, "beta"), "the GPU is free")
     assert not hosts.hosts["beta"].processes("sleep 600")
 
@@ -176,25 +149,25 @@ def test_killed_actors_find_the_job_again(system: System, tmp_path: Path, submit
     work = 'echo started >> "$MARK"; until [ -e "$MARK.go" ]; do sleep 0.1; done; cat "$MARK"; exit 5'
     mark = tmp_path / "mark"
     job = submit(work, "A100", env={"MARK": str(mark)})
-    _until(system, job, "running")
+    system.until(job, "running")
     assert system.kill("ray::Ledger")
     assert system.kill("ray::BackendActor")
-    assert _ended(system, submit("true", "H100"))["exit_code"] == 0
+    assert system.ended(submit("true", "H100"))["exit_code"] == 0
     Path(f"{mark}.go").touch()
-    assert _ended(system, job)["exit_code"] == 5
-    assert _output(system, job) == "started\n"
+    assert system.ended(job)["exit_code"] == 5
+    assert system.output(job) == "started\n"
 
 
 def test_a_host_that_loses_its_power_loses_its_job_which_is_tried_again(
     system: System, hosts: HostWorld, submit: Callable[..., str]
 ) -> None:
     job = submit(LASTS, "H100", retries=1)
-    wait_until(lambda: _output(system, job), "it runs")
+    wait_until(lambda: system.output(job), "it runs")
     hosts.hosts["beta"].power_off()
     wait_until(lambda: {h["name"]: h["state"] for h in system.client().hosts()}["beta"] == "out", "it is out")
     hosts.hosts["beta"].start()
     wait_until(lambda: system.client().job(job)[0]["attempt"] == 2, "it is tried again")
-    _until(system, job, "running")
+    system.until(job, "running")
 
 
 GANG = {"gpus": 2, "nodes": 2, "gpu_type": ["A100", "H100"]}
@@ -204,7 +177,7 @@ def test_the_ranks_of_a_gang_meet_over_the_network(
     system: System, hosts: HostWorld, submit: Callable[..., str]
 ) -> None:
     job = submit(["python3", "-c", MEET], resources=GANG)
-    ended = _ended(system, job)
+    ended = system.ended(job)
     assert {rank["node"] for rank in ended["ranks"]} == {"alpha", "beta"}
     lines = system.cli("logs", job).stdout.splitlines()
     assert [line.split(" at ")[0] for line in lines] == ["rank 0 | met [0, 1]", "rank 1 | met [0, 1]"], ended
@@ -257,15 +230,78 @@ def test_hosts_are_listed_checked_added_and_removed(system: System, hosts: HostW
 
 def test_a_cut_link_does_not_lose_a_job(system: System, hosts: HostWorld, submit: Callable[..., str]) -> None:
     job = submit("sleep 3; echo done; exit 4", "H100")
-    _until(system, job, "running")
+    system.until(job, "running")
     hosts.hosts["beta"].cut()
     wait_until(lambda: {h["name"]: h["state"] for h in system.client().hosts()}["beta"] == "out", "it is out")
     other = submit("hostname", "A100")
-    assert _ended(system, other)["exit_code"] == 0  # nobody waits for the host that does not answer
+    assert system.ended(other)["exit_code"] == 0  # nobody waits for the host that does not answer
     hosts.hosts["beta"].heal()
-    ended = _ended(system, job)
+    ended = system.ended(job)
     assert (ended["exit_code"], ended["attempt"]) == (4, 1)
-    assert _output(system, job) == "done\n"
+    assert system.output(job) == "done\n"
+
+
+# ------------------------------------------------------------ a machine that Ray reaches too
+
+
+@pytest.fixture
+def in_ray(system: System) -> Iterator[Callable[[], set[int]]]:
+    """Has omega join Ray as well; the processes of that."""
+    added: set[int] = set()
+
+    def join() -> set[int]:
+        address = json.loads((system.home / "up.json").read_text())["ray"]
+        before = raylets(system)
+        labels = "raysched.io/node=omega,raysched.io/simulate=2xT4"
+        try:
+            system.ray("start", "--address", address, "--num-gpus=2", "--num-cpus=4", "--labels", labels)
+        finally:
+            added.update(raylets(system) - before)
+        return added
+
+    yield join
+    for pid in added:
+        with suppress(ProcessLookupError):
+            system.kill_process(pid)
+
+
+def test_a_gpu_that_ray_and_ssh_reach_is_one_gpu_and_both_share_it(
+    system: System, hosts: HostWorld, submit: Callable[..., str], in_ray: Callable[[], set[int]]
+) -> None:
+    """A real node of Ray and a real sshd. A job that ran by SSH before Ray came goes on."""
+    half = {"gpu_fraction": 0.5}
+    before = submit("hostname; exec sleep 4713", "T4", resources=half)
+    system.until(before, "running")
+    pids = in_ray()
+    wait_until(lambda: _nodes(system)["omega"]["backends"] == ["ray", "vm"], "both ways lead to it")
+    assert len(_nodes(system)["omega"]["gpus"]) == 2
+    (shown,) = [host for host in system.client().hosts() if host["name"] == "omega"]
+    assert (shown["state"], shown["node"], len(shown["gpus"])) == ("ready", "omega", 2)
+
+    told = 'echo "$(hostname) $CUDA_VISIBLE_DEVICES"; exec sleep 4713'
+    by_ray = submit(told, "T4", resources=half, backend="ray")
+    by_ssh = submit(told, "T4", resources=half)
+    last = submit(told, "T4", resources=half, backend="ray")
+    lines = {
+        job: wait_until(lambda job=job: system.output(job), f"{job} runs") for job in (by_ray, by_ssh, last)
+    }
+    here = os.uname().nodename
+    assert [lines[job].split()[0] for job in (by_ray, by_ssh, last)] == [here, "omega", here]
+    assert sorted(len(gpu["tenants"]) for gpu in _nodes(system)["omega"]["gpus"]) == [2, 2]
+    assert system.client().job(before)[0]["state"] == "running"
+    waits = submit("true", "T4", resources=half)
+    assert system.client().job(waits)[0]["state"] == "waiting"
+    system.client().cancel(by_ssh)
+    assert system.ended(waits)["exit_code"] == 0
+    for job in (before, by_ray, last):
+        system.client().cancel(job)
+    wait_until(lambda: _free(system, "omega"), "the GPUs are free")
+    assert not hosts.hosts["omega"].processes("sleep 4713")
+
+    for pid in pids:
+        system.kill_process(pid)
+    wait_until(lambda: _nodes(system)["omega"]["backends"] == ["vm"], "it is a host again")
+    assert system.ended(submit("true", "T4"))["exit_code"] == 0
 
 
 # ------------------------------------------------------------ the driver of a host
@@ -285,8 +321,7 @@ class Delta:
         aside.replace(self.state)
 
     def gpu(self) -> dict[str, Any]:
-        nodes = {node["name"]: node for node in self.system.client().gpus()["nodes"]}
-        return nodes["delta"]["gpus"][0]
+        return _nodes(self.system)["delta"]["gpus"][0]
 
     def tenant(self) -> dict[str, Any]:
         """The only tenant; empty if there is none."""
@@ -305,7 +340,7 @@ def test_what_a_tenant_uses_on_a_host_is_measured_and_the_watchdog_ends_one_that
     system: System, delta: Delta, submit: Callable[..., str]
 ) -> None:
     job = submit("echo $$; exec sleep 600", "A30", resources={"gpu_fraction": 0.25})
-    pid = wait_until(lambda: _output(system, job).strip(), "it tells its process id, as it is on the host")
+    pid = wait_until(lambda: system.output(job).strip(), "it tells its process id, as it is on the host")
     use = ("busy 0 60", f"active 0 {pid} 40", "watts 0 150")
     delta.change(*use, f"process 0 {pid} 5000 compute", "process 0 1 300 compute")
     wait_until(lambda: delta.tenant().get("memory_used_mib") == 5000, "it is measured")
@@ -313,7 +348,7 @@ def test_what_a_tenant_uses_on_a_host_is_measured_and_the_watchdog_ends_one_that
     assert (gpu["busy"], gpu["power_w"], gpu["foreign_mib"]) == (6000, 150, 300)
     assert [(each["pid"], each["memory_mib"]) for each in gpu["strangers"]] == [(1, 300)]
     delta.change(*use, f"process 0 {pid} 7000 compute")
-    ended = _ended(system, job)
+    ended = system.ended(job)
     assert (ended["state"], "used 7000 MiB of" in ended["reason"]) == ("failed", True), ended["reason"]
     delta.change()
     wait_until(lambda: not delta.tenant(), "the GPU is free")
@@ -328,9 +363,9 @@ def test_tenants_under_mps_share_a_daemon_on_the_host(
     held = {"gpu_fraction": 0.5, "isolation": "hard", "use_mig": False}
     jobs = [submit("env | grep ^CUDA_MPS | sort; exec sleep 600", "A30", resources=held) for _ in range(2)]
     for job in jobs:
-        _until(system, job, "running")
+        system.until(job, "running")
     assert {tenant["mechanism"] for tenant in delta.gpu()["tenants"]} == {"mps"}
-    output = wait_until(lambda: _output(system, jobs[0]) if "PIPE" in _output(system, jobs[0]) else "", "env")
+    output = wait_until(lambda: system.output(jobs[0]) if "PIPE" in system.output(jobs[0]) else "", "env")
     told = dict(line.split("=", 1) for line in output.splitlines())
     assert told["CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"] == f"{GPU}=12288M"
     assert told["CUDA_MPS_PIPE_DIRECTORY"].endswith(GPU)
@@ -339,7 +374,7 @@ def test_tenants_under_mps_share_a_daemon_on_the_host(
     for job in jobs:
         system.client().cancel(job)
     wait_until(lambda: not there("fake_mps/control.py"), "it ends with the last")
-    assert _ended(system, submit("true", "A30"))["exit_code"] == 0
+    assert system.ended(submit("true", "A30"))["exit_code"] == 0
 
 
 def test_a_gpu_of_a_host_is_cut_at_somebodys_word(
@@ -351,9 +386,9 @@ def test_a_gpu_of_a_host_is_cut_at_somebodys_word(
     assert done["mode"] == "on"
     wait_until(lambda: not delta.tenant(), "the GPU is free")
     job = submit("echo $CUDA_VISIBLE_DEVICES", "A30", resources={"mig_profile": "2g.12gb"})
-    ended = _ended(system, job)
+    ended = system.ended(job)
     (given,) = ended["lease"]["places"][0]["gpus"]
-    assert _output(system, job) == f"{given['instance']}\n"
+    assert system.output(job) == f"{given['instance']}\n"
     wait_until(lambda: not delta.tenant(), "the GPU is free")
     shown = system.cli("mig").stdout
     assert "2g.12gb at" in shown

@@ -20,7 +20,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from running import System, wait_until
+from running import System, wait_until, watched
 
 import raysched
 from raysched.testing import SimulatedGPUs
@@ -81,15 +81,8 @@ class Card:
 
 @pytest.fixture(scope="module")
 def running(_ray: None) -> Iterator[System]:
-    running = System("1xA100-80GB")
-    config = Path(running.env["RAYSCHED_CONFIG"])
-    config.write_text(f"{config.read_text()}{POLICY}\n")
-    running.env["RAY_metrics_report_interval_ms"] = "1000"
-    try:
-        running.up()
-        yield running
-    finally:
-        running.close()
+    with watched(POLICY) as system:
+        yield system
 
 
 @pytest.fixture

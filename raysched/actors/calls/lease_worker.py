@@ -148,6 +148,9 @@ class LeaseWorker:
             self._feed = None
         return True
 
+    def farewell(self) -> None:
+        """Return once it is this call's turn: the calls before it have ended, and their callers know how."""
+
     def _pull(self, outcomes: list[Outcome], when: When) -> Any:
         return self._relay.pull.remote([self._pool, self._job, outcomes, when])
 

@@ -58,8 +58,9 @@ be held up for long, by an argument that is still being made."""
 REST_S = 0.2
 """The time before what failed is tried again: a worker whose process died, or a request."""
 
-FAREWELL_S = 1.0
-"""How long a call that the calling process sent itself may take to end, with the reason, on a lost lease."""
+FAREWELL_S = 10.0
+"""The longest time that a call which the calling process sent itself may take to end, with the reason, on a
+lost lease. The worker is killed as soon as it has told."""
 
 BIRTHS = 3
 """After so many workers in a row that could not start, waiting calls fail with the reason."""
@@ -375,7 +376,11 @@ class Pool:
         self._changed()
 
     async def _kill_soon(self, worker: Worker) -> None:
-        await asyncio.sleep(FAREWELL_S)
+        """Once the calls that it was sent before this have ended, or the time is over."""
+        told = asyncio.wrap_future(worker.actor.farewell.remote().future())
+        await asyncio.wait([told], timeout=FAREWELL_S)
+        if told.done():
+            told.exception()  # it has died, which does as well
         ray.kill(worker.actor, no_restart=True)
 
     def _fail(self, error: Exception) -> None:

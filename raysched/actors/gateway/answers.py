@@ -71,17 +71,20 @@ class Status(Shape):
 
 
 class Host(Shape):
-    """A machine that SSH reaches. `origin` says who named it: the configuration's file, or a command. `gpus`
-    are the models of its GPUs, `jobs` counts those that hold something there."""
+    """A machine that SSH reaches. `origin` says who named it: the configuration's file, or a command. `node`
+    is the node that it is: its own, or one of Ray's. `gpus` are the models of its GPUs, `jobs` counts those
+    that hold something there by the vm backend."""
 
     name: str
     address: str
     user: str | None
     port: int | None
     jump: str | None
+    labels: dict[str, str]
     origin: Literal["file", "command"]
     state: Literal["new", "ready", "out", "drained", "leaving"]
     reason: str
+    node: str
     gpus: list[str]
     jobs: int
 

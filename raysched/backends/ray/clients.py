@@ -18,7 +18,11 @@ _order: Any = vars(gcs_service_pb2)["KillActorViaGcsRequest"]
 
 ANSWER_S = 10.0
 MOMENT_S = 1.0
-"""Where the owner knows of the lease's end it ends its actors itself, and their callers learn why."""
+FAREWELL_S = 15.0
+STEP_S = 0.2
+"""Where the owner knows of the lease's end it ends its actors itself, and their callers learn why. Workers of
+decorated calls, of the class `WORKER`, have longer for that: their relay ends them once they have told."""
+WORKER = "LeaseWorker"
 LIVING = ("ALIVE", "RESTARTING", "PENDING_CREATION", "DEPENDENCIES_UNREADY")
 
 
@@ -27,21 +31,21 @@ async def end(lease: str, groups: set[str]) -> None:
 
     Without this an actor that may restart does so, and one whose group is removed hangs its callers.
     """
-    if await asyncio.to_thread(_living, lease, groups):
-        await asyncio.sleep(MOMENT_S)
-        await asyncio.to_thread(_end, lease, groups)
+    waited = 0.0
+    while left := await asyncio.to_thread(_living, lease, groups):
+        told = all(actor.class_name != WORKER for actor in left)
+        if waited >= (MOMENT_S if told else FAREWELL_S):
+            await asyncio.to_thread(_kill, [actor.actor_id for actor in left])
+            return
+        await asyncio.sleep(STEP_S)
+        waited += STEP_S
 
 
-def _end(lease: str, groups: set[str]) -> None:
-    if left := _living(lease, groups):
-        _kill(left)
-
-
-def _living(lease: str, groups: set[str]) -> list[bytes]:
+def _living(lease: str, groups: set[str]) -> list[Any]:
     accessor: Any = state._connect_and_get_accessor()
     rows = [row for living in LIVING for row in accessor.get_actor_table(None, living)]
     actors = [_table.FromString(row) for row in rows]
-    return [actor.actor_id for actor in actors if _belongs(actor, lease, groups)]
+    return [actor for actor in actors if _belongs(actor, lease, groups)]
 
 
 def _belongs(actor: Any, lease: str, groups: set[str]) -> bool:

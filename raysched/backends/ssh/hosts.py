@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from raysched.backends.ssh.remote import Remote
 from raysched.backends.tasks import stop
-from raysched.core.commands import HostOut, HostSeen
+from raysched.core import gpu_views
+from raysched.core.commands import Command, HostOut, HostSeen
 from raysched.core.host import Host
+from raysched.core.measured import Guidance
+from raysched.core.work import Partition
 from raysched.errors import NotFound, Unreachable
 from raysched.gpu import watch
 
@@ -23,12 +26,35 @@ RETRY_S = 1.0
 log = logging.getLogger(__name__)
 
 
-class Ledger(watch.Ledger, Protocol):
+class Ledger(Protocol):
     """What is asked of the ledger."""
+
+    async def tell(self, told: Sequence[Command]) -> None:
+        """Return once what follows from the commands is written."""
+        ...
+
+    async def host_partitions(
+        self, node: str, version: int, timeout: float
+    ) -> tuple[int, tuple[Partition, ...]]:
+        """How the GPUs of a host have to be cut: as soon as that is not `version`, or after the time."""
+        ...
+
+    async def host_sample(self, node: str, usage: gpu_views.Usage, told: Sequence[Command]) -> Guidance:
+        """Take what was measured on a host just now, as `watch.Ledger.sample` does."""
+        ...
 
     async def hosts(self, version: int, timeout: float) -> tuple[int, tuple[Host, ...]]:
         """The inventory and its version: as soon as it is not `version`, or after the time."""
         ...
+
+
+class Seat:
+    """The ledger as the watch of a host speaks to it (`watch.Ledger`)."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.tell = ledger.tell
+        self.partitions = ledger.host_partitions
+        self.sample = ledger.host_sample
 
 
 @dataclass(slots=True)
@@ -97,7 +123,7 @@ class Hosts:
         entry = Entry(Remote(host, self._system, self._turns, self._news))
         ledger = self._ledger
         if ledger is not None:
-            entry.watch = watch.Watch(host.name, entry.remote, ledger, HostSeen, self._rules)
+            entry.watch = watch.Watch(host.name, entry.remote, Seat(ledger), HostSeen, self._rules)
 
             async def told(reason: str) -> None:
                 await self._told(ledger, entry, reason)

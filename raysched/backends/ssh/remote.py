@@ -217,7 +217,7 @@ class Remote:
         info: NodeInfo = await self._call("describe")
         cpus = info.cpus if self.host.cpus is None else self.host.cpus
         memory = info.memory if self.host.memory is None else self.host.memory
-        return replace(info, cpus=cpus, memory=memory, address=self._address)
+        return replace(info, cpus=cpus, memory=memory, address=self._address, labels=self.host.labels)
 
     async def sample(self) -> Sample:
         """Who uses its GPUs now."""

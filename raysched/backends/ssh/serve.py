@@ -20,6 +20,7 @@ from raysched.backends.base import EngineRefused
 from raysched.backends.containers import Engines
 from raysched.backends.node_runs import NodeRuns
 from raysched.backends.nursery import of_this_python
+from raysched.backends.runs import Keep
 from raysched.backends.ssh import calls, frames
 from raysched.core.node import NodeInfo
 from raysched.core.request import WHOLE
@@ -34,6 +35,10 @@ SILENCE_S = 120.0
 """Seconds without a call after which nobody is there any more: the other end asks every few seconds."""
 LOOK_S = 5.0
 """Longest time between two looks at the runs."""
+SWEEP_S = 600.0
+"""Time between two looks at what can be deleted."""
+KEEP = Keep(age=7 * 86_400, size=20 * 1024**3, at_least=3600)
+"""How long working directories of runs that ended are kept."""
 PACKAGE_KEPT_S = 86_400.0
 """How long a packed working directory is kept after its last use."""
 
@@ -58,7 +63,16 @@ class Served:
         self._runs = NodeRuns(home / "runs", os.environ, self._packages, nursery=of_this_python())
         driver = await asyncio.to_thread(open_driver, simulate, node, os.environ, home)
         self._driving = Driving(driver)
-        await asyncio.to_thread(self._sweep)
+
+    async def sweep(self) -> None:
+        """Delete what is old, again and again."""
+        while True:
+            try:
+                await asyncio.to_thread(self._sweep)
+                await self.runs.runs_sweep(KEEP)
+                await asyncio.sleep(SWEEP_S)
+            except (OSError, RayschedError):  # a broken disk, or it is not open yet
+                await asyncio.sleep(LOOK_S)
 
     def _sweep(self) -> None:
         """Delete packages that nobody used for long, and those that did not arrive whole."""
@@ -192,6 +206,7 @@ class Line:
             self._spawn(self._answer(frame))
             if frame["call"] == "open":
                 self._spawn(self._announce())
+                self._spawn(self._served.sweep())
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -58,7 +58,7 @@ exit "$CODE"
 class Ledger(Desk):
     """A desk that takes samples too."""
 
-    async def sample(self, node: str, usage: gpu_views.Usage, told: Sequence[Command]) -> Guidance:
+    async def host_sample(self, node: str, usage: gpu_views.Usage, told: Sequence[Command]) -> Guidance:
         """They are decided on, and nobody looks at them here."""
         await self.tell(told)
         return watchdog.guidance(self.book.state, node, ())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from typing import TypeVar
 
 import pytest
 from engines import need
+from running import System
 from ssh_hosts import HostWorld, SSHHost
 
 from raysched.backends.ssh.hosts import Hosts
@@ -258,3 +260,28 @@ def test_nothing_secret_is_on_the_host(accounts: SSHHost, hosts: HostWorld) -> N
     assert files
     assert not [path for path in files if secret in path.read_bytes()]
     assert os.stat(accounts.folder / "files").st_mode & 0o077 == 0
+
+
+def test_hosts_of_the_configuration_are_checked_before_up(hosts: HostWorld) -> None:
+    """By the command, with its exit code; nothing of raysched runs here."""
+    for name, known in (("checked", True), ("strange-key", False)):
+        hosts.add(name, known=known)
+    system = System(None)
+    try:
+        system.env["HOME"] = str(hosts.home)
+        inventory = [
+            {"name": name, "address": hosts.hosts[name].address, "user": "user", "python": PYTHON}
+            for name in ("checked", "strange-key")
+        ]
+        system.configure(json.dumps({"backends": {"vm": {"hosts": inventory}}})[1:-1])
+        done = system.cli("vm", "check", "--json", check=False)
+        assert done.returncode == 1, done.stderr
+        assert "raysched is not up" in done.stderr
+        checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
+        assert checks["checked"] == {"name": "checked", "ok": True, "reason": ""}
+        assert "host key of strange-key is not known" in checks["strange-key"]["reason"]
+        assert system.cli("vm", "check", "checked").returncode == 0
+        unknown = system.cli("vm", "check", "nobody", check=False)
+        assert (unknown.returncode, "no host nobody in the configuration" in unknown.stderr) == (81, True)
+    finally:
+        system.close()

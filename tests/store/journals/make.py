@@ -187,6 +187,22 @@ def hosts(story: Story) -> None:
     lease = story.lease("far")
     story.report("far", "exited", 0)
     story.tell(Gone(lease, ("host-b",)), Tick())
+    twin(story)
+
+
+def twin(story: Story) -> None:
+    """A host was a node, and is then found to be one of Ray's, on which a job of the vm backend ends."""
+    gpu = GPUInfo("GPU-host-c-0", 0, "L4", 23_034)
+    story.tell(AddHost(Host("host-c", "10.0.0.7")))
+    story.tell(HostSeen(NodeInfo("host-c", ("vm",), (gpu,), 8 * WHOLE, 32_768)))
+    story.tell(NodeSeen(NodeInfo("node-r", ("ray",), (gpu,), 8 * WHOLE, 32_768, ray_id="ray-r")))
+    story.tell(HostSeen(NodeInfo("host-c", ("vm",), (gpu,), 8 * WHOLE, 32_768)))
+    story.submit("both", Request(share=WHOLE, gpu_types=("L4",), backends=("vm",)))
+    lease = story.lease("both")
+    story.tell(Held(lease, (Group("group-of-both", 0),)))
+    story.report("both", "running")
+    story.report("both", "exited", 0)
+    story.tell(Gone(lease, ("node-r",), "vm"))
 
 
 def site(story: Story) -> None:

@@ -1,0 +1,37 @@
+"""What the report of a run means for its job."""
+
+from __future__ import annotations
+
+from raysched.core.jobs import Job
+from raysched.core.words import exit_of
+from raysched.core.work import Seen
+
+REST = 3_000
+"""Milliseconds before a job is looked at again after an engine said no."""
+LONGEST_REST = 300_000
+"""The most milliseconds before a job is looked at again whose image could not be had."""
+
+
+def may_be_taken(job: Job, seen: Seen) -> bool:
+    """Whether a job may be started again that its engine took away: what never began loses nothing by it."""
+    return not seen.begun or job.spec.get("preemptible", True)
+
+
+def pause(job: Job, seen: Seen) -> int:
+    """The time (ms) before a job is looked at again that its engine took away: where its image could not be
+    had, twice as long each time."""
+    if seen.begun:
+        return REST
+    returned = job.attempt - 1 - job.failures
+    return min(REST * 2 ** min(returned, 16), LONGEST_REST)
+
+
+def plausible(time: int | None, earliest: int | None, now: int) -> int:
+    """A time by a node's clock, which may be off: never in our future, never before what led to it."""
+    return now if time is None else min(now, max(time, earliest or 0))
+
+
+def failure(job: Job, rank: int, code: int | None, reason: str) -> str:
+    """How a rank failed, with its number and its node where the job has several."""
+    how = reason or exit_of(code)
+    return how if job.runs == 1 else f"rank {rank} on {job.places[rank].node}: {how}"
