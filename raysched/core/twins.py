@@ -37,7 +37,7 @@ def stands_in_the_way(state: State, info: NodeInfo, same: Sequence[str]) -> bool
     """Whether another machine, a host, is the node of that name."""
     if info.name not in state.hosts or info.name in same:
         return False
-    return info.site or _is_own(state, info.name)
+    return info.site or "vm" in info.backends or _is_own(state, info.name)
 
 
 def _is_own(state: State, name: str) -> bool:
