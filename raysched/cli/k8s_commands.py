@@ -63,8 +63,16 @@ def rbac(
         str, typer.Option(metavar="NAME", help="The service account that gets the rights.")
     ] = "raysched",
     config: ConfigFile = None,
+    as_json: AsJson = False,
 ) -> None:
     """Print the least rights that raysched needs, for kubectl apply."""
+    import yaml
+
     from raysched.cluster import kube
 
-    print(kube.rbac(config, namespace, account), end="")
+    manifests = kube.rbac(config, namespace, account)
+    if as_json:
+        items = list(yaml.safe_load_all(manifests))
+        Output(as_json).document({"apiVersion": "v1", "kind": "List", "items": items})
+    else:
+        print(manifests, end="")
