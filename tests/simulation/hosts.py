@@ -364,7 +364,8 @@ class AgentProcess(Process):
 
     async def _describe(self) -> None:
         async with self.describing:
-            await self.line.tell([NodeSeen(self.machine.describe())])
+            if self.machine.ray_id is not None:  # an agent ends with its Ray
+                await self.line.tell([NodeSeen(self.machine.describe())])
 
     async def _sample(self) -> None:
         cards = self.machine.cards.items()
