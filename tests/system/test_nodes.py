@@ -121,7 +121,11 @@ def test_the_output_of_all_ranks_is_followed_at_once(two: System) -> None:
 
 def test_a_rank_that_fails_ends_the_others_and_the_gang_starts_again(two: System) -> None:
     """Each attempt meets at another port."""
-    once = "echo $MASTER_PORT; test $RAYSCHED_ATTEMPT = 2 && exit; test $RANK = 0 || exit 7; sleep 600"
+    told = two.folder / "told"
+    once = (
+        "echo $MASTER_PORT; test $RAYSCHED_ATTEMPT = 2 && exit; "
+        f"test $RANK = 0 && touch {told} && sleep 600; while [ ! -e {told} ]; do sleep 0.05; done; exit 7"
+    )
     id = gang(two, once, retries=1)
     job = wait_for(two, id, "succeeded")
     assert job["attempt"] == 2
