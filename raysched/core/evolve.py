@@ -38,6 +38,9 @@ def _node_joined(state: State, fact: facts.NodeJoined) -> None:
         _move_in(state, gpu.uuid, fact.node.name)
     node.info, node.lost = fact.node, None
     _update_gpus(node, fact.node)
+    if not node.info.managed:
+        for gpu in node.gpus.values():
+            gpu.outside = False
     node.changed(described=True)
     state.sites.clear()
 

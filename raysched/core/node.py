@@ -91,6 +91,11 @@ class NodeInfo:
     lease: str = ""
     labels: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def managed(self) -> bool:
+        """Whether Ray or a site gives its GPUs out too: somebody may have one without asking raysched."""
+        return self.ray_id is not None or self.site
+
 
 @dataclass(frozen=True, slots=True)
 class Refusal:

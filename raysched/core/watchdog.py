@@ -31,9 +31,10 @@ def strangers(gpu: GPU, seen: Usage) -> tuple[int, tuple[str, ...]]:
 
 
 def outside(state: State, told: Outside, now: int) -> Iterator[Fact]:
-    """Which GPUs somebody holds in Ray who did not ask raysched."""
+    """Which GPUs somebody holds in Ray, or at a site, who did not ask raysched. A node that was Ray's may
+    be a host by now."""
     node = state.nodes.get(told.node)
-    for uuid, gpu in node.gpus.items() if node else ():
+    for uuid, gpu in node.gpus.items() if node and node.info.managed else ():
         if gpu.outside != (uuid in told.gpus):
             yield facts.GPUObserved(now, told.node, uuid, gpu.foreign, not gpu.outside, gpu.strangers)
 

@@ -59,6 +59,8 @@ class Nodes(Room):
             card.present = uuid in {gpu.uuid for gpu in mine}
         for gpu in mine:
             self._move_in(machine, gpu)
+        for card in machine.cards.values():
+            card.outside = card.outside and self._may_be_outside(info)
         self.forget_vanished(machine)
         for grant in list(self.leases.values()):
             if info.name in {node for node, _ in grant.slices()}:
@@ -100,8 +102,13 @@ class Nodes(Room):
 
     def _Outside(self, command: commands.Outside) -> None:
         machine = self.machines.get(command.node)
-        for uuid, card in machine.cards.items() if machine else ():
-            card.outside = uuid in command.gpus
+        if machine is not None and self._may_be_outside(machine.info):
+            for uuid, card in machine.cards.items():
+                card.outside = uuid in command.gpus
+
+    def _may_be_outside(self, info: NodeInfo) -> bool:
+        """Whether Ray or a site gives out GPUs of the node as well."""
+        return info.ray_id is not None or info.site
 
     def _Drain(self, command: commands.Drain) -> None:
         if command.node not in self.machines or self.machines[command.node].info.site:

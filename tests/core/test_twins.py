@@ -18,6 +18,7 @@ from raysched.core.commands import (
     HostSeen,
     NodeGone,
     NodeSeen,
+    Outside,
     RemoveHost,
     Tick,
 )
@@ -202,6 +203,19 @@ def test_a_node_that_left_ray_is_a_host_again_once_nobody_holds_anything(name: s
     world.do(NodeSeen(NODE))
     world.do(HostSeen(over_ssh(name)))
     assert backends(world) == ("ray", "vm")
+
+
+@pytest.mark.parametrize("name", ["a", "r"])
+def test_what_somebody_held_in_ray_is_free_once_the_node_is_a_host_again(name: str) -> None:
+    world = both(name)
+    held = tuple(gpu.uuid for gpu in NODE.gpus)
+    world.do(Outside("r", held))
+    world.do(NodeGone("r"))
+    world.do(HostSeen(over_ssh(name)))
+    world.do(Outside("r", held))  # it was on its way
+    world.submit("j", VM)
+    assert world.job("j").state == "starting"
+    assert world.job("j").places[0].node == name
 
 
 def test_another_machine_of_the_same_name_is_out() -> None:
