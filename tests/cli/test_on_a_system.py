@@ -116,14 +116,14 @@ def test_a_followed_job_that_is_cancelled_exits_with_143(system: System, tmp_pat
 
 def test_output_goes_on_over_a_killed_gateway(system: System, tmp_path: Path) -> None:
     file = _file(tmp_path, "name: steady\nentrypoint: for i in $(seq 60); do echo $i; sleep 0.1; done\n")
-    following = system.begin("submit", file, "--follow")
-    assert following.stdout is not None
-    assert following.stderr is not None
-    first = following.stdout.readline()
-    assert system.kill("ray::Gateway")
-    # `communicate` would pass over what came along with the first line.
-    rest, told = following.stdout.read(), following.stderr.read()
-    assert following.wait() == 0
+    with system.begin("submit", file, "--follow") as following:
+        assert following.stdout is not None
+        assert following.stderr is not None
+        first = following.stdout.readline()
+        assert system.kill("ray::Gateway")
+        # `communicate` would pass over what came along with the first line.
+        rest, told = following.stdout.read(), following.stderr.read()
+    assert following.returncode == 0
     assert (first + rest).split() == [str(n) for n in range(1, 61)]
     assert "taking it up again" in told
 
