@@ -60,7 +60,9 @@ REST_S = 0.2
 
 FAREWELL_S = 10.0
 """The longest time that a call which the calling process sent itself may take to end, with the reason, on a
-lost lease. The worker is killed as soon as it has told."""
+lost lease."""
+TOLD_S = 1.0
+"""How long what a worker has told may take to leave its process before that is killed: Ray sends it later."""
 
 BIRTHS = 3
 """After so many workers in a row that could not start, waiting calls fail with the reason."""
@@ -376,11 +378,11 @@ class Pool:
         self._changed()
 
     async def _kill_soon(self, worker: Worker) -> None:
-        """Once the calls that it was sent before this have ended, or the time is over."""
+        """Once the calls that it was sent before this have ended and told how, or the time is over."""
         told = asyncio.wrap_future(worker.actor.farewell.remote().future())
         await asyncio.wait([told], timeout=FAREWELL_S)
-        if told.done():
-            told.exception()  # it has died, which does as well
+        if told.done() and told.exception() is None:  # else it has died, which does as well
+            await asyncio.sleep(TOLD_S)
         ray.kill(worker.actor, no_restart=True)
 
     def _fail(self, error: Exception) -> None:
