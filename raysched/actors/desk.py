@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
 
@@ -16,8 +16,8 @@ from raysched.core.commands import Command, SetClock
 from raysched.core.host import Host
 from raysched.core.node import NodeInfo
 from raysched.core.state import State
-from raysched.core.wanted import host_partitions, known_runs, owned, partitions, wanted
-from raysched.core.work import Owned, Partition, Run, Wanted
+from raysched.core.wanted import host_partitions, known_runs, owned, partitions
+from raysched.core.work import Change, Owned, Partition, Run
 from raysched.store.book import Book, Event
 
 T = TypeVar("T")
@@ -137,11 +137,11 @@ class Desk:
 
     # ------------------------------------------------------------ what backends and owners ask
 
-    async def wanted(self, backend: str, version: int, timeout: float) -> Wanted:
-        """What must exist at a backend: as soon as that is not `version`, or at the end of the time."""
-        key = ("wanted", backend)
-        found = await self.newer(key, lambda state: wanted(state, backend, 0), version, timeout)
-        return replace(found[1], version=found[0])
+    async def wanted(self, backend: str, version: int, timeout: float) -> Change:
+        """What must exist at a backend otherwise than at `version`: as soon as something does, or at the end
+        of the time."""
+        change = await self.until(lambda: self.book.wanted(backend, version), timeout)
+        return change or Change(version, version, {})
 
     async def partitions(self, node: str, version: int, timeout: float) -> tuple[int, tuple[Partition, ...]]:
         """How the agent of a node has to cut its GPUs, and the version of that: as soon as it is not

@@ -41,7 +41,7 @@ from raysched.core.request import Request
 from raysched.core.state import State
 from raysched.core.wanted import owned_job, packages, wanted
 from raysched.core.words import stamp
-from raysched.core.work import Ask, Launch, Partition, Run, Wanted
+from raysched.core.work import Ask, Change, Launch, Partition, Run
 from raysched.errors import NotFound, SpecError, StorageError
 from raysched.package import PackageStore
 from raysched.specs.inventory import check_host
@@ -99,8 +99,9 @@ class Ledger:
         the others are decided all the same."""
         await self.desk.tell(told)
 
-    async def wanted(self, backend: str, version: int, timeout: float) -> Wanted:
-        """What must exist at a backend: as soon as that is not `version`, or at the end of the time."""
+    async def wanted(self, backend: str, version: int, timeout: float) -> Change:
+        """What must exist at a backend otherwise than at `version`: as soon as something does, or at the end
+        of the time."""
         return await self.desk.wanted(backend, version, timeout)
 
     async def partitions(self, node: str, version: int, timeout: float) -> tuple[int, tuple[Partition, ...]]:
@@ -180,7 +181,7 @@ class Ledger:
         state: State = pickle.loads(pickle.dumps(self.state))
         view = views.plan_view(state, user, requests, self._now())
         ids = {row.get("id") for row in view["jobs"]}
-        wants = {name: wanted(state, name, 0).launches for name in self.settings.sites}
+        wants = {name: wanted(state, name).launches for name in self.settings.sites}
         return view, {name: [one for one in all if one.run.job in ids] for name, all in wants.items()}
 
     async def cancel(self, key: str, job: str, by: str) -> View:

@@ -14,7 +14,7 @@ from raysched.core.commands import Command
 from raysched.core.host import Host
 from raysched.core.measured import Guidance
 from raysched.core.node import NodeInfo
-from raysched.core.work import Partition, Run, Wanted
+from raysched.core.work import Change, Partition, Run
 
 
 class RemoteLedger:
@@ -28,7 +28,7 @@ class RemoteLedger:
         """See `Ledger.tell`."""
         await self._ask("tell", told)
 
-    async def wanted(self, backend: str, version: int, timeout: float) -> Wanted:
+    async def wanted(self, backend: str, version: int, timeout: float) -> Change:
         """See `Ledger.wanted`."""
         return await self._ask("wanted", backend, version, timeout)
 

@@ -16,7 +16,7 @@ from raysched.backends.base import Backend, EngineRefused, Holding, Mirroring, R
 from raysched.backends.difference import difference
 from raysched.core.commands import Command, Denied, Gone, Held, Outside, Report
 from raysched.core.node import NodeInfo
-from raysched.core.work import Hold, Launch, Run, Seen, Stop, Wanted
+from raysched.core.work import NOTHING, Change, Hold, Launch, Run, Seen, Stop, Wanted
 from raysched.errors import Unreachable
 
 LOOK_S = 5.0
@@ -37,8 +37,9 @@ log = logging.getLogger(__name__)
 class Ledger(Protocol):
     """What a reconciler asks of the ledger. Any call may fail, and is made again."""
 
-    async def wanted(self, backend: str, version: int, timeout: float) -> Wanted:
-        """What must exist at a backend: as soon as that is not `version`, or at the end of the time."""
+    async def wanted(self, backend: str, version: int, timeout: float) -> Change:
+        """What must exist at a backend otherwise than at `version`: as soon as something does, or at the end
+        of the time."""
         ...
 
     async def tell(self, told: Sequence[Command]) -> None:
@@ -60,7 +61,8 @@ class Reconciler:
     def __init__(self, backend: Backend, ledger: Ledger) -> None:
         self._backend = backend
         self._ledger = ledger
-        self._wanted = Wanted(-1)
+        self._wanted = Wanted()
+        self._version = -1
         self._news = asyncio.Event()
         self._told: dict[Run, Seen] = {}
         self._held: dict[str, Held] = {}
@@ -98,18 +100,22 @@ class Reconciler:
     async def _listen(self) -> None:
         """Wait until the ledger wants something else."""
         refusals, before = self._refusals, self._wanted
-        self._wanted = await self._ledger.wanted(self._backend.name, before.version, LOOK_S)
+        change = await self._ledger.wanted(self._backend.name, self._version, LOOK_S)
+        self._wanted = before.after(change)
         self._heard = refusals
-        if before.version != -1:
-            self._start_new(before, self._wanted)
+        if self._version != -1:
+            self._start_new(before, change)
+        self._version = change.version
         self._news.set()
 
-    def _start_new(self, before: Wanted, now: Wanted) -> None:
+    def _start_new(self, before: Wanted, change: Change) -> None:
         """Start at once what was not wanted before: a look would show nothing of it, and takes time."""
-        known = {launch.run for launch in before.launches}
-        for launch in now.launches:
-            if launch.run not in known and self._refused.get(launch.run, 0) <= self._heard:
-                self._do(launch.run, self._start(launch))
+        for lease, part in change.parts.items():
+            known = before.parts.get(lease, NOTHING).launches
+            runs = {launch.run for launch in known}
+            for launch in part.launches:
+                if launch.run not in runs and self._refused.get(launch.run, 0) <= self._heard:
+                    self._do(launch.run, self._start(launch))
 
     async def _look(self) -> None:
         """Wait until the backend seems to have changed."""
@@ -122,7 +128,7 @@ class Reconciler:
     async def _round(self) -> None:
         await self._news.wait()
         self._news.clear()
-        if self._wanted.version == -1:
+        if self._version == -1:
             return
         seen = await self._backend.observe()
         wanted = self._wanted  # what is wanted now: a look may take long
@@ -212,7 +218,7 @@ class Reconciler:
         """See whether what is held is what should be, and what others hold."""
         await asyncio.sleep(INSPECT_S)
         assert isinstance(self._backend, Holding)
-        if self._wanted.version != -1:
+        if self._version != -1:
             self._compare(self._backend, await self._backend.held())
         outside = await self._backend.outside()
         nodes = await self._ledger.nodes()

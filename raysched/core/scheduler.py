@@ -3,7 +3,7 @@ tests all drive this."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from raysched.core.commands import Command
 from raysched.core.decide import decide, grant
@@ -14,10 +14,12 @@ from raysched.core.state import State
 
 
 class Scheduler:
-    """Holds the state. It has no clock: `now` is milliseconds since 1970, given by the caller."""
+    """Holds the state. It has no clock: `now` is milliseconds since 1970, given by the caller. `hear` is
+    called with each fact before that is folded."""
 
-    def __init__(self, state: State | None = None) -> None:
+    def __init__(self, state: State | None = None, hear: Callable[[State, Fact], None] | None = None) -> None:
         self.state = state or State()
+        self._hear = hear
 
     def handle(self, command: Command, now: int) -> list[Fact]:
         """Decide one command and fold its facts. Raises what `decide` raises, and then changes nothing."""
@@ -33,5 +35,7 @@ class Scheduler:
 
     def _fold(self, facts: Sequence[Fact]) -> list[Fact]:
         for fact in facts:
+            if self._hear is not None:
+                self._hear(self.state, fact)
             evolve(self.state, fact)
         return list(facts)

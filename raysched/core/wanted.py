@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from raysched.core import cutting, twins
@@ -16,21 +16,45 @@ from raysched.core.placement import asked, site_of, ways
 from raysched.core.site import NOWHERE, Demand
 from raysched.core.state import State
 from raysched.core.words import asks
-from raysched.core.work import Hold, Launch, Order, Owned, Partition, Run, Stop, Wanted
+from raysched.core.work import NOTHING, Hold, Launch, Order, Owned, Part, Partition, Run, Stop, Wanted
 
 
-def wanted(state: State, backend: str, version: int) -> Wanted:
-    """All that must exist at `backend`, and what must end there. `version` is passed on."""
+def wanted(state: State, backend: str) -> Wanted:
+    """All that must exist at `backend`, and what must end there."""
+    return Wanted(dict(parts(state, backend, state.leases)))
+
+
+def parts(state: State, backend: str, leases: Iterable[str]) -> Iterator[tuple[str, Part]]:
+    """What must exist at `backend` of those of these leases of which something must."""
     ways = twins.ways(state)
-    bound = [lease for lease in state.leases.values() if lease.state == "bound" and lease.backend == backend]
-    work = [item for lease in bound for item in _work(state, lease, ways if backend == "vm" else {})]
-    kept = [part for lease in state.leases.values() if (part := _kept(state, lease, backend, ways)).places]
-    holds = tuple(_hold(state, part) for part in kept if part.state != "releasing" and backend == HOLDER)
-    gone = [_present(state, part) for part in kept if part.state == "releasing"]
-    releases = tuple(_hold(state, part, ways) for part in gone if part.places)
-    launches = tuple(item for item in work if isinstance(item, Launch))
-    stops = tuple(item for item in work if isinstance(item, Stop))
-    return Wanted(version, launches, stops, holds, releases)
+    for id in leases:
+        lease = state.leases.get(id)
+        if lease is not None and (part := _part(state, lease, backend, ways)) != NOTHING:
+            yield id, part
+
+
+def _part(state: State, lease: Lease, backend: str, ways: dict[str, str]) -> Part:
+    if lease.state == "bound" and lease.backend == backend:
+        work = list(_work(state, lease, ways if backend == "vm" else {}))
+    else:
+        work = []
+    return Part(
+        tuple(item for item in work if isinstance(item, Launch)),
+        tuple(item for item in work if isinstance(item, Stop)),
+        *_kept_there(state, _kept(state, lease, backend, ways), backend, ways),
+    )
+
+
+def _kept_there(
+    state: State, part: Lease, backend: str, ways: dict[str, str]
+) -> tuple[Hold | None, Hold | None]:
+    """What is to be held, and what to be let go, of the part of a lease that a backend keeps."""
+    if not part.places:
+        return None, None
+    if part.state != "releasing":
+        return (_hold(state, part) if backend == HOLDER else None), None
+    gone = _present(state, part)
+    return None, (_hold(state, gone, ways) if gone.places else None)
 
 
 def _kept(state: State, lease: Lease, backend: str, ways: dict[str, str]) -> Lease:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from raysched.core.lease import Group, Place
@@ -99,17 +101,60 @@ class Hold:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What must exist at one backend. `version` grows whenever any of it changes.
+class Part:
+    """What must exist at one backend of one lease: the runs to be there and those to be ended, what is held
+    of it, and what must be gone (`release`) before its capacity is free again."""
 
-    `releases` are leases whose processes must be gone before their capacity is free again.
-    """
-
-    version: int
     launches: tuple[Launch, ...] = ()
     stops: tuple[Stop, ...] = ()
-    holds: tuple[Hold, ...] = ()
-    releases: tuple[Hold, ...] = ()
+    hold: Hold | None = None
+    release: Hold | None = None
+
+
+NOTHING = Part()
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What is wanted of one backend otherwise at `version` than it was at `since`: the new parts of leases,
+    by their ids, NOTHING where none is left. Without a `since` it is all that is wanted."""
+
+    version: int
+    since: int | None
+    parts: Mapping[str, Part]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What must exist at one backend: its part of each lease, by the lease's id."""
+
+    parts: Mapping[str, Part] = field(default_factory=dict[str, Part])
+
+    def after(self, change: Change) -> Wanted:
+        """What is wanted after this change."""
+        parts = {} if change.since is None else dict(self.parts)
+        parts.update(change.parts)
+        return Wanted({lease: part for lease, part in parts.items() if part != NOTHING})
+
+    @cached_property
+    def launches(self) -> tuple[Launch, ...]:
+        """The runs that must be there."""
+        return tuple(launch for part in self.parts.values() for launch in part.launches)
+
+    @cached_property
+    def stops(self) -> tuple[Stop, ...]:
+        """The runs that must end."""
+        return tuple(stop for part in self.parts.values() for stop in part.stops)
+
+    @cached_property
+    def holds(self) -> tuple[Hold, ...]:
+        """The leases that must be held."""
+        return tuple(part.hold for part in self.parts.values() if part.hold is not None)
+
+    @cached_property
+    def releases(self) -> tuple[Hold, ...]:
+        """The leases of which nothing may be left."""
+        return tuple(part.release for part in self.parts.values() if part.release is not None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,10 @@ from typing import Any, TypeVar
 from raysched.core.commands import Command, Tick
 from raysched.core.events import event_view
 from raysched.core.facts import Fact
+from raysched.core.following import Following
 from raysched.core.scheduler import Scheduler
 from raysched.core.state import State
+from raysched.core.work import Change
 from raysched.errors import RayschedError, StorageError
 from raysched.store.journal import Journal
 from raysched.store.reader import fold
@@ -56,6 +58,7 @@ class Book:
         self._version = version
         self._snapshot_every = snapshot_every
         self._derived: dict[Hashable, Derived] = {}
+        self._followed: dict[str, Following] = {}
         self._events: deque[Event] = deque(maxlen=EVENTS_KEPT)
         self._fold()
 
@@ -112,11 +115,24 @@ class Book:
     def _fold(self) -> None:
         state, self.seq = fold(self._journal)
         self._snapshot_seq = self.seq
-        self._scheduler = Scheduler(state)
+        self._scheduler = Scheduler(state, self._hear)
+        for following in self._followed.values():
+            following.lose_track()
         self._events.clear()  # a batch that failed may have been written all the same
         self.changes += 1
 
     # ------------------------------------------------------------ what follows from the state
+
+    def _hear(self, state: State, fact: Fact) -> None:
+        for following in self._followed.values():
+            following.hear(state, fact)
+
+    def wanted(self, backend: str, version: int) -> Change | None:
+        """What changed of what must exist at a backend since `version`; None where nothing did."""
+        following = self._followed.get(backend)
+        if following is None:
+            following = self._followed[backend] = Following(backend, self._version)
+        return None if following.version(self.state) == version else following.since(version)
 
     def derived(self, key: Hashable, derive: Callable[[State], T]) -> tuple[int, T]:
         """The version and the value of what `derive` makes of the state. It is derived once a change, however

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from hypothesis import given
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from raysched.backends.difference import STRAY_GRACE, Actions, difference
 from raysched.core.lease import Place
-from raysched.core.work import Launch, Run, Seen, Stop, Wanted
+from raysched.core.work import Launch, Part, Run, Seen, Stop, Wanted
 
 RUNS = [Run(f"job-{i}", attempt, 0) for i in range(3) for attempt in (1, 2)]
 
@@ -18,14 +19,16 @@ def launch(run: Run) -> Launch:
     return Launch(run, f"lease-{run}", Place("node-a", (), 0, 0), "name", "true", (), None)
 
 
+def all_of(launches: Sequence[Launch] = (), stops: Sequence[Stop] = ()) -> Wanted:
+    return Wanted({"lease": Part(tuple(launches), tuple(stops))})
+
+
 @st.composite
 def situations(draw: st.DrawFn) -> tuple[Wanted, list[Seen], set[Seen]]:
     """What is wanted, what is seen, and what of it was reported."""
     subsets = st.sets(st.sampled_from(RUNS))
-    wanted = Wanted(
-        1,
-        tuple(launch(run) for run in sorted(draw(subsets))),
-        tuple(Stop(run, 5.0) for run in sorted(draw(subsets))),
+    wanted = all_of(
+        [launch(run) for run in sorted(draw(subsets))], [Stop(run, 5.0) for run in sorted(draw(subsets))]
     )
     states: st.SearchStrategy[Literal["running", "exited", "lost"]]
     states = st.sampled_from(["running", "exited", "lost"])
@@ -76,7 +79,7 @@ def test_actions_that_had_their_effect_leave_nothing_to_do(
 
 
 def test_a_stop_keeps_its_grace_and_a_stray_gets_a_default_one() -> None:
-    wanted = Wanted(1, stops=(Stop(RUNS[0], 60.0),))
+    wanted = all_of(stops=[Stop(RUNS[0], 60.0)])
     seen = [Seen(RUNS[0], "running"), Seen(RUNS[1], "running")]
     assert difference(wanted, seen).stop == (Stop(RUNS[0], 60.0), Stop(RUNS[1], STRAY_GRACE))
 
@@ -84,4 +87,4 @@ def test_a_stop_keeps_its_grace_and_a_stray_gets_a_default_one() -> None:
 def test_a_run_to_be_stopped_that_nobody_saw_is_stopped_all_the_same() -> None:
     """It may be just about to start."""
     stop = Stop(RUNS[0], 1.0)
-    assert difference(Wanted(1, (launch(RUNS[0]),), (stop,)), []) == Actions(stop=(stop,))
+    assert difference(all_of([launch(RUNS[0])], [stop]), []) == Actions(stop=(stop,))

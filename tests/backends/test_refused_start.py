@@ -10,7 +10,7 @@ import pytest
 from raysched.backends.reconciler import Reconciler
 from raysched.core.commands import Command, Denied
 from raysched.core.node import NodeInfo
-from raysched.core.work import Launch, Run, Seen, Wanted
+from raysched.core.work import Change, Launch, Part, Run, Seen
 from raysched.testing.conformance import new_launch
 from raysched.testing.memory import MemoryBackend
 
@@ -24,12 +24,12 @@ class LateLedger:
         self.denied = asyncio.Event()
         self.word = asyncio.Event()
 
-    async def wanted(self, backend: str, version: int, timeout: float) -> Wanted:
+    async def wanted(self, backend: str, version: int, timeout: float) -> Change:
         if version == -1:
-            return Wanted(1, (self.launch,))
+            return Change(1, None, {self.launch.lease: Part((self.launch,))})
         await self.word.wait()
         await asyncio.sleep(0)
-        return Wanted(2, self.then)
+        return Change(2, 1, {self.launch.lease: Part(self.then)})
 
     async def tell(self, told: Sequence[Command]) -> None:
         if any(isinstance(command, Denied) for command in told):

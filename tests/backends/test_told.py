@@ -11,7 +11,7 @@ from raysched.backends import reconciler
 from raysched.backends.reconciler import Reconciler
 from raysched.core.commands import Command, Report
 from raysched.core.node import NodeInfo
-from raysched.core.work import Launch, Run, Seen, Wanted
+from raysched.core.work import Change, Launch, Part, Run, Seen
 from raysched.testing.conformance import new_launch
 from raysched.testing.memory import MemoryBackend
 
@@ -24,10 +24,10 @@ class LedgerThatWasAway:
         self.heard: list[Seen] = []
         self.away = 2
 
-    async def wanted(self, backend: str, version: int, timeout: float) -> Wanted:
+    async def wanted(self, backend: str, version: int, timeout: float) -> Change:
         if version == 1:
             await asyncio.Event().wait()
-        return Wanted(1, (self.launch,))
+        return Change(1, None, {self.launch.lease: Part((self.launch,))})
 
     async def tell(self, told: Sequence[Command]) -> None:
         if self.away:

@@ -117,7 +117,7 @@ class BeyondRay(Twins):
     @invariant()
     def a_lease_on_a_host_is_free_only_once_somebody_looked_what_is_left(self):
         for backend in ("vm", "ray"):
-            told = wanted(self.core.state, backend, 0).releases
+            told = wanted(self.core.state, backend).releases
             looked = {(hold.lease, place.node) for hold in told for place in hold.places}
             hosts = self.model.hosts
             assert looked == {at for at in self.model.releases() if (at[1] in hosts) == (backend == "vm")}

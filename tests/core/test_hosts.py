@@ -42,15 +42,15 @@ def with_host(*names: str) -> World:
 def test_a_lease_on_a_host_is_bound_at_once_and_free_once_nothing_is_left() -> None:
     world = with_host("a")
     world.submit("j", ONE)
-    (launch,) = wanted(world.state, "vm", 0).launches
+    (launch,) = wanted(world.state, "vm").launches
     assert launch.place.node == "a"
     world.do(Cancel("j", "ana"))
-    (stop,) = wanted(world.state, "vm", 0).stops
+    (stop,) = wanted(world.state, "vm").stops
     assert stop.node == "a"
     world.exit("j", 143)
-    (release,) = wanted(world.state, "vm", 0).releases
+    (release,) = wanted(world.state, "vm").releases
     assert [place.node for place in release.places] == ["a"]
-    assert wanted(world.state, "ray", 0).releases == ()
+    assert wanted(world.state, "ray").releases == ()
     world.submit("k", ONE)
     assert world.job("k").state == "waiting"
     world.do(Gone("j.1", ("a",)))
@@ -61,10 +61,10 @@ def test_a_lease_over_a_node_of_ray_and_a_host_is_kept_by_both() -> None:
     world = with_host("a")
     world.do(NodeSeen(node("r", 1)))
     world.submit("j", Request(gpus=2, share=WHOLE))
-    (hold,) = wanted(world.state, "ray", 0).holds
+    (hold,) = wanted(world.state, "ray").holds
     assert [place.node for place in hold.places] == ["r"]
     world.do(Cancel("j", "ana"))
-    parts = {name: wanted(world.state, name, 0).releases for name in ("ray", "vm")}
+    parts = {name: wanted(world.state, name).releases for name in ("ray", "vm")}
     assert {name: [p.node for hold in holds for p in hold.places] for name, holds in parts.items()} == {
         "ray": ["r"],
         "vm": ["a"],

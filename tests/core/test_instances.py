@@ -230,7 +230,7 @@ def test_a_lease_is_held_until_its_instance_exists_and_then_bound_to_it():
     assert partitions(world.state, "a") == (), "nothing is cut before Ray holds the GPU"
     world.hold("j")
     assert world.lease("j").state == "held"
-    assert wanted(world.state, "vm", 0).launches == ()
+    assert wanted(world.state, "vm").launches == ()
     explained = views.explain_view(world.state, world.job("j"), world.now)
     assert explained["why"] == "has its lease on a, where a GPU is being cut for it"
     [change] = partitions(world.state, "a")
@@ -239,7 +239,7 @@ def test_a_lease_is_held_until_its_instance_exists_and_then_bound_to_it():
     lease = world.lease("j")
     assert lease.state == "bound"
     assert partitions(world.state, "a") == ()
-    [launch] = wanted(world.state, "vm", 0).launches
+    [launch] = wanted(world.state, "vm").launches
     env = dict(launch.env)
     assert env["CUDA_VISIBLE_DEVICES"] == "MIG-1" == lease.places[0].slices[0].instance
     assert (env["RAYSCHED_SHARING"], env["RAYSCHED_GPU_MEMORY_MIB"]) == ("mig", "19968")
@@ -487,7 +487,7 @@ def test_hard_isolation_is_granted_as_a_mig_instance_once_there_is_one():
     lease = world.lease("fenced")
     assert (lease.sharing, lease.isolation, lease.mechanism) == ("mig", "hard", "mig")
     world.run("fenced")
-    env = dict(wanted(world.state, "vm", 0).launches[0].env)
+    env = dict(wanted(world.state, "vm").launches[0].env)
     assert env["CUDA_VISIBLE_DEVICES"].startswith("MIG-")
     assert env["RAYSCHED_SHARING"] == "mig"
     assert int(env["RAYSCHED_GPU_MEMORY_MIB"]) >= 3815

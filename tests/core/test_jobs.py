@@ -34,17 +34,17 @@ def world() -> World:
 
 
 def launches(world: World, backend: str = "vm") -> list[Run]:
-    return [launch.run for launch in wanted(world.state, backend, 0).launches]
+    return [launch.run for launch in wanted(world.state, backend).launches]
 
 
 def stops(world: World, backend: str = "vm") -> list[Run]:
-    return [stop.run for stop in wanted(world.state, backend, 0).stops]
+    return [stop.run for stop in wanted(world.state, backend).stops]
 
 
 def test_a_job_is_launched_only_once_its_lease_is_held(world):
     world.submit("j", whole())
     assert not launches(world)
-    assert [hold.lease for hold in wanted(world.state, "ray", 0).holds] == ["j.1"]
+    assert [hold.lease for hold in wanted(world.state, "ray").holds] == ["j.1"]
     world.hold("j")
     assert launches(world) == [Run("j", 1, 0)]
     assert not launches(world, "ray")
@@ -65,7 +65,7 @@ def test_a_job_succeeds_and_its_lease_is_released_when_ray_says_so(world):
     assert world.job("j").state == "running"
     world.exit("j")
     assert world.job("j").state == "succeeded"
-    assert [hold.lease for hold in wanted(world.state, "ray", 0).releases] == ["j.1"]
+    assert [hold.lease for hold in wanted(world.state, "ray").releases] == ["j.1"]
     world.do(Gone("j.1"))
     assert not world.state.leases
 
@@ -167,7 +167,7 @@ def test_cancel_of_a_running_job_stops_it_first(world):
     world.do(Cancel("j", "ana"))
     assert world.job("j").state == "stopping"
     assert stops(world) == [Run("j", 1, 0)]
-    assert wanted(world.state, "vm", 0).stops[0].grace == 2
+    assert wanted(world.state, "vm").stops[0].grace == 2
     world.exit("j", 143)
     assert (world.job("j").state, world.job("j").code) == ("cancelled", 143)
 
@@ -245,7 +245,7 @@ def test_a_lost_node_ends_the_gang_on_all_others():
         "attempt 1 failed: node b is gone",
     )
     assert not launches(world)
-    [release] = wanted(world.state, "ray", 0).releases
+    [release] = wanted(world.state, "ray").releases
     assert [place.node for place in release.places] == ["a"]
 
 
@@ -283,16 +283,16 @@ def test_what_ran_on_a_lost_node_holds_its_share_until_somebody_has_looked(world
     world.now += decide.NODE_PATIENCE
     world.do(Tick())
     assert world.job("gang").state == "failed"
-    [release] = wanted(world.state, "ray", 0).releases
+    [release] = wanted(world.state, "ray").releases
     assert [place.node for place in release.places] == ["b"]
     world.do(Gone("gang.1", ("b",)))
     assert [place.node for place in world.state.leases["gang.1"].places] == ["a"]
-    assert not wanted(world.state, "ray", 0).releases
+    assert not wanted(world.state, "ray").releases
 
     world.submit("next", whole(2, nodes=2))
     world.do(NodeSeen(node("a", 1, ray_id="ray-new")))
     assert world.job("next").state == "waiting"
-    [release] = wanted(world.state, "ray", 0).releases
+    [release] = wanted(world.state, "ray").releases
     assert [place.node for place in release.places] == ["a"]
     world.do(Gone("gang.1", ("a",)))
     assert "gang.1" not in world.state.leases
@@ -385,7 +385,7 @@ def test_an_array_tells_its_elements_apart(world):
     world.submit("hpo", share(0.25), array=5)
     assert list(world.states()) == [f"hpo[{index}]" for index in range(5)]
     world.hold("hpo.3")
-    [launch] = wanted(world.state, "vm", 0).launches
+    [launch] = wanted(world.state, "vm").launches
     assert dict(launch.env)["RAYSCHED_ARRAY_INDEX"] == "3"
 
 

@@ -13,7 +13,7 @@ PROCESS = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"}
 
 
 def environments(world: World) -> list[dict[str, str]]:
-    return [dict(launch.env) for launch in wanted(world.state, "vm", 0).launches]
+    return [dict(launch.env) for launch in wanted(world.state, "vm").launches]
 
 
 def gang(*addresses: str, gpus: int = 1, **fields) -> World:

@@ -294,7 +294,7 @@ class Ledger(RuleBasedStateMachine):
     @invariant()
     def nothing_is_launched_without_a_bound_lease(self):
         for backend in ("vm", "ray"):
-            for launch in wanted(self.core.state, backend, 0).launches:
+            for launch in wanted(self.core.state, backend).launches:
                 assert self.core.state.leases[launch.lease].state == "bound"
                 assert self.core.state.jobs[launch.run.job].lease == launch.lease
 
@@ -352,10 +352,8 @@ class Ledger(RuleBasedStateMachine):
                 for change in partitions(state, name):
                     self.cut(change)
                 self.do(NodeSeen(self.described(name)))
-            self.do(
-                *(_exit(launch.run) for name in ("vm", "ray") for launch in wanted(state, name, 0).launches)
-            )
-            self.do(*(_exit(stop.run) for name in ("vm", "ray") for stop in wanted(state, name, 0).stops))
+            self.do(*(_exit(launch.run) for name in ("vm", "ray") for launch in wanted(state, name).launches))
+            self.do(*(_exit(stop.run) for name in ("vm", "ray") for stop in wanted(state, name).stops))
             self.do(*(Gone(lease) for lease in list(state.leases)))
             validate(state)
         assert not self.core.state.leases

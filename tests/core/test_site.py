@@ -185,7 +185,7 @@ def test_a_job_is_handed_over_at_once_and_holds_nothing_until_it_is_placed() -> 
     world = World(*SITE)
     jobs = [world.submit(f"job{number}", GPU) for number in range(9)]
     assert {job.state for job in jobs} == {"starting"}
-    assert len(wanted(world.state, "slurm", 0).launches) == 9
+    assert len(wanted(world.state, "slurm").launches) == 9
     assert not any(gpu.tenants for each in world.state.nodes.values() for gpu in each.gpus.values())
 
 
@@ -279,13 +279,13 @@ def test_a_job_of_several_nodes_is_one_run_at_a_site() -> None:
     """Slurm starts it on each node; each is told which one it is."""
     world = World(*SITE)
     world.submit("job", Request(gpus=2, nodes=2, backends=("slurm",)))
-    (launch,) = wanted(world.state, "slurm", 0).launches
+    (launch,) = wanted(world.state, "slurm").launches
     assert launch.order is not None
     assert [dict(rank)["RAYSCHED_NODE_RANK"] for rank in launch.order.ranks] == ["0", "1"]
     assert dict(launch.order.ranks[1])["MASTER_ADDR"] == "@0@"
     world.do(Report(Seen(Run("job", 1, 0), "running")))
     world.do(Placed("job.1", (*at("n1", 0), *at("n2", 0))))
-    assert len(wanted(world.state, "slurm", 0).launches) == 1
+    assert len(wanted(world.state, "slurm").launches) == 1
     world.do(Report(Seen(Run("job", 1, 0), "exited", code=3)))
     assert (world.job("job").state, world.job("job").code) == ("failed", 3)
 
@@ -296,7 +296,7 @@ def test_a_cancelled_job_is_ended_at_the_site() -> None:
     world.submit("job", GPU)
     world.do(Report(Seen(Run("job", 1, 0), "queued", reason="")))
     world.do(Cancel("job", "ana"))
-    assert [stop.run for stop in wanted(world.state, "slurm", 0).stops] == [Run("job", 1, 0)]
+    assert [stop.run for stop in wanted(world.state, "slurm").stops] == [Run("job", 1, 0)]
 
 
 def test_what_a_site_can_never_give_is_refused_at_submit() -> None:
@@ -327,6 +327,6 @@ def test_a_hard_part_is_no_mig_instance_of_unknown_size() -> None:
     world = World(node("n1", "1g.10gb", memory=9536))
     by_memory = Request(memory=9000, sharing="fraction", isolation="hard", or_mig=True, backends=("slurm",))
     world.submit("fits", by_memory)
-    (launch,) = wanted(world.state, "slurm", 0).launches
+    (launch,) = wanted(world.state, "slurm").launches
     assert launch.order is not None
     assert launch.order.demand.type == "1g.10gb"

@@ -168,7 +168,7 @@ def test_a_part_that_must_be_held_goes_to_mps_where_no_instance_is_left():
     assert mechanisms == ["mig", "mps", "mps"]
     world.hold("j.1")
     assert any(change.mps for change in world.cut())
-    (launch,) = wanted(world.state, "vm", 0).launches
+    (launch,) = wanted(world.state, "vm").launches
     env = dict(launch.env)
     assert (launch.run.job, env["RAYSCHED_SHARING"]) == ("j.1", "mps")
     assert "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT" in env
@@ -181,11 +181,11 @@ def test_what_raysched_does_not_start_itself_is_never_held_by_a_limit_of_the_ker
         world.submit("j", share(0.5, isolation="hard"))
     world.submit("j", share(0.5, isolation="hard", limitable=True))
     world.run("j")
-    (launch,) = wanted(world.state, "vm", 0).launches
+    (launch,) = wanted(world.state, "vm").launches
     assert launch.limited
     world.submit("soft", share(0.5, limitable=True))
     world.run("soft")
-    assert [launch.limited for launch in wanted(world.state, "vm", 0).launches] == [True, False]
+    assert [launch.limited for launch in wanted(world.state, "vm").launches] == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_a_tenant_under_mps_starts_only_once_the_daemon_runs():
     (change,) = world.cut()
     assert (change.mps, change.mig) == (True, False)
     assert world.lease("a").state == "bound"
-    (launch,) = wanted(world.state, "vm", 0).launches
+    (launch,) = wanted(world.state, "vm").launches
     env, (slice,) = dict(launch.env), world.lease("a").places[0].slices
     assert env["CUDA_MPS_PIPE_DIRECTORY"] == f"/tmp/{slice.gpu}"
     assert env["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] == "25"

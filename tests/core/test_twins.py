@@ -74,15 +74,15 @@ def test_one_node_that_both_ways_lead_to(name: str) -> None:
 def test_ray_holds_what_the_vm_backend_starts_there_by_the_host() -> None:
     world = both()
     world.submit("j", VM)
-    assert wanted(world.state, "vm", 0).launches == ()
-    (hold,) = wanted(world.state, "ray", 0).holds
+    assert wanted(world.state, "vm").launches == ()
+    (hold,) = wanted(world.state, "ray").holds
     assert hold.places[0].node == "r"
     world.hold("j")
-    (launch,) = wanted(world.state, "vm", 0).launches
+    (launch,) = wanted(world.state, "vm").launches
     assert (launch.place.node, launch.host) == ("r", "a")
-    assert wanted(world.state, "ray", 0).launches == ()
+    assert wanted(world.state, "ray").launches == ()
     world.do(Cancel("j", "ana"))
-    (stop,) = wanted(world.state, "vm", 0).stops
+    (stop,) = wanted(world.state, "vm").stops
     assert stop.node == "a"
 
 
@@ -91,12 +91,12 @@ def test_capacity_is_free_once_the_host_and_then_ray_have_let_go() -> None:
     world.submit("j", VM)
     world.hold("j")
     world.exit("j")
-    (release,) = wanted(world.state, "vm", 0).releases
+    (release,) = wanted(world.state, "vm").releases
     assert release.hosts == ("a",)
-    assert wanted(world.state, "ray", 0).releases == ()
+    assert wanted(world.state, "ray").releases == ()
     world.do(Gone("j.1", ("r",), "vm"))
-    assert wanted(world.state, "vm", 0).releases == ()
-    (release,) = wanted(world.state, "ray", 0).releases
+    assert wanted(world.state, "vm").releases == ()
+    (release,) = wanted(world.state, "ray").releases
     assert [place.node for place in release.places] == ["r"]
     assert world.state.nodes["r"].gpus["GPU-r-0"].tenants
     world.do(Gone("j.1", ("r",), "vm"))  # heard twice
@@ -110,8 +110,8 @@ def test_what_ray_starts_there_needs_no_host() -> None:
     world.submit("j", RAY)
     world.hold("j")
     world.exit("j")
-    assert wanted(world.state, "vm", 0).releases == ()
-    assert len(wanted(world.state, "ray", 0).releases) == 1
+    assert wanted(world.state, "vm").releases == ()
+    assert len(wanted(world.state, "ray").releases) == 1
 
 
 def test_a_host_out_of_reach_takes_its_way_and_leaves_the_node() -> None:
@@ -135,13 +135,13 @@ def test_a_host_out_of_reach_takes_its_way_and_leaves_the_node() -> None:
     world.do(Tick())
     assert (world.job("j").state, world.job("j").reason) == ("failed", "a is out: again")
     # What ran there may run on: nobody lets go of it until the host has answered, or for a day.
-    assert [wanted(world.state, name, 0).releases for name in ("vm", "ray")] == [(), ()]
+    assert [wanted(world.state, name).releases for name in ("vm", "ray")] == [(), ()]
     world.do(HostSeen(over_ssh()))
-    assert len(wanted(world.state, "vm", 0).releases) == 1
+    assert len(wanted(world.state, "vm").releases) == 1
     world.do(HostOut("a", "for ever"))
     world.now += decide.LOST
     world.do(Tick())
-    assert len(wanted(world.state, "ray", 0).releases) == 1
+    assert len(wanted(world.state, "ray").releases) == 1
 
 
 def test_a_host_that_ray_comes_to_is_its_node_once_it_is_free() -> None:
@@ -174,10 +174,10 @@ def test_a_host_whose_node_of_ray_has_its_name_keeps_its_jobs() -> None:
     world.report("j", "running")
     world.do(NodeSeen(NODE))
     assert backends(world) == ("ray", "vm")
-    (hold,) = wanted(world.state, "ray", 0).holds
+    (hold,) = wanted(world.state, "ray").holds
     world.do(Held(hold.lease, ()))
     assert world.job("j").state == "running"
-    (launch,) = wanted(world.state, "vm", 0).launches
+    (launch,) = wanted(world.state, "vm").launches
     assert launch.host == "r"
 
 
@@ -189,7 +189,7 @@ def test_a_node_that_left_ray_is_a_host_again_once_nobody_holds_anything(name: s
     world.report("j", "running")
     world.do(NodeGone("r"))
     world.do(HostSeen(over_ssh(name)))
-    (launch,) = wanted(world.state, "vm", 0).launches
+    (launch,) = wanted(world.state, "vm").launches
     assert launch.host == name
     world.exit("j")
     world.do(Gone("j.1"))

@@ -87,7 +87,7 @@ def test_by_policy_a_job_over_its_memory_is_ended_after_its_grace(world: World) 
     assert see(world, ("j.1", 30_000), policy=END) == []
     world.now += 1
     assert kinds(see(world, ("j.1", 31_000), policy=END)) == ["Stopping"]
-    assert wanted(world.state, "vm", 0).stops
+    assert wanted(world.state, "vm").stops
     assert see(world, ("j.1", 31_000), policy=END) == [], "it is ended once"
     world.exit("j", 143)
     job = world.job("j")

@@ -33,18 +33,20 @@ from raysched.core.commands import (
     Submit,
     Tick,
 )
+from raysched.core.following import Following
 from raysched.core.host import Host
 from raysched.core.mig import DAEMON, Instance, Layout
 from raysched.core.request import WHOLE
 from raysched.core.scheduler import Scheduler
 from raysched.core.validate import validate
 from raysched.core.wanted import partitions, wanted
-from raysched.core.work import Run, Seen
+from raysched.core.work import Run, Seen, Wanted
 from raysched.errors import RayschedError
 from tests.core.fleet import CARDS, EVERYWHERE, GPUS, HOSTS, NODES
 from tests.core.model import LOST, PATIENCE, REFUSAL, REST, Forbidden, Model
 from tests.core.model_room import cells
 
+BACKENDS = ("vm", "ray", "slurm")
 KEPT = 2
 """How many ended jobs the ledger of these tests remembers: few, so that some are forgotten."""
 
@@ -56,7 +58,10 @@ class Twins(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.core = Scheduler()
+        self.core = Scheduler(hear=self.hear)
+        self.followed = {backend: Following(backend, 0) for backend in BACKENDS}
+        # What each backend knows, which asks now and then, and the version of that.
+        self.told = dict.fromkeys(BACKENDS, (-1, Wanted()))
         self.model = Model(KEPT)
         self.now = 1_000_000
         self.count = 0
@@ -65,6 +70,10 @@ class Twins(RuleBasedStateMachine):
         self.layouts = {uuid: gpu.layout for uuid, gpu in CARDS.items()}
         self.faults: dict[str, str] = {}
         self.made = 0
+
+    def hear(self, state, fact):
+        for each in self.followed.values():
+            each.hear(state, fact)
 
     # ------------------------------------------------------------ one step
 
@@ -407,10 +416,26 @@ class Twins(RuleBasedStateMachine):
 
     @invariant()
     def what_must_run_is_what_the_model_says(self):
-        all_wanted = [wanted(self.core.state, backend, 0) for backend in ("vm", "ray", "slurm")]
+        all_wanted = [wanted(self.core.state, backend) for backend in BACKENDS]
         launches, stops = self.model.runs()
         assert {launch.run for each in all_wanted for launch in each.launches} == launches
         assert {stop.run for each in all_wanted for stop in each.stops} == stops
+
+    @invariant()
+    def what_is_kept_for_a_backend_is_what_must_be_there(self):
+        for backend, following in self.followed.items():
+            following.version(self.core.state)
+            assert following.since(-1).parts == wanted(self.core.state, backend).parts
+
+    @rule(backend=st.sampled_from(BACKENDS))
+    def a_backend_that_applies_what_changed_has_all_that_must_be_there(self, backend):
+        version, known = self.told[backend]
+        following = self.followed[backend]
+        following.version(self.core.state)
+        change = following.since(version)
+        assert (change.since is None) == (version == -1)
+        self.told[backend] = change.version, known.after(change)
+        assert self.told[backend][1].parts == wanted(self.core.state, backend).parts
 
     @invariant()
     def the_core_finds_nothing_wrong_with_itself(self):

@@ -36,7 +36,7 @@ from raysched.core.node import NodeInfo
 from raysched.core.request import Request
 from raysched.core.state import State
 from raysched.core.validate import validate
-from raysched.core.work import Run, Wanted
+from raysched.core.work import Change, Run
 from raysched.errors import Refused, StorageError
 from raysched.store.book import Book
 from raysched.store.upkeep import Keeper
@@ -97,7 +97,7 @@ class Line:
         self.desk = desk
         self.chance = chance
 
-    async def wanted(self, backend: str, version: int, timeout: float) -> Wanted:
+    async def wanted(self, backend: str, version: int, timeout: float) -> Change:
         return await self._call(lambda: self.desk.wanted(backend, version, timeout))
 
     async def tell(self, told: Sequence[Command]) -> None:

@@ -51,7 +51,7 @@ class Machine:
         job = commands.JobRequest(id, id, "command", asked, spec={"entrypoint": command})
         self.ledger.handle(commands.Submit(id, "me", (job,)), 0)
         self.ledger.schedule(0)
-        launches = wanted(self.ledger.state, "vm", 0).launches
+        launches = wanted(self.ledger.state, "vm").launches
         return next(launch for launch in launches if launch.run.job == id)
 
 

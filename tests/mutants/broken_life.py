@@ -105,8 +105,8 @@ LIFE = (
     Mutant(
         "work launched before its lease is bound",
         "core/wanted.py",
-        'if lease.state == "bound" and lease.backend == backend]',
-        'if lease.state != "releasing" and lease.backend == backend]',
+        'if lease.state == "bound" and lease.backend == backend:',
+        'if lease.state != "releasing" and lease.backend == backend:',
         JOBS,
     ),
     Mutant(

@@ -24,7 +24,8 @@ from raysched.core.commands import (
 from raysched.core.facts import Fact
 from raysched.core.node import NodeInfo
 from raysched.core.validate import validate
-from raysched.core.work import Owned, Partition, Run, Wanted
+from raysched.core.wanted import wanted
+from raysched.core.work import Change, Owned, Partition, Run
 from raysched.errors import StorageError
 from raysched.gpu.driver import PartitionRefused
 from raysched.store.book import Book
@@ -284,8 +285,16 @@ class Line:
         assert self.ledger.desk is not None
         return self.ledger.desk
 
-    async def wanted(self, backend: str, version: int, timeout: float) -> Wanted:
-        return await self.call("wanted", lambda: self.desk.wanted(backend, version, timeout))
+    async def wanted(self, backend: str, version: int, timeout: float) -> Change:
+        async def asked() -> Change:
+            desk = self.desk
+            change = await desk.wanted(backend, version, timeout)
+            all_of_it = desk.book.wanted(backend, -1)
+            assert all_of_it is not None
+            assert all_of_it.parts == wanted(desk.state, backend).parts
+            return change
+
+        return await self.call("wanted", asked)
 
     async def tell(self, told: Sequence[Command]) -> None:
         names = " ".join(type(command).__name__ for command in told)

@@ -32,7 +32,7 @@ def left_over(desk: Desk | None, people: People, ray: MadeUpRay) -> list[str]:
     left += [f"node {node.info.name} is lost" for node in state.nodes.values() if node.lost is not None]
     left += [f"node {node.info.name} is drained" for node in state.nodes.values() if node.draining]
     for backend in ("vm", "ray"):
-        want = wanted(state, backend, 0)
+        want = wanted(state, backend)
         left += [f"{backend} is to have {len(want.launches)} launches"] if want.launches else []
     return left
 
