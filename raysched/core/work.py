@@ -134,7 +134,10 @@ class Wanted:
         """What is wanted after this change."""
         parts = {} if change.since is None else dict(self.parts)
         parts.update(change.parts)
-        return Wanted({lease: part for lease, part in parts.items() if part != NOTHING})
+        for lease, part in change.parts.items():
+            if part == NOTHING:
+                del parts[lease]
+        return Wanted(parts)
 
     @cached_property
     def launches(self) -> tuple[Launch, ...]:
