@@ -106,7 +106,7 @@ def _open_slurm(settings: Settings, ledger: RemoteLedger) -> Backend:
         settings.packages,
         defaults=Defaults(site.account, site.partition, site.qos, site.python),
         gpu_memory=site.gpu_memory,
-        nodes=ledger.nodes,
+        names=ledger.names,
         ray={**entrance(), "simulate": site.simulate},
     )
 
@@ -145,5 +145,5 @@ def _open_kube(settings: Settings, ledger: RemoteLedger) -> Backend:
         kai=site.kai,
         kueue=site.kueue,
         patience=site.patience,
-        nodes=ledger.nodes,
+        names=ledger.names,
     )

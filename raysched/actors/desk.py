@@ -180,6 +180,12 @@ class Desk:
         """The nodes that are there, as their agents described them."""
         return {name: node.info for name, node in self.state.nodes.items() if node.lost is None}
 
+    async def names(self) -> dict[str, tuple[str, ...]]:
+        """The names that nodes and hosts have, also those that are lost or were not reached yet, and by which
+        backends each is."""
+        hosts = dict.fromkeys(self.state.hosts, ("vm",))
+        return hosts | {name: node.info.backends for name, node in self.state.nodes.items()}
+
     async def known(self, backend: str) -> frozenset[Run]:
         """The runs that are remembered; a backend may delete the files of others."""
         return known_runs(self.state, backend)

@@ -314,6 +314,10 @@ class Ledger:
         """The nodes that are there, as their agents described them."""
         return await self.desk.nodes()
 
+    async def names(self) -> dict[str, tuple[str, ...]]:
+        """The names that nodes and hosts have, and by which backends each is."""
+        return await self.desk.names()
+
     async def hosts(self, version: int, timeout: float) -> tuple[int, tuple[Host, ...]]:
         """The inventory and its version: as soon as it is not `version`, or at the end of the time."""
         return await self.desk.hosts(version, timeout)

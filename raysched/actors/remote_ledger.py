@@ -46,6 +46,10 @@ class RemoteLedger:
         """See `Ledger.nodes`."""
         return await self._ask("nodes")
 
+    async def names(self) -> dict[str, tuple[str, ...]]:
+        """See `Ledger.names`."""
+        return await self._ask("names")
+
     async def hosts(self, version: int, timeout: float) -> tuple[int, tuple[Host, ...]]:
         """See `Ledger.hosts`."""
         return await self._ask("hosts", version, timeout)

@@ -7,13 +7,16 @@ deleted are silent. The run's id (`work.Run`) is the identity everywhere; an eng
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from raysched.core.commands import Command
 from raysched.core.lease import Group
 from raysched.core.work import Hold, Launch, Run, Seen
+
+Names = Callable[[], Awaitable[Mapping[str, Sequence[str]]]]
+"""Tells the names that the ledger's nodes and hosts have, and by which backends each is."""
 
 
 class EngineRefused(Exception):

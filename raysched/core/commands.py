@@ -91,9 +91,11 @@ class NodeSeen:
 
 @dataclass(frozen=True, slots=True)
 class NodeGone:
-    """A node no longer answers."""
+    """A node no longer answers. `site` is the backend of the site that says so, which speaks of its own nodes
+    only; empty: the ledger itself says it."""
 
     node: str
+    site: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from raysched.core import commands, cutting, facts, hosts, layouts, lent, twins, warnings, watchdog
+from raysched.core import commands, cutting, facts, hosts, layouts, lent, namesakes, twins, warnings, watchdog
 from raysched.core.commands import Command
 from raysched.core.facts import Fact
 from raysched.core.impossible import impossible
@@ -329,6 +329,9 @@ def _node_seen(state: State, command: commands.NodeSeen, now: int) -> Iterator[F
     info, known = command.node, state.nodes.get(command.node.name)
     if known is not None and known.lost is None and known.info == info:
         return
+    if known is not None and namesakes.are(known.info, info):
+        yield from namesakes.apart(state, known, info, now)
+        return
     same = twins.hosts_of(state, info)
     if twins.stands_in_the_way(state, info, same):
         yield from hosts.make_way(state, info, now)
@@ -398,8 +401,9 @@ def _tenant_sees(state: State, lease: Lease, job: Job, info: NodeInfo, now: int)
 
 def _node_gone(state: State, command: commands.NodeGone, now: int) -> Iterator[Fact]:
     node = state.nodes.get(command.node)
-    if node is not None and node.lost is None:
-        yield facts.NodeLost(now, command.node)
+    if node is None or node.lost is not None or (command.site and not namesakes.of_site(node, command.site)):
+        return
+    yield facts.NodeLost(now, command.node)
 
 
 def _usage(state: State, command: commands.Usage, now: int) -> Iterator[Fact]:

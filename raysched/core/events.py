@@ -23,6 +23,7 @@ _OF_NO_JOB = (
     | facts.HostObserved
     | facts.HostIs
     | facts.NodeRemoved
+    | facts.NodeRenamed
     | facts.HostLeaving
     | facts.HostRemoved
     | facts.Done

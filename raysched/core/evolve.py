@@ -117,6 +117,23 @@ def _node_removed(state: State, fact: facts.NodeRemoved) -> None:
     _remove_node(state, fact.node)
 
 
+def _node_renamed(state: State, fact: facts.NodeRenamed) -> None:
+    node = state.nodes[fact.name] = state.nodes.pop(fact.node)
+    node.info = replace(node.info, name=fact.name)
+    for uuid, gpu in node.gpus.items():
+        gpu.node = state.homes[uuid] = fact.name
+    for lease in state.leases.values():
+        if any(place.node == fact.node for place in lease.places):
+            lease.places = tuple(
+                replace(place, node=fact.name) if place.node == fact.node else place for place in lease.places
+            )
+            job = state.jobs.get(lease.job)
+            if job is not None and job.lease == lease.id:
+                job.places = lease.places
+    node.changed(described=True)
+    state.sites.clear()
+
+
 def _remove_node(state: State, name: str) -> None:
     state.nodes.pop(name, None)
     for uuid in [uuid for uuid, home in state.homes.items() if home == name]:
@@ -502,6 +519,7 @@ _FOLD: dict[type, Callable[[State, Any], None]] = {
     facts.HostObserved: _host_observed,
     facts.HostIs: _host_is,
     facts.NodeRemoved: _node_removed,
+    facts.NodeRenamed: _node_renamed,
     facts.HostLeaving: _host_leaving,
     facts.HostRemoved: _host_removed,
     facts.Submitted: _submitted,

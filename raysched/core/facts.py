@@ -163,6 +163,15 @@ class NodeRemoved:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeRenamed:
+    """A node is called `name` from now on: another machine has the name that it had."""
+
+    at: int
+    node: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class HostLeaving:
     """A host is taken out of the inventory once nobody holds anything there."""
 
@@ -397,6 +406,7 @@ Fact = (
     | HostObserved
     | HostIs
     | NodeRemoved
+    | NodeRenamed
     | HostLeaving
     | HostRemoved
     | Submitted

@@ -52,7 +52,10 @@ def site_node(name: str, *types: tuple[str, int, int]) -> NodeInfo:
 A100, CUT, UNKNOWN = ("a100", 81_920, 4), ("a100_3g.39gb", 37_252, 0), ("v100", 0, 2)
 SITE = {"s1": site_node("s1", A100, A100), "s2": site_node("s2", A100, CUT, UNKNOWN)}
 EVERYWHERE = NODES | HOSTS | SITE
-CARDS = {gpu.uuid: gpu for info in EVERYWHERE.values() for gpu in info.gpus}
+# Nodes of Ray that are called like those of the site; one has a GPU that the site's has as well.
+NAMESAKES = {"s1": node("s1", 1), "s2": node("s2", 1, ray_id="ray-s2")}
+NAMESAKES["s2"] = replace(NAMESAKES["s2"], gpus=(*NAMESAKES["s2"].gpus, SITE["s2"].gpus[0]))
+CARDS = {gpu.uuid: gpu for info in [*NAMESAKES.values(), *EVERYWHERE.values()] for gpu in info.gpus}
 GPUS = sorted(CARDS)
 
 small = st.builds(

@@ -7,12 +7,12 @@ from dataclasses import replace
 from hypothesis import strategies as st
 from hypothesis.stateful import invariant, precondition, rule
 
-from raysched.core.commands import AddHost, HostOut, Inventory, NodeSeen, Placed, RemoveHost
+from raysched.core.commands import AddHost, HostOut, Inventory, NodeGone, NodeSeen, Placed, RemoveHost
 from raysched.core.host import Host
 from raysched.core.lease import Place, Slice
 from raysched.core.request import WHOLE
 from raysched.core.wanted import wanted
-from tests.core.fleet import CARDS, HOSTS, SITE, of_a_host, of_a_site
+from tests.core.fleet import CARDS, HOSTS, NAMESAKES, SITE, of_a_host, of_a_site
 from tests.core.twins import Twins
 
 hosts = st.sampled_from(sorted(HOSTS))
@@ -53,7 +53,8 @@ class BeyondRay(Twins):
 
     @rule(site=st.booleans())
     def another_node_has_the_name_of_a_host(self, site):
-        other = replace(HOSTS["u"], ray_id=None if site else "ray-u", site=site, backends=("ray", "vm"))
+        backends = ("slurm",) if site else ("ray", "vm")
+        other = replace(HOSTS["u"], ray_id=None if site else "ray-u", site=site, backends=backends)
         self.do(NodeSeen(replace(other, gpus=other.gpus[:1])))
 
     # ------------------------------------------------------------ a site
@@ -62,6 +63,18 @@ class BeyondRay(Twins):
     def the_site_runs_a_job(self, data, request, **fields):
         self.submit_one(request, **fields)
         self.put(data)
+
+    @rule(name=st.sampled_from(sorted(NAMESAKES)))
+    def ray_has_a_node_of_a_name_that_the_site_has(self, name):
+        self.do(NodeSeen(NAMESAKES[name]))
+
+    @rule(name=st.sampled_from(sorted(NAMESAKES)), gone=st.booleans())
+    def a_site_speaks_of_a_node_by_the_name_that_it_had(self, name, gone):
+        self.do(NodeGone(name, "slurm") if gone else NodeSeen(SITE[name]))
+
+    @rule(name=st.sampled_from(sorted(NAMESAKES)))
+    def a_node_that_the_site_has_too_is_lost(self, name):
+        self.do(NodeGone(name))
 
     @precondition(lambda self: self.at_the_site())
     @rule(data=st.data())
@@ -78,7 +91,12 @@ class BeyondRay(Twins):
         slices = [Slice(gpu, share, CARDS[gpu].memory * share // WHOLE) for gpu in sorted(gpus)]
         nodes = sorted({slice.gpu.split("-")[1] for slice in slices})
         places = [
-            Place(node, tuple(slice for slice in slices if slice.gpu.split("-")[1] == node), WHOLE, 1_000)
+            Place(
+                self.called(node),
+                tuple(slice for slice in slices if slice.gpu.split("-")[1] == node),
+                WHOLE,
+                1_000,
+            )
             for node in nodes
         ]
         self.do(Placed(lease, tuple(places)))

@@ -44,11 +44,28 @@ class Nodes(Room):
     # ------------------------------------------------------------ nodes
 
     def _NodeSeen(self, command: commands.NodeSeen) -> None:
-        name = command.node.name
-        if name not in self.hosts:
+        name, known = command.node.name, self.machines.get(command.node.name)
+        if known is not None and known.info.site != command.node.site:
+            if known.info.site:
+                self._give_way(name, command.node)
+        elif name not in self.hosts:
             self._describe(command.node)
         elif not command.node.site and not self.hosts[name].leaving:
             self._leave(name)  # Ray has a node of that name
+
+    def _give_way(self, name: str, info: NodeInfo) -> None:
+        """Ray has a node of a name that a site's has: that is called otherwise, and keeps its GPUs."""
+        other = f"{name}@slurm"
+        if other in self.machines and self.held(other):
+            return
+        machine = self.machines[other] = self.machines.pop(name)
+        machine.info = replace(machine.info, name=other)
+        for grant in self.leases.values():
+            grant.places = tuple(
+                replace(place, node=other) if place.node == name else place for place in grant.places
+            )
+        gpus = tuple(gpu for gpu in info.gpus if gpu.uuid not in machine.cards)
+        self._describe(replace(info, gpus=gpus))
 
     def _describe(self, info: NodeInfo) -> None:
         mine = [gpu for gpu in info.gpus if not self._elsewhere(gpu.uuid, info.name)]
@@ -91,7 +108,9 @@ class Nodes(Room):
 
     def _NodeGone(self, command: commands.NodeGone) -> None:
         machine = self.machines.get(command.node)
-        if machine is not None and machine.lost is None:
+        if machine is None or (command.site and not machine.info.site):
+            return
+        if machine.lost is None:
             machine.lost = self.now
 
     def _Usage(self, command: commands.Usage) -> None:

@@ -36,13 +36,14 @@ from raysched.core.commands import (
 from raysched.core.following import Following
 from raysched.core.host import Host
 from raysched.core.mig import DAEMON, Instance, Layout
+from raysched.core.namesakes import own_name
 from raysched.core.request import WHOLE
 from raysched.core.scheduler import Scheduler
 from raysched.core.validate import validate
 from raysched.core.wanted import partitions, wanted
 from raysched.core.work import Run, Seen, Wanted
 from raysched.errors import RayschedError
-from tests.core.fleet import CARDS, EVERYWHERE, GPUS, HOSTS, NODES
+from tests.core.fleet import CARDS, EVERYWHERE, GPUS, HOSTS, NODES, SITE
 from tests.core.model import LOST, PATIENCE, REFUSAL, REST, Forbidden, Model
 from tests.core.model_room import cells
 
@@ -133,7 +134,14 @@ class Twins(RuleBasedStateMachine):
             replace(gpu, layout=self.layouts[gpu.uuid], fault=self.faults.get(gpu.uuid, "")) for gpu in there
         ]
         seen = HostSeen if name in HOSTS else NodeSeen
-        self.do(seen(replace(EVERYWHERE[name], gpus=tuple(now))))
+        self.do(seen(replace(EVERYWHERE[name], name=self.called(name), gpus=tuple(now))))
+
+    def called(self, name):
+        """A node's name; a site looks which it can have."""
+        if name not in SITE:
+            return name
+        taken = {known: node.info.backends for known, node in self.core.state.nodes.items()}
+        return own_name(name, "slurm", taken)
 
     @rule(data=st.data(), gpus=st.sampled_from([0, 1, 2, 3, 3]))
     def a_node_joins_or_changes(self, data, gpus):
@@ -145,7 +153,8 @@ class Twins(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def a_node_is_lost(self, data):
-        self.do(NodeGone(self.pick(data, self.there)))
+        name = self.pick(data, self.there)
+        self.do(NodeGone(name, "slurm" if name in SITE else ""))
 
     @rule(data=st.data(), count=st.integers(0, 2))
     def somebody_else_holds_gpus(self, data, count):

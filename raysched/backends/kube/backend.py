@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
 
-from raysched.backends.base import EngineRefused
+from raysched.backends.base import EngineRefused, Names
 from raysched.backends.kube import manifest
 from raysched.backends.kube.cluster import Answered, Cluster, Object
 from raysched.backends.kube.ends import Ends
@@ -23,21 +23,18 @@ from raysched.backends.kube.sent import Sent
 from raysched.backends.kube.starts import Starts
 from raysched.backends.kube.verdict import Verdict, verdict
 from raysched.core.commands import Command
-from raysched.core.node import NodeInfo
 from raysched.core.work import Launch, Run, Seen
 from raysched.errors import Unreachable
 
 LEFT_MS = 600_000
 """After how long what was made halfway, and nobody wants, is taken away."""
 
-Nodes = Callable[[], Awaitable[Mapping[str, NodeInfo]]]
-
 
 class KubeBackend:
     """Runs Jobs in a cluster. `system` tells the objects of this raysched from another's, `packages` holds
     packed working directories as `DIGEST.tar.gz`, `folder` the output of runs. `image` is that of jobs which
     name none, `kai` and `kueue` say which queue there serves a queue of ours. A pod whose image can't be had
-    is given up after `patience` ms. `nodes` tells which nodes the ledger has."""
+    is given up after `patience` ms. `names` tells how the ledger's nodes are called."""
 
     name = "k8s"
 
@@ -52,7 +49,7 @@ class KubeBackend:
         kai: Mapping[str, str] | None = None,
         kueue: Mapping[str, str] | None = None,
         patience: int = 600_000,
-        nodes: Nodes | None = None,
+        names: Names | None = None,
     ) -> None:
         self._cluster = cluster
         self._system = system
@@ -64,7 +61,7 @@ class KubeBackend:
         self._output = Output(folder, cluster)
         self._sent = Sent(folder)
         self._objects = Objects(cluster, system, self._wake)
-        self._mirror = Mirror(cluster, self._wake, nodes, kai=bool(kai))
+        self._mirror = Mirror(cluster, self._wake, names, kai=bool(kai))
         self._events = Events(self._objects)
         self._starts = Starts(self._objects, self._files, self._sent, self._target)
         self._ends = Ends(self._objects, self._output, self._sent, self._judge, self._wake)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from raysched.backends.base import Names
 from raysched.backends.kube.cluster import Answered, Cluster
 from raysched.backends.kube.devices import Has, claims_of, devices_of, gpu_id, node_info
 from raysched.backends.kube.found import CLAIMS, Found, find, listed
@@ -14,6 +15,7 @@ from raysched.backends.kube.quantities import cores, mebibytes
 from raysched.backends.kube.watching import Watch
 from raysched.core.commands import Command, NodeGone, NodeSeen, Outside, Placed
 from raysched.core.lease import Place, Slice
+from raysched.core.namesakes import own_name
 from raysched.core.node import GPUInfo, NodeInfo
 from raysched.core.request import WHOLE
 from raysched.core.work import Run
@@ -24,7 +26,6 @@ RESERVATIONS = "kai-resource-reservation"
 """The namespace of the pods with which KAI Scheduler keeps the GPUs that it shares."""
 
 Object = dict[str, Any]
-Nodes = Callable[[], Awaitable[Mapping[str, NodeInfo]]]
 
 
 class Mirror:
@@ -32,10 +33,10 @@ class Mirror:
     `kai`: KAI Scheduler may be used."""
 
     def __init__(
-        self, cluster: Cluster, changed: Callable[[], None], beside: Nodes | None, *, kai: bool = False
+        self, cluster: Cluster, changed: Callable[[], None], names: Names | None, *, kai: bool = False
     ) -> None:
         self._cluster = cluster
-        self._beside = beside
+        self._names = names
         self._kai = kai
         self._nodes = Watch(cluster, lambda: "/api/v1/nodes", {}, changed)
         self._told: set[str] = set()
@@ -53,14 +54,14 @@ class Mirror:
     async def tell(self, ours: Mapping[Run, Sequence[Object]]) -> list[Command]:
         """All of it. `ours` are the pods of runs that have not ended."""
         await self._nodes.ready()
-        beside = await self._beside() if self._beside else {}
+        taken = await self._names() if self._names else {}
         await self._ask_others(ours)
         infos = {
-            name: node_info(node, _name(name, beside), self._found)
+            name: node_info(node, own_name(name, "k8s", taken), self._found)
             for name, node in self._nodes.objects.items()
         }
         names = {info.name for info in infos.values()}
-        gone = [NodeGone(name) for name in self._told - names]
+        gone = [NodeGone(name, "k8s") for name in self._told - names]
         self._told = names
         placed = self._put(ours, infos)
         return [
@@ -194,12 +195,3 @@ def share_of(gpu: GPUInfo, has: Has) -> int:
     if has.memory and gpu.memory:
         return min(WHOLE, -(-has.memory * WHOLE // gpu.memory))
     return WHOLE // (gpu.parts or 1)
-
-
-# ---------------------------------------------------------------- nodes
-
-
-def _name(name: str, beside: Mapping[str, NodeInfo]) -> str:
-    """A node's own name, or with the cluster's behind it where another backend has one of that name."""
-    known = beside.get(name)
-    return name if known is None or "k8s" in known.backends else f"{name}@k8s"

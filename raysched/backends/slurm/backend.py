@@ -7,14 +7,14 @@ import hashlib
 import shutil
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from signal import SIGRTMAX
 from typing import Any
 
 from raysched.backends import runner
-from raysched.backends.base import EngineRefused
+from raysched.backends.base import EngineRefused, Names
 from raysched.backends.slurm import batch, mirror, ray_nodes, reasons
 from raysched.backends.slurm.controller import Controller, Refused, Unanswered
 from raysched.backends.slurm.folder import TOLD_TO_END, Folder
@@ -24,6 +24,7 @@ from raysched.backends.slurm.script import Defaults, Identity
 from raysched.backends.slurm.sender import Sender
 from raysched.backends.working_dir import delete_tree
 from raysched.core.commands import Command, NodeGone, NodeSeen, Outside, Placed
+from raysched.core.namesakes import own_name
 from raysched.core.node import NodeInfo
 from raysched.core.work import Launch, Run, Seen
 
@@ -48,14 +49,12 @@ TAKEN = frozenset({"PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "LAUNCH_FAILED", "RECO
 """States in which Slurm took a job away through no fault of its own."""
 LOST_BY_SLURM = "Slurm lost sight of it and ended it"
 
-Nodes = Callable[[], Awaitable[Mapping[str, NodeInfo]]]
-
 
 class SlurmBackend:
     """Hands runs to a Slurm site. `folder` lies on a file system that the site's nodes see under the same
     path, `base_env` are the variables that jobs inherit, `packages` holds packed working directories as
-    `DIGEST.tar.gz`. `gpu_memory` has the MiB of a GPU by its type; `nodes` tells which nodes the ledger has;
-    `ray` is what `ray_nodes.py` needs to let nodes join raysched's Ray.
+    `DIGEST.tar.gz`. `gpu_memory` has the MiB of a GPU by its type; `names` tells how the ledger's nodes are
+    called; `ray` is what `ray_nodes.py` needs to let nodes join raysched's Ray.
     """
 
     name = "slurm"
@@ -69,7 +68,7 @@ class SlurmBackend:
         *,
         defaults: Defaults | None = None,
         gpu_memory: Mapping[str, int] | None = None,
-        nodes: Nodes | None = None,
+        names: Names | None = None,
         ray: Mapping[str, str | None] | None = None,
     ) -> None:
         self.root = folder.absolute()
@@ -80,7 +79,7 @@ class SlurmBackend:
         self._base_env = dict(base_env)
         self._packages = packages
         self._gpu_memory = dict(gpu_memory or {})
-        self._known_nodes = nodes
+        self._names = names
         identity = Identity(_tag(self.root))
         self._listing = Listing(controller, identity)
         self._sender = Sender(
@@ -370,11 +369,11 @@ class SlurmBackend:
         if time.monotonic() - self._nodes_at >= NODES_S:
             self._nodes = await self._controller.nodes()
             self._nodes_at = time.monotonic()
-        beside = await self._known_nodes() if self._known_nodes else {}
-        infos = {node.name: self._info(node, beside) for node in self._nodes}
+        taken = await self._names() if self._names else {}
+        infos = {node.name: self._info(node, taken) for node in self._nodes}
         self._site_names = {info.name: name for name, info in infos.items()}
         names = set(self._site_names)
-        gone = [NodeGone(name) for name in self._told_nodes - names]
+        gone = [NodeGone(name, "slurm") for name in self._told_nodes - names]
         self._told_nodes = names
         jobs = [(run, job) for run, job in self._listing.runs() if job.states & {"RUNNING", "SUSPENDED"}]
         put = {f"{run.job}.{run.attempt}": mirror.places(job, infos) for run, job in jobs}
@@ -385,11 +384,8 @@ class SlurmBackend:
             *(Placed(lease, where) for lease, where in put.items() if where),
         ]
 
-    def _info(self, node: Node, beside: Mapping[str, NodeInfo]) -> NodeInfo:
-        """A node under its name, or with the site's behind it where another backend has one of that name."""
-        known = beside.get(node.name)
-        name = node.name if known is None or known.site else f"{node.name}@slurm"
-        return mirror.node_info(node, name, self._gpu_memory)
+    def _info(self, node: Node, taken: Mapping[str, Sequence[str]]) -> NodeInfo:
+        return mirror.node_info(node, own_name(node.name, "slurm", taken), self._gpu_memory)
 
     def _others(self, node: Node, name: str, jobs: list[tuple[Run, Job]]) -> Outside:
         ours = {index for _, job in jobs for index in mirror.indices(job).get(node.name, ())}
