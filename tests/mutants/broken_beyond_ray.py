@@ -6,6 +6,7 @@ from mutant import Mutant
 
 HOSTS = ("tests/core/test_hosts.py",)
 SITES = ("tests/core/test_site.py",)
+NAMESAKES = ("tests/core/test_namesakes.py",)
 TWINS = ("tests/core/test_twins.py",)
 MODEL = ("tests/core/test_model.py::TestBeyondRay",)
 
@@ -163,5 +164,33 @@ BEYOND_RAY = (
         'if request.isolation == "hard":',
         'if request.isolation == "harder":',
         SITES,
+    ),
+    Mutant(
+        "a node that takes the place of a site's of its name",
+        "core/decide.py",
+        "    if known is not None and namesakes.are(known.info, info):\n",
+        "    if False:\n",
+        NAMESAKES,
+    ),
+    Mutant(
+        "a renamed node whose leases stay behind",
+        "core/evolve.py",
+        "        if any(place.node == fact.node for place in lease.places):\n",
+        "        if False:\n",
+        NAMESAKES,
+    ),
+    Mutant(
+        "a site that speaks of nodes that are not its own",
+        "core/decide.py",
+        "(command.site and not namesakes.of_site(node, command.site))",
+        "False",
+        NAMESAKES,
+    ),
+    Mutant(
+        "a GPU that a site's node and its namesake have twice",
+        "core/namesakes.py",
+        "if gpu.uuid not in known.gpus)",
+        "if gpu.uuid)",
+        NAMESAKES,
     ),
 )
