@@ -1,4 +1,4 @@
-"""One run on this machine, as the files of its folder tell it (`runner.py` lists them).
+"""One run on this machine, as the files of its folder tell it.
 
 Nothing about a run lives in memory alone: whoever opens the folder, at any time and any number at a time,
 sees the same run, so that a backend which was killed adopts its runs by looking at them.
@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGTERM
-from typing import Any
 
 from raysched.backends import runner
 from raysched.backends.base import EngineRefused
@@ -21,7 +20,8 @@ from raysched.backends.containers import in_container
 from raysched.backends.environment import environment
 from raysched.backends.leftovers import end_leftovers, leftovers
 from raysched.backends.nursery import Nursery, runner_command, runner_environment
-from raysched.backends.working_dir import delete_tree, make_working_dir
+from raysched.backends.run_files import RunFiles
+from raysched.backends.working_dir import make_working_dir
 from raysched.core.work import Launch, Run, Seen
 from raysched.errors import RayschedError
 from raysched.gpu import limits
@@ -46,14 +46,12 @@ class RunnerMark:
         return runner.ticks(self.pid) == self.ticks and runner.boot() == self.boot
 
 
-class RunFolder:
-    """The folder `path` of one run, which need not exist yet. Where there is a `nursery`, it starts the
-    runner."""
+class RunFolder(RunFiles):
+    """The folder of a run of this machine. Where there is a `nursery`, it starts the runner."""
 
     def __init__(self, path: Path, run: Run, nursery: Nursery | None = None) -> None:
+        super().__init__(path, run)
         self._nursery = nursery
-        self.path = path
-        self.run = run
         self._runner: RunnerMark | None = None
 
     def start(
@@ -65,28 +63,17 @@ class RunFolder:
         `package` is the packed working directory; `new` says that no process of the run can be there. Raises
         EngineRefused where the package can't be used (final) or the run can't be started now.
         """
-        try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with self._locked() as mine:
-                if not mine or self.begun:
-                    return
-                if (not new and self._was_deleted()) or self._is_over(launch.lease):
-                    return
-                _check_daemon(launch)
-                self._prepare(launch, base_env, package)
-        except OSError as error:
-            raise EngineRefused(f"the run can't be prepared in {self.path}: {runner.words(error)}") from error
+        with self.preparing() as mine:
+            if not mine or (not new and self._was_deleted()) or self._is_over(launch.lease):
+                return
+            _check_daemon(launch)
+            self._prepare(launch, base_env, package)
         self._start_runner()
-
-    @property
-    def begun(self) -> bool:
-        """Whether the run was ever started, or ended without having been."""
-        return runner.begun(str(self.path))
 
     @property
     def runner(self) -> RunnerMark | None:
         """Who looks after the run; None before it was started."""
-        if self._runner is None and (content := self._read("run.json")):
+        if self._runner is None and (content := self.read("run.json")):
             self._runner = RunnerMark(**content)
         return self._runner
 
@@ -103,66 +90,45 @@ class RunFolder:
 
         A run that was not started never will be: it counts as ended by SIGTERM, and true is returned.
         """
-        if runner.exists(str(self.path), "exit.json"):
+        if not self.ask_to_stop(grace):
             return False
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # The shortest grace counts: the runner may read the file once for several signals.
-        shortest = min(grace, (self._read("stop.json") or {}).get("grace", grace))
-        with suppress(OSError):  # a full disk: the runner then takes its own grace
-            runner.write_json(str(self.path), "stop.json", {"grace": shortest})
         # Whatever happens at the same time: a starting runner looks for stop.json after it registered.
         if (mark := self.runner) is not None:
             if mark.alive:
                 runner.kill(mark.pid, SIGTERM)
             return False
-        with self._locked() as mine:
+        with self.locked() as mine:
             if not mine or self.begun or self._was_deleted():
                 return False
-            code, reason = runner.STOPPED_EARLY
-            self._write_exit(code, None, reason)
+            self.never_start()
             return True
-
-    def logs(self, offset: int, limit: int) -> bytes:
-        """At most `limit` bytes of the output from `offset`."""
-        return runner.page(str(self.path / "output.log"), offset, limit)
 
     def delete(self) -> None:
         """Delete the folder, unless the run goes on or is just being started."""
-        try:
-            with self._locked() as mine:
-                # A runner that has written the exit has the lock until it is gone, a moment later.
-                if not mine and not runner.exists(str(self.path), "exit.json"):
-                    return
-                hidden = self.path.with_name(f".{self.path.name}.deleted")
-                self.path.rename(hidden)
-        except FileNotFoundError:
-            return
-        delete_tree(hidden)
+        with suppress(FileNotFoundError), self.locked() as mine:
+            # A runner that has written the exit has the lock until it is gone, a moment later.
+            if mine or self.ended:
+                self.remove()
 
     # ------------------------------------------------------------ start
 
     def _was_deleted(self) -> bool:
         """Whether the run goes on although somebody deleted its folder: it is ended then, and lost."""
-        if self._prepared or not leftovers(self.run):
+        if self.prepared or not leftovers(self.run):
             return False
         end_leftovers(self.run)
-        self._write_exit(None, None, "its folder was deleted")
+        self.write_exit(None, None, "its folder was deleted")
         return True
 
     def _is_over(self, lease: str) -> bool:
         """Whether the lease was given back before its run started: then it never will."""
         over = (self.path.parent / OVER / lease).exists()
         if over:
-            code, _ = runner.STOPPED_EARLY
-            self._write_exit(code, None, "its lease was given back before it started")
+            self.never_start("its lease was given back before it started")
         return over
 
-    @property
-    def _prepared(self) -> bool:
-        return runner.exists(str(self.path), "launch.json")
-
     def _prepare(self, launch: Launch, base_env: Mapping[str, str], package: Path | None) -> None:
-        if self._prepared:
+        if self.prepared:
             return
         work = self.path / "work"
         make_working_dir(work, package)
@@ -173,7 +139,7 @@ class RunFolder:
             content = {"entrypoint": launch.entrypoint, "env": env, "cwd": str(work)}
         if launch.limited:
             content["group"] = str(_group(launch))
-        runner.write_json(str(self.path), "launch.json", content)
+        self.write("launch.json", content)
 
     def _start_runner(self) -> None:
         started = self._nursery.start(str(self.path)) if self._nursery is not None else None
@@ -200,7 +166,7 @@ class RunFolder:
         return Seen(self.run, "running", mark.started) if mark is not None and mark.alive else None
 
     def _exit(self) -> Seen | None:
-        content = self._read("exit.json")
+        content = self.read("exit.json")
         if content is None:
             return None
         code: int | None = content.get("code")
@@ -221,51 +187,22 @@ class RunFolder:
         reason = "the machine was restarted" if rebooted else "its runner was killed"
         if not end_leftovers(self.run) or not self._end_container():
             return Seen(self.run, "running", started, reason=f"{reason}; what is left of it is being ended")
-        with self._locked() as mine:
+        with self.locked() as mine:
             if not mine:  # somebody else is just writing it down
                 return self._exit() or Seen(self.run, "running", started, reason=reason)
             if (written := self._exit()) is not None:  # and by now has
                 return written
             with suppress(OSError):
-                self._write_exit(None, started, reason)
+                self.write_exit(None, started, reason)
         return self._exit() or Seen(self.run, "lost", started, runner.now(), reason=reason)
 
     def _end_container(self) -> bool:
         """Whether the container of a run without a runner is gone, and it is ended if not."""
-        launch = self._read("launch.json") or {}
+        launch = self.read("launch.json") or {}
         if "container" not in launch:
             return True
         # Looked at again afterwards: a process that the engine had just begun to start was not seen before.
         return runner.end_container(launch["container"], launch["env"]) and end_leftovers(self.run)
-
-    # ------------------------------------------------------------ files
-
-    def _read(self, name: str) -> dict[str, Any] | None:
-        """The content of a file, None where there is none, and nothing where it is damaged."""
-        try:
-            return runner.read_json(str(self.path), name)
-        except FileNotFoundError:
-            return None
-        except ValueError:
-            return {}
-
-    def _write_exit(self, code: int | None, started: int | None, reason: str) -> None:
-        exit = {"code": code, "started": started, "ended": runner.now(), "reason": reason}
-        try:
-            runner.write_exit(str(self.path), exit)
-        except FileNotFoundError:  # its runner, whose folder was deleted, was just doing the same
-            if not runner.exists(str(self.path), "exit.json"):
-                raise
-
-    @contextmanager
-    def _locked(self) -> Generator[bool]:
-        """Whether this process holds the run's lock, for the length of the block."""
-        descriptor = runner.lock(str(self.path))
-        try:
-            yield descriptor is not None
-        finally:
-            if descriptor is not None:
-                runner.unlock(descriptor)
 
 
 def _group(launch: Launch) -> Path:

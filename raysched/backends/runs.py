@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -12,6 +11,7 @@ from pathlib import Path
 from raysched.backends.base import EngineRefused
 from raysched.backends.leftovers import runs_left
 from raysched.backends.nursery import Nursery
+from raysched.backends.run_files import delete_hidden, runs_in
 from raysched.backends.run_folder import OVER, RunFolder
 from raysched.backends.working_dir import delete_tree, size_of
 from raysched.core.work import Launch, Run, Seen
@@ -75,7 +75,7 @@ class Runs:
 
     def observe(self) -> list[Seen]:
         """Every run here: running, exited, or lost. Cheap for those that have ended."""
-        runs = self._listed()
+        runs = runs_in(self.root)
         for gone in [run for run in list(self._folders) if run not in runs]:
             self._folders.pop(gone, None)
             self._ended.pop(gone, None)
@@ -94,7 +94,7 @@ class Runs:
             mark.parent.mkdir(mode=0o700, exist_ok=True)
             mark.touch(mode=0o600)
         # Whoever starts one of them has made its folder before looking for the mark.
-        runs = [run for run in self._listed() if _lease(run) == lease]
+        runs = [run for run in runs_in(self.root) if _lease(run) == lease]
         for run in runs:
             self.stop(run, grace)
         deadline = time.monotonic() + grace + END_S
@@ -109,12 +109,11 @@ class Runs:
 
     def forget(self, runs: frozenset[Run]) -> None:
         """Delete the files of these runs, but of one that goes on."""
-        for run in self._listed() & runs:
+        for run in runs_in(self.root) & runs:
             self._folder(run).delete()
         if self._begun is not None:
             self._begun.difference_update(map(str, runs))
-        for hidden in self.root.glob(".*.deleted"):  # where a crash came between
-            delete_tree(hidden)
+        delete_hidden(self.root)
         old = time.time() - OVER_KEPT_S
         for mark in self.root.glob(f"{OVER}/*"):
             if mark.stat().st_mtime < old:
@@ -151,24 +150,7 @@ class Runs:
     def _folder(self, run: Run) -> RunFolder:
         return self._folders.setdefault(run, RunFolder(self.root / str(run), run, self._nursery))
 
-    def _listed(self) -> set[Run]:
-        """The runs that have a folder; whatever else lies there is passed over."""
-        try:
-            names = os.listdir(self.root)
-        except FileNotFoundError:
-            return set()
-        return {run for name in names if (run := _parse(name)) is not None}
-
 
 def _lease(run: Run) -> str:
     """The id of the lease that a run was started for (`core.decide.grant`)."""
     return f"{run.job}.{run.attempt}"
-
-
-def _parse(name: str) -> Run | None:
-    """The run that a folder of this name belongs to."""
-    try:
-        run = Run.parse(name)
-    except ValueError:
-        return None
-    return run if str(run) == name else None

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from raysched.backends import nurse, run_folder, runner, runs, working_dir
+from raysched.backends import nurse, run_files, run_folder, runner, runs, working_dir
 from raysched.backends.base import EngineRefused
 from raysched.backends.leftovers import leftovers
 from raysched.backends.run_folder import RunFolder
@@ -29,7 +29,7 @@ from raysched.backends.runs import Runs
 from raysched.core.work import Launch, Seen
 from raysched.testing.conformance import new_launch
 
-TRACED = frozenset(module.__file__ for module in (nurse, run_folder, runner, runs, working_dir))
+TRACED = frozenset(module.__file__ for module in (nurse, run_files, run_folder, runner, runs, working_dir))
 PATIENCE_S = 60
 KILLED = 128 + signal.SIGKILL
 

@@ -14,6 +14,7 @@ from raysched.backends.slurm import script
 from raysched.backends.slurm.controller import Batch, Controller, Refused, Unanswered
 from raysched.backends.slurm.folder import Folder
 from raysched.backends.slurm.listing import Listing
+from raysched.backends.slurm.program import program
 from raysched.backends.slurm.script import Defaults, Identity, element
 from raysched.core.work import Launch, Run
 
@@ -43,7 +44,6 @@ class Sender:
         identity: Identity,
         defaults: Defaults,
         root: Path,
-        program: Callable[[], Path],
         prepare: Prepare,
     ) -> None:
         self._controller = controller
@@ -51,7 +51,6 @@ class Sender:
         self._identity = identity
         self._defaults = defaults
         self._root = root
-        self._program = program
         self._prepare = prepare
         self._waiting: dict[Hashable, list[tuple[Launch, asyncio.Future[None]]]] = {}
         self._few = asyncio.Semaphore(AT_ONCE)
@@ -160,19 +159,19 @@ class Sender:
         return [batch for group in groups.values() for batch in self._batches(group)]
 
     def _batches(self, launches: list[Launch]) -> list[tuple[Batch, list[Launch]]]:
-        program = str(self._program())
+        copy = str(program(self._root))
         low = [one for one in launches if (found := element(one.run)) and found[1] <= FIRST_TASKS]
         together = low if len(low) > 1 else []
-        batches = [(self._array(together, program), together)] if together else []
+        batches = [(self._array(together, copy), together)] if together else []
         alone = [one for one in launches if one not in together] if together else launches
-        return batches + [(self._single(one, program), [one]) for one in alone]
+        return batches + [(self._single(one, copy), [one]) for one in alone]
 
-    def _array(self, launches: list[Launch], program: str) -> Batch:
-        return script.array(launches, self._identity, self._defaults, str(self._root), program)
+    def _array(self, launches: list[Launch], copy: str) -> Batch:
+        return script.array(launches, self._identity, self._defaults, str(self._root), copy)
 
-    def _single(self, launch: Launch, program: str) -> Batch:
+    def _single(self, launch: Launch, copy: str) -> Batch:
         folder = str(self._root / str(launch.run))
-        return script.single(launch, self._identity, self._defaults, folder, program)
+        return script.single(launch, self._identity, self._defaults, folder, copy)
 
 
 def _alike(launch: Launch) -> Hashable:

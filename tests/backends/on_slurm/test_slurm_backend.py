@@ -17,6 +17,7 @@ from running import wait_until
 from slurm_site import SlurmSite
 
 from raysched.backends.base import EngineRefused
+from raysched.backends.slurm import verdict
 from raysched.backends.slurm.backend import SlurmBackend
 from raysched.backends.slurm.commands import CommandController
 from raysched.core.commands import NodeSeen, Outside, Placed
@@ -216,7 +217,7 @@ def test_a_cancel_that_hit_another_job_costs_it_an_attempt_only(site: SlurmSite,
     run = hands.start(hands.order("true", options=["--begin=now+1hour"]))
     (id,) = [line.split()[0] for line in site.jobs() if line.split()[1].endswith(f"-{run}")]
     backend: Any = hands.backend
-    backend._cancelled[id] = "rs-tag-another.1.0"
+    backend._cancels.meant[id] = "rs-tag-another.1.0"
     site.run("scancel", id)
     assert hands.until(run, "taken").reason == "Slurm lost sight of it and ended it"
 
@@ -265,6 +266,33 @@ def test_what_slurm_starts_a_second_time_runs_once(
     assert again.returncode == 0
     assert mark.read_text() == "started\n"
     assert hands.seen(run) == hands.until(run, "exited")
+
+
+def test_what_slurm_holds_for_a_run_that_is_over_is_given_back(
+    site: SlurmSite, hands: OrderedHands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A controller that was killed may never learn that a job ended, and holds it for running for ever: 48
+    of 200 in one run of the proofs, until the site was full. Here another job has the name of the run. What
+    runs itself is left alone."""
+    monkeypatch.setattr(verdict, "STUCK_S", 0.5)
+    going = hands.start("exec sleep 600")
+    hands.until(going, "running")
+    run = hands.start("exit 3")
+    (name,) = {line.split()[1] for line in site.jobs() if line.split()[1].endswith(f"-{run}")}
+    assert hands.until(run, "exited").code == 3
+    held = ["--parsable", "--output=/dev/null", f"--job-name={name}", "--wrap=sleep 600"]
+    id = site.run("sbatch", *held).strip()
+
+    def state() -> str:
+        hands.do(hands.backend.observe())
+        return site.run("squeue", "-h", "-t", "all", "-j", id, "-o", "%T").strip()
+
+    wait_until(lambda: state() == "CANCELLED", "Slurm holds it no more", 60)
+    assert hands.seen(run) == hands.until(run, "exited")
+    seen = hands.seen(going)
+    assert seen is not None
+    assert seen.state == "running"
+    hands.stop(going, 0)
 
 
 def test_sbatch_may_talk(site: SlurmSite, tmp_path: Path) -> None:
@@ -321,7 +349,7 @@ def test_the_site_is_told_as_it_is(site: SlurmSite, hands: OrderedHands) -> None
         def told(kind: type) -> list[Any]:
             hands.do(hands.backend.observe())
             backend: Any = hands.backend
-            backend._nodes_at = -100
+            backend._site.hurry()
             return [each for each in hands.do(backend.mirror()) if isinstance(each, kind)]
 
         wait_until(lambda: any(each.gpus for each in told(Outside)), "others are seen", 30)
