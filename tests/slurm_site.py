@@ -187,13 +187,18 @@ class SlurmSite:
             nobody = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
             command = [*(nobody if os.geteuid() == 0 else []), _program("slurmrestd"), "-a", "rest_auth/jwt"]
             self._rest = subprocess.Popen(
-                [*command, "-s", "openapi/v0.0.38", address],
+                [*command, "-s", f"openapi/{'v0.0.38' if self.version < (23, 11) else 'slurmctld'}", address],
                 env={**self.env, "SLURM_JWT": "daemon"},
                 stdin=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )
             wait_until(lambda: not is_free(self.port + PORTS - 1), "slurmrestd listens", 60)
         return f"http://127.0.0.1:{self.port + PORTS - 1}"
+
+    @property
+    def version(self) -> tuple[int, ...]:
+        """Of this Slurm, as (22, 5)."""
+        return tuple(int(part) for part in self.run("sinfo", "--version").split()[1].split(".")[:2])
 
     def token(self) -> str:
         """A token for slurmrestd."""

@@ -1,43 +1,10 @@
-"""Slurm's own words in plain ones: why a job waits, how one ended, what sbatch refused."""
+"""Slurm's own words in plain ones: how a job ended, what sbatch refused. `waiting.py` has why one waits."""
 
 from __future__ import annotations
 
 import re
 
 from raysched.backends.slurm.records import Job
-
-WAITS = {
-    "None": "Slurm has not looked at it yet",
-    "Priority": "jobs with a higher priority are before it",
-    "Resources": "what it asks for is in use",
-    "Dependency": "a job that it depends on has not ended",
-    "DependencyNeverSatisfied": "a job that it depends on failed, so it never starts",
-    "BeginTime": "its time has not come",
-    "JobHeldUser": "it is held: scontrol release starts it",
-    "JobHeldAdmin": "an administrator holds it",
-    "JobArrayTaskLimit": "as many tasks of its array run as may",
-    "PartitionDown": "its partition is down",
-    "PartitionInactive": "its partition starts nothing now",
-    "PartitionNodeLimit": "its partition has not as many nodes, or they are down",
-    "PartitionTimeLimit": "it asks for more time than its partition allows",
-    "ReqNodeNotAvail": "nodes that it needs are down, drained or reserved",
-    "Reservation": "its reservation has not begun",
-    "Licenses": "licenses that it needs are in use",
-    "InvalidAccount": "its account is not valid",
-    "InvalidQOS": "its QOS is not valid",
-    "BadConstraints": "no node has what it asks for",
-    "NodeDown": "a node that it needs is down",
-    "Cleaning": "its last run is being cleaned up",
-    "FrontEndDown": "the front end is down",
-    "NonZeroExitCode": "it failed before",
-    "SystemFailure": "a part of Slurm failed",
-    "LaunchFailureLimitReached": "it could not be started several times, and is held",
-}
-"""By squeue's reason codes; squeue(1) lists all of them."""
-
-_NOT_THERE = ("Nodes_required_for_job", "Nodes required for job", "ReqNodeNotAvail")
-_LIMIT = re.compile(r"(?P<whose>QOS|Assoc)(?P<what>\w+)")
-_WHOSE = {"QOS": "its QOS", "Assoc": "its account"}
 
 FINAL = re.compile(
     r"invalid (account|partition|qos|generic|node|job array|time|license|feature|reservation|wckey)"
@@ -61,15 +28,6 @@ UNANSWERED = re.compile(
 """What says that nobody answered, so that nobody knows whether it was done."""
 
 _BEFORE = re.compile(r"^(sbatch|scancel|squeue|sinfo|scontrol|slurm_\w+|error|fatal):\s*", re.IGNORECASE)
-
-
-def waits(reason: str) -> str:
-    """Why a job waits at the site."""
-    name = reason.strip() or "None"
-    known = WAITS.get("ReqNodeNotAvail" if name.startswith(_NOT_THERE) else name)
-    if known is None and (limit := _LIMIT.match(name)):
-        known = f"{_WHOSE[limit['whose']]} is at a limit"
-    return f"waits in Slurm: {known} ({name})" if known else f"waits in Slurm: {name}"
 
 
 def starting(job: Job) -> str:

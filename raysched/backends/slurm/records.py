@@ -36,7 +36,7 @@ class Gres:
 class Job:
     """One job, one task of an array, or (`waiting`) all tasks of one that have not started. `id` is what
     scancel takes, `number` what the job itself is told; `gres` has an entry a node. `started` and `ended` are
-    seconds since 1970, 0 where it did not."""
+    seconds since 1970, 0 where it did not; `words` is what Slurm says beside the `reason`."""
 
     id: str
     name: str
@@ -53,6 +53,7 @@ class Job:
     number: str = ""
     started: int = 0
     ended: int = 0
+    words: str = ""
 
     @property
     def is_waiting_array(self) -> bool:
@@ -119,6 +120,7 @@ def _job(record: Mapping[str, Any]) -> Job:
         states=_states(record.get("job_state")),
         reason=str(record.get("state_reason") or "None"),
         user=str(record.get("user_name") or ""),
+        words=str(record.get("state_description") or "").replace("_", " "),
         nodes=nodes,
         gres=tuple(gres(str(text)) for text in record.get("gres_detail") or ()),
         task=task if array else None,
@@ -188,12 +190,13 @@ def gres(text: str) -> tuple[Gres, ...]:
 
 
 def _indices(inside: str) -> tuple[int, ...]:
-    """Those in use: `IDX:0-1,3`, or of shards `0/4,2/4`, where each index says how much of it is."""
+    """Those in use: `IDX:0-1,3`, or of shards `0/4,2/4`, where each index says how much of it is, and (from
+    26.05 on) `-/4` that it is a whole GPU's."""
     if inside.startswith("IDX:"):
         return tuple(_numbers(inside.removeprefix("IDX:")))
     if "/" in inside:
         uses = [part.partition("/")[0] for part in inside.split(",")]
-        return tuple(index for index, used in enumerate(uses) if used.strip() not in ("", "0"))
+        return tuple(index for index, used in enumerate(uses) if used.strip(" -0"))
     return ()
 
 

@@ -1,7 +1,7 @@
 """What sbatch is told by options, in the words of slurmrestd. What differs between the versions of its API is
 in this file and nowhere else.
 
-| | v0.0.38 (22.05) | v0.0.40 to v0.0.42 (23.11 to 24.11) |
+| | v0.0.38 (22.05) | v0.0.40 to v0.0.45 (23.11 to 26.05) |
 |---|---|---|
 | GRES a node | "gres": "shard:3" | "tres_per_node": "gres/shard:3" |
 | GPUs of the whole job | "gpus": "a100:4" | "tres_per_job": "gres/gpu:a100:4" |
@@ -19,7 +19,7 @@ from typing import Any
 
 from raysched.backends.slurm.controller import Batch, Refused
 
-VERSIONS = ("v0.0.42", "v0.0.41", "v0.0.40", "v0.0.38")
+VERSIONS = (*(f"v0.0.{number}" for number in range(45, 39, -1)), "v0.0.38")
 """Those that are spoken, the newest first."""
 OLD = "v0.0.38"
 

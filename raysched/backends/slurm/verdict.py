@@ -14,6 +14,7 @@ from raysched.backends.slurm.cancels import Cancels
 from raysched.backends.slurm.folder import TOLD_TO_END, Folder
 from raysched.backends.slurm.listing import Listing
 from raysched.backends.slurm.records import Job
+from raysched.backends.slurm.waiting import waits
 from raysched.core.work import Run, Seen
 
 LAG_S = 4.0
@@ -186,4 +187,4 @@ class Verdicts:
 
 def _before(job: Job) -> str:
     """Why a command has not begun."""
-    return reasons.waits(job.reason) if job.pending else reasons.starting(job)
+    return waits(job.reason, job.words) if job.pending else reasons.starting(job)

@@ -73,7 +73,7 @@ def test_a_job_gets_what_it_asked_for(site: SlurmSite, hands: OrderedHands) -> N
         settings = settings_of(site, run)
         assert (settings["NumCPUs"], settings["TimeLimit"]) == ("2", "00:10:00")
         assert settings["MinMemoryNode"] == "1G"
-        assert settings["TresPerNode"] == "gres:gpu:a100:1"
+        assert settings["TresPerNode"].replace("/", ":") == "gres:gpu:a100:1"
         (comment,) = [line for line in site.jobs("%k") if line.startswith("rs-") and f"-{run} " in line]
         assert comment.partition(" ")[2].rstrip() == name.rstrip()
         hands.stop(run, 0)

@@ -1,5 +1,6 @@
-"""What Slurm's answers mean, whichever version gave them. Those of 22.05.8 and 24.11.5 are recorded; of the
-latter what nobody reads is left out."""
+"""What Slurm's answers mean, whichever version gave them. Those of 22.05.8 and 24.11.5 are recorded, and
+(`tests/slurm_answers.py`) what 24.11.5 and 26.05.5 print in the formats of other versions; of all but the
+first what nobody reads is left out."""
 
 from __future__ import annotations
 
@@ -15,10 +16,13 @@ from hypothesis import strategies as st
 from raysched.backends.slurm import mirror, reasons, records
 from raysched.backends.slurm.records import Gres, Job, gres, hostlist, task_numbers
 from raysched.backends.slurm.script import ranges
+from raysched.backends.slurm.waiting import waits
 from raysched.core.request import WHOLE
 
 ANSWERS = Path(__file__).parent / "answers"
 VERSIONS = ("22.05", "24.11")
+LIKE_MADE = ("23.11", "24.05", "25.05", "25.11", "26.05")
+"""Those whose answers are of the jobs and nodes that `tests/slurm_answers.py` makes."""
 
 
 def answer(what: str, version: str) -> Any:
@@ -69,6 +73,39 @@ def test_nodes_are_read(version: str) -> None:
     used = {"22.05": [0], "24.11": [0, 1]}[version]
     assert set(mirror.used_by_others(found["n1"], set())) == {mirror.uuid_of("n1", index) for index in used}
     assert mirror.used_by_others(found["n1"], set(used)) == ()
+
+
+@pytest.mark.parametrize("version", LIKE_MADE)
+def test_each_version_tells_the_same(version: str) -> None:
+    """Jobs of every kind and the nodes they are on, in the format of that version."""
+    told = {(job.name, job.task): job for job in records.jobs(answer("jobs", version))}
+    whole, waiting = told["whole", None], told["part", None]
+    assert (whole.states, whole.comment, whole.nodes) == ({"RUNNING"}, "raysched é", ("n1",))
+    assert (whole.gres, whole.cpus, whole.memory) == (((Gres("gpu", "a100", 1, (0,)),),), 1, 100)
+    assert whole.started > 0
+    assert [told["part", task].gres for task in (0, 1)] == [
+        ((Gres("shard", "a100", 3, (index,)),),) for index in (0, 1)
+    ]
+    assert waiting.pending
+    assert (waiting.waiting, waiting.reason) == (set(range(2, 10)), "JobArrayTaskLimit")
+    assert told["slice", None].gres == ((Gres("gpu", "3g.40gb", 1, (7,)),),)
+    assert (told["two", None].nodes, told["two", None].memory) == (("n1", "n2"), 1024)
+    assert (told["later", None].pending, told["later", None].reason) == (True, "BeginTime")
+    assert (told["failed", None].over, told["failed", None].states) == (True, {"FAILED"})
+    assert (told["cancelled", None].over, told["cancelled", None].states) == (True, {"CANCELLED"})
+    found = {node.name: node for node in records.nodes(answer("nodes", version))}
+    used = {name: [each for each in node.used if each.indices] for name, node in found.items()}
+    assert used == {
+        "n1": [Gres("gpu", "a100", 1, (0,))],
+        "n2": [Gres("shard", "a100", 6, (0, 1))],
+        "n3": [Gres("gpu", "3g.40gb", 1, (7,))],
+    }
+    infos = {name: mirror.node_info(node, name, {}) for name, node in found.items()}
+    assert {name: info.closed for name, info in infos.items()} == {
+        "n1": "",
+        "n2": "",
+        "n3": "drained: fans broken",
+    }
 
 
 def test_nodes_that_start_nothing_say_why() -> None:
@@ -160,8 +197,13 @@ def test_node_lists_mean_what_slurm_says(site: Any, text: str) -> None:
     ("reason", "words"),
     [
         ("Priority", "jobs with a higher priority are before it"),
-        ("QOSMaxGRESPerUser", "its QOS is at a limit"),
-        ("AssocGrpGRES", "its account is at a limit"),
+        ("QOSMaxGRESPerUser", "its user has as much as its QOS gives one: GPUs or other GRES"),
+        ("AssocGrpGRES", "all jobs of its account together have as much as they may: GPUs or other GRES"),
+        ("QOSMaxCpuMinutesPerJobLimit", "it asks for more than its QOS gives a job: minutes of cores"),
+        ("QOSGrpCPURunMinutesLimit", "as they may for what runs: minutes of cores"),
+        ("MaxJobsPerAccount", "its account has as much as its QOS gives one: jobs"),
+        ("AssocMaxJobsLimit", "its account has as much as it may: jobs"),
+        ("QOSMinGRES", "it asks for less than its QOS wants of a job: GPUs or other GRES"),
         ("ReqNodeNotAvail, UnavailableNodes:n1", "nodes that it needs are down"),
         ("Nodes_required_for_job_are_DOWN,_DRAINED", "nodes that it needs are down"),
         ("SomethingNew", "waits in Slurm: SomethingNew"),
@@ -169,8 +211,23 @@ def test_node_lists_mean_what_slurm_says(site: Any, text: str) -> None:
 )
 def test_why_a_job_waits_is_told_in_words(reason: str, words: str) -> None:
     """And in Slurm's own word, which people search for."""
-    assert words in reasons.waits(reason)
-    assert reason in reasons.waits(reason)
+    assert words in waits(reason)
+    assert reason in waits(reason)
+
+
+def test_every_reason_that_slurm_has_is_told_in_words() -> None:
+    """All codes of 22.05, 24.11 and 26.05, as their library names them."""
+    lines = (ANSWERS / "reasons.txt").read_text().splitlines()
+    codes = [line for line in lines if not line.startswith("#")]
+    assert len(codes) > 200
+    assert [code for code in codes if not waits(code).endswith(f" ({code})")] == []
+
+
+def test_the_nodes_that_are_missing_are_named() -> None:
+    """Slurm says which, beside the code."""
+    said = "ReqNodeNotAvail, UnavailableNodes:n[1-2]"
+    assert waits("ReqNodeNotAvail", said).endswith(f"down, drained or reserved ({said})")
+    assert waits("Priority", "anything else") == waits("Priority")
 
 
 @pytest.mark.parametrize(
