@@ -53,7 +53,8 @@ class LeaseRecord:
     together, and `parts` (share, memory) of each; `cpus` (ten-thousandths) and `host_memory` (MiB) of all its
     nodes. The job had `waited` so many ms for it. It was `ended` when its work was over, and `released` when
     its capacity was free. At a site it holds nothing before it is `placed`; all others are placed as they are
-    granted. `used` is what was measured of it, with the time (ms since 1970) of each."""
+    granted. `used` is what was measured of it, with the time (ms since 1970) of each. Of its share `borrowed`
+    is what it has on nodes that other leases lent, by those leases."""
 
     lease: str
     job: str
@@ -84,6 +85,7 @@ class LeaseRecord:
     placed: int | None = None
     parts: dict[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
     used: list[tuple[int, Stretch]] = field(default_factory=list["tuple[int, Stretch]"])
+    borrowed: dict[str, int] = field(default_factory=dict[str, int])
 
 
 class Records:
@@ -92,12 +94,17 @@ class Records:
     def __init__(self) -> None:
         self.jobs: dict[str, JobRecord] = {}
         self.leases: dict[str, LeaseRecord] = {}
+        self._lenders: dict[str, str] = {}
 
     def tell(self, fact: Fact) -> None:
         """Take one fact in. Facts that are about nothing here are silent."""
         take = _TAKE.get(type(fact))
         if take is not None:
             take(self, fact)
+
+    def _node_joined(self, fact: facts.NodeJoined) -> None:
+        if fact.node.lease:
+            self._lenders[fact.node.name] = fact.node.lease
 
     def _submitted(self, fact: facts.Submitted) -> None:
         for index in [None] if fact.array is None else range(fact.array):
@@ -133,9 +140,17 @@ class Records:
             **_held(lease.places),
             waited=fact.at - job.since,
             granted=fact.at,
+            borrowed=self._borrowed(lease.places),
         )
         job.state, job.lease, job.attempts = "starting", lease.id, lease.attempt
         job.granted = job.granted or fact.at
+
+    def _borrowed(self, places: tuple[Place, ...]) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for place in places:
+            if (lender := self._lenders.get(place.node)) is not None:
+                found[lender] = found.get(lender, 0) + sum(slice.share for slice in place.slices)
+        return found
 
     def _placed(self, fact: facts.Placed) -> None:
         """A site has put the lease somewhere: from now on it takes GPUs."""
@@ -208,6 +223,7 @@ class Records:
 
 _TIMES = ("submitted", "since", "granted", "placed", "bound", "started", "ended", "released")
 _TAKE: dict[type, Callable[[Records, Any], None]] = {
+    facts.NodeJoined: Records._node_joined,
     facts.Submitted: Records._submitted,
     facts.Granted: Records._granted,
     facts.Used: Records._used,
@@ -230,12 +246,6 @@ def _parts(slices: Sequence[Slice]) -> dict[str, tuple[int, int]]:
         share, memory = parts.get(slice.gpu, (0, 0))
         parts[slice.gpu] = (share + slice.share, memory + slice.memory)
     return parts
-
-
-def gpu_seconds(lease: LeaseRecord, now: int) -> float:
-    """What a lease took of GPUs, in seconds of one whole GPU, until it was released or `now` (ms)."""
-    start = lease.placed or lease.granted
-    return lease.share / WHOLE * ((lease.released or max(now, start)) - start) / 1000
 
 
 def _held(places: tuple[Place, ...]) -> dict[str, Any]:

@@ -49,13 +49,23 @@ class Total:
 
 def usage(leases: Iterable[LeaseRecord], by: By, window: Window, groups: Mapping[str, str]) -> list[Total]:
     """The sums of what lies in the window, the largest grants first. `groups` maps a job to its submission,
-    so that an array is one job."""
+    so that an array is one job. What a lease lent of its GPUs to others is theirs as long as they have it."""
     totals: dict[str, Total] = {}
-    for lease in leases:
+    known = {lease.lease: lease for lease in leases}
+    lent = _lent(known, window)
+    for lease in known.values():
         if window.part(start_of(lease), _end(lease, window)):
             for total, gpu in _totals(totals, lease, by, groups):
-                _add(total, lease, gpu, window)
+                _add(total, lease, gpu, window, lent.get(lease.lease, 0))
     return sorted(totals.values(), key=lambda total: (-total.granted, total.name, total.id))
+
+
+def gpu_seconds(leases: Mapping[str, LeaseRecord], now: int) -> dict[str, float]:
+    """What each lease took of GPUs until `now` (ms since 1970), less what it lent, in seconds of a whole
+    GPU."""
+    ever = Window(0, now)
+    lent = _lent(leases, ever)
+    return {id: (_granted(lease, ever) - lent.get(id, 0)) / WHOLE / 1000 for id, lease in leases.items()}
 
 
 def _totals(
@@ -82,11 +92,28 @@ def _end(lease: LeaseRecord, window: Window) -> int:
     return window.end if lease.released is None else lease.released
 
 
-def _add(total: Total, lease: LeaseRecord, gpu: str, window: Window) -> None:
+def _lent(leases: Mapping[str, LeaseRecord], window: Window) -> dict[str, int]:
+    """What each lease that lent nodes gave others, in ms of a ten-thousandth of a GPU: at most all it had."""
+    lent: dict[str, int] = {}
+    for borrower in leases.values():
+        for id, share in borrower.borrowed.items():
+            if (lender := leases.get(id)) is not None:
+                start = max(start_of(borrower), start_of(lender))
+                end = min(_end(borrower, window), _end(lender, window))
+                lent[id] = lent.get(id, 0) + share * window.part(start, end)
+    return {id: min(given, _granted(leases[id], window)) for id, given in lent.items()}
+
+
+def _granted(lease: LeaseRecord, window: Window) -> int:
+    return lease.share * window.part(start_of(lease), _end(lease, window))
+
+
+def _add(total: Total, lease: LeaseRecord, gpu: str, window: Window, lent: int) -> None:
+    """`lent` is what others had of all its GPUs together; nobody knows of which, so it counts for each."""
     share, memory = lease.parts[gpu]
     total.leases.add(lease.lease)
     total.jobs.add(lease.job)
-    total.granted += share * window.part(start_of(lease), _end(lease, window))
+    total.granted += (_granted(lease, window) - lent) * share // lease.share if lease.share else 0
     for at, use in lease.used:
         ms = window.part(at - use.ms, at)
         if use.gpu == gpu and ms:

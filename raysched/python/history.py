@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from raysched.core.history import JobRecord, LeaseRecord, Records, gpu_seconds
+from raysched.core.history import JobRecord, LeaseRecord, Records
 from raysched.core.request import WHOLE
+from raysched.core.usage import gpu_seconds
 from raysched.store.reader import Reader, no_collection
 from raysched.store.usual import usual_url
 
@@ -37,7 +38,7 @@ def history(store: str | None = None) -> History:
             records.tell(fact)
             told.add(row.seq, fact.at, row.kind, row.body)
     now = time.time_ns() // 1_000_000
-    leases = _leases(records.leases.values(), now)
+    leases = _leases(records.leases, now)
     return History(leases, _jobs(records.jobs.values(), leases), told.frame(_FACTS))
 
 
@@ -115,9 +116,10 @@ _JOBS = {
 }
 
 
-def _leases(records: Iterable[LeaseRecord], now: int) -> pd.DataFrame:
+def _leases(records: Mapping[str, LeaseRecord], now: int) -> pd.DataFrame:
     rows = _Columns(*_LEASES)
-    for lease in records:
+    taken = gpu_seconds(records, now)
+    for lease in records.values():
         held = (lease.released or max(now, lease.granted)) - lease.granted
         known = {
             "share": lease.share / WHOLE,
@@ -126,7 +128,7 @@ def _leases(records: Iterable[LeaseRecord], now: int) -> pd.DataFrame:
             "host_memory_mib": lease.host_memory,
             "waited_s": lease.waited / 1000,
             "held_s": held / 1000,
-            "gpu_seconds": gpu_seconds(lease, now),
+            "gpu_seconds": taken[lease.lease],
             **_use(lease),
         }
         rows.add(*(known[name] if name in known else getattr(lease, name) for name in _LEASES))

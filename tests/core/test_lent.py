@@ -10,9 +10,11 @@ from test_site import SITE
 from world import World, node
 
 from raysched.core.commands import Cancel, Gone, NodeGone, NodeSeen, Placed, Report, Tick
+from raysched.core.history import Records
 from raysched.core.lease import Place, Slice
 from raysched.core.lent import LEAVE
 from raysched.core.request import WHOLE, Request
+from raysched.core.usage import Window, usage
 from raysched.core.views import explain_view, status_view
 from raysched.core.work import Run, Seen
 
@@ -49,6 +51,22 @@ def test_a_gpu_that_a_site_lends_is_counted_once() -> None:
     assert status_view(world.state)["gpus"]["exclusive"] == 1
     assert status_view(world.state)["gpus"]["free"] == before["gpus"]["free"] - 1
     assert explain_view(world.state, world.job("b"), 0)["why"] == "runs on n1, which Ray has as n1-b.1"
+
+
+def test_what_work_has_of_lent_gpus_is_the_works_in_the_usage() -> None:
+    """Two GPUs for an hour are two hours of a GPU, whoever has them: work has a quarter of one all the time,
+    and the other one for half of it; the job that lent them has the rest."""
+    world = lent()
+    start = world.now
+    world.submit("part", Request(share=2500, sharing="fraction", backends=("ray",)))
+    world.now += HOUR // 2
+    world.submit("whole", ONE)
+    records = Records()
+    for fact in world.told:
+        records.tell(fact)
+    totals = usage(records.leases.values(), "job", Window(start, start + HOUR), {})
+    hours = {total.name: total.granted / WHOLE / HOUR for total in totals}
+    assert hours == {"b": 1.25, "whole": 0.5, "part": 0.25}
 
 
 def test_nothing_new_starts_on_a_node_that_is_about_to_leave() -> None:
