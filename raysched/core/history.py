@@ -14,7 +14,6 @@ from raysched.core.facts import Fact
 from raysched.core.jobs import Kind, Outcome
 from raysched.core.lease import Place, Slice
 from raysched.core.measured import Stretch
-from raysched.core.request import WHOLE
 
 LeaseOutcome = Outcome | Literal["returned"]
 """How a lease ended: as its attempt did, or given back because an engine said no."""
