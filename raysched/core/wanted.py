@@ -125,6 +125,7 @@ def _ordered(state: State, job: Job, lease: Lease, run: Run) -> Launch:
         entrypoint=entrypoint if isinstance(entrypoint, str) else tuple(entrypoint),
         env=tuple(sorted(site_variables(job, run, lease.id, demand).items())),
         package=job.package,
+        image=job.spec.get("image"),
         order=Order(
             demand,
             job.max_runtime,

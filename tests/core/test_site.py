@@ -290,6 +290,16 @@ def test_a_job_of_several_nodes_is_one_run_at_a_site() -> None:
     assert (world.job("job").state, world.job("job").code) == ("failed", 3)
 
 
+def test_a_job_has_its_own_image_at_a_site() -> None:
+    """Not that of jobs which name none."""
+    world = World(node("n1", containers="kubernetes"))
+    spec = {"entrypoint": "true", "image": "python:3.12"}
+    asked = Request(gpus=0, backends=("slurm",), container=True)
+    world.do(Submit("key", "ana", (JobRequest("job", "job", "command", asked, spec),)))
+    (launch,) = wanted(world.state, "slurm").launches
+    assert launch.image == "python:3.12"
+
+
 def test_a_cancelled_job_is_ended_at_the_site() -> None:
     """Whether or not it began."""
     world = World(*SITE)

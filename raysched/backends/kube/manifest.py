@@ -1,7 +1,6 @@
 """What a launch is in Kubernetes' words: a Job, and a Service where its pods have to find each other; or, for
-a Ray job, a RayJob (`ray_job.py`). Pure:
-the same launch always is the same manifest. What users wrote is a value in it and nothing else, but for
-labels, annotations and the overlay, which can only add (`overlay.py`).
+a Ray job, a RayJob (`ray_job.py`). Pure: the same launch always is the same manifest. What users wrote is a
+value in it and nothing else, but for labels, annotations and the overlay, which can only add (`overlay.py`).
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from raysched.backends.base import EngineRefused
+from raysched.backends.kube.command import as_is, command
 from raysched.backends.kube.names import KUEUE_QUEUE, NAME, files_name, labels, name_of
 from raysched.backends.kube.overlay import laid_over
 from raysched.backends.kube.ray_job import ray_job
@@ -277,7 +277,7 @@ def _container(launch: Launch, order: Order, target: Target) -> Manifest:
     return {
         "name": MAIN,
         "image": image,
-        **_command(launch.entrypoint),
+        "command": command(launch.entrypoint),
         "workingDir": WORK,
         "env": _variables(launch, order, target),
         "resources": _resources(order.demand),
@@ -285,17 +285,6 @@ def _container(launch: Launch, order: Order, target: Target) -> Manifest:
         # A container that says nothing of its end says its last lines.
         "terminationMessagePolicy": "FallbackToLogsOnError",
     }
-
-
-def _command(entrypoint: str | tuple[str, ...]) -> Manifest:
-    if isinstance(entrypoint, str):
-        return {"command": ["/bin/sh", "-c", "--", as_is(entrypoint)]}
-    return {"command": [as_is(word) for word in entrypoint]}
-
-
-def as_is(text: str) -> str:
-    """Text for Kubernetes, which puts in values of variables for `$(NAME)`, and takes `$$` for `$`."""
-    return text.replace("$", "$$")
 
 
 def _variables(launch: Launch, order: Order, target: Target) -> list[Manifest]:

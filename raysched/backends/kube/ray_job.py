@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from raysched.backends.kube.command import as_is
 from raysched.backends.kube.names import ROLE
 
 ENTRYPOINT = "raysched.io/entrypoint"
@@ -17,20 +18,63 @@ SCRIPT = "/raysched/entrypoint"
 GROUP = "/tmp/raysched-driver"
 """The file in the head with the process group of the driver."""
 SUBMIT = f"""\
-export RAY_ADDRESS="http://$RAY_DASHBOARD_ADDRESS"
-id=$RAY_JOB_SUBMISSION_ID
-if ! ray job status "$id" >/dev/null 2>&1; then
-  said=$(ray job submit --no-wait --submission-id "$id" -- sh {SCRIPT}/run 2>&1) ||
-    {{ echo "$said"; exit 1; }}
-fi
-ray job logs --follow "$id" || true
+import asyncio, logging, os, signal, sys, time
+from ray.job_submission import JobSubmissionClient
+
+id, told = os.environ["RAY_JOB_SUBMISSION_ID"], []
+signal.signal(signal.SIGTERM, lambda *_: told.append(True))
+logging.disable(logging.INFO)
+
+def submitted():
+    client = JobSubmissionClient("http://" + os.environ["RAY_DASHBOARD_ADDRESS"])
+    try:
+        client.get_job_status(id)
+    except RuntimeError:
+        client.submit_job(entrypoint="sh {SCRIPT}/run", submission_id=id)
+    return client
+
+for tries in range(60):
+    try:
+        client = submitted()
+        break
+    except Exception as error:
+        if told or tries == 59:
+            sys.exit("the driver could not be submitted to its Ray: " + str(error))
+        time.sleep(1)
+
+shown = 0
+
+async def follow():
+    global shown
+    at = 0
+    async for part in client.tail_job_logs(id):
+        at += len(part)
+        if at > shown:
+            sys.stdout.write(part[shown - at:])
+            sys.stdout.flush()
+            shown = at
+
+while True:
+    try:
+        asyncio.run(follow())
+        if client.get_job_status(id).is_terminal():
+            break
+    except Exception:
+        if told:
+            break
+    time.sleep(1)
 """
-"""It is told the address and the id by KubeRay. How the driver ended, KubeRay asks Ray itself."""
+"""Submits the driver, unless that was done, and writes what it writes, over connections that break too. It is
+told the address and the id by KubeRay. How the driver ended, KubeRay asks Ray itself."""
 END = f"""\
-group=$(cat {GROUP}) && kill -TERM "-$group" && while kill -0 "-$group" 2>/dev/null; do sleep 0.2; done
+group=$(cat {GROUP}) && kill -TERM "-$group" && {{
+  while kill -0 "-$group" 2>/dev/null; do sleep 0.2; done
+  sleep 3
+}}
 true
 """
-"""What happens in the head before it is ended: the driver may finish, as long as the pod's grace lasts."""
+"""What happens in the head before it is ended, as long as the pod's grace lasts: the driver may finish, and
+Ray, which looks each second, hand on the last that it wrote."""
 
 Manifest = dict[str, Any]
 
@@ -136,7 +180,7 @@ def _submitter(template: Manifest) -> Manifest:
                 {
                     "name": main["name"],
                     "image": main["image"],
-                    "command": ["sh", "-c", SUBMIT],
+                    "command": ["python", "-c", as_is(SUBMIT)],
                     "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}},
                 }
             ],

@@ -16,6 +16,7 @@ from orders import ordered
 from running import wait_until
 
 from raysched.backends.base import EngineRefused
+from raysched.backends.kube.command import SHELL
 from raysched.backends.kube.manifest import Target, manifests
 from raysched.backends.kube.names import name_of
 from raysched.backends.kube.ray_job import END, GROUP, script
@@ -84,7 +85,7 @@ def test_no_text_of_a_job_file_escapes_its_place_in_a_manifest(
     assert json.loads(json.dumps(made)) == made
     command = [put_in(word, env) for word in main_of(made)["command"]]
     assert command == (
-        ["/bin/sh", "-c", "--", entrypoint] if isinstance(entrypoint, str) else list(entrypoint)
+        ["/bin/sh", "-c", SHELL, "sh", entrypoint] if isinstance(entrypoint, str) else list(entrypoint)
     )
     assert {key: put_in(value_of(made, key)["value"], env) for key in env} == env
     plain = job_of(launch("true", name="job", env=dict.fromkeys(env, "x")))
