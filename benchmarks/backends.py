@@ -1,11 +1,12 @@
-"""How long it takes until a command runs on a host, beside a bare `ssh host true` over a warm connection.
+"""How long it takes until a command runs on a host, beside a bare `ssh host command` over a warm connection.
 
     python benchmarks/backends.py                     # one host with an sshd of its own, 40 of each
     python benchmarks/backends.py --system            # and through a whole raysched, from HTTP on
     python benchmarks/backends.py --hosts 100 --jobs 10   # and so many jobs on so many hosts at once
 
 The hosts are network namespaces of this machine, so no network delays anything; needs root and sshd. Printed:
-milliseconds, the median and the slowest of ten (90th percentile).
+milliseconds, the median and the slowest of ten (90th percentile), and how many times as long as `ssh` takes
+to come back. The command is the same everywhere: it writes a line, and that is when it runs.
 """
 
 from __future__ import annotations
@@ -40,14 +41,34 @@ from raysched.testing.conformance import new_launch  # noqa: E402
 PYTHON = "/usr/bin/python3"
 ON_HOST = {"gpus": 1, "gpu_type": "T4"}
 WORDS = {
-    "ssh": "ssh host true, warm (ControlMaster)",
+    "ssh": "ssh host command, warm (ControlMaster)",
+    "ssh runs": "   it runs on the host",
     "asyncssh": "the same, asyncssh",
     "there": "a run on a host",
     "here": "a run here",
     "asked": "a job over HTTP: accepted, and on the disk",
+    "runs": "   it runs on the host",
     "told": "   running, and the client is told so",
-    "runs": "   its command has run",
 }
+
+
+class Line:
+    """Sees when a command has written its line."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "line"
+        os.mkfifo(self._path)
+        self._reading = os.open(self._path, os.O_RDWR)
+        self.command = f"echo > {self._path}"
+
+    def wait(self) -> float:
+        """When the line came."""
+        os.read(self._reading, 1)
+        return time.perf_counter()
+
+    def close(self) -> None:
+        """See no more."""
+        os.close(self._reading)
 
 
 def host_of(hosts: HostWorld, name: str) -> Host:
@@ -73,9 +94,7 @@ class Whole:
         inventory = {"name": "h0", "address": there.address, "user": "user", "python": PYTHON}
         inventory |= {"folder": str(there.folder / "whole"), "simulate": "1xT4"}
         self._system.configure(json.dumps({"backends": {"vm": {"hosts": [inventory]}}})[1:-1])
-        self._fifo = self._system.folder / "fifo"
-        os.mkfifo(self._fifo)
-        self._reading = os.open(self._fifo, os.O_RDWR)
+        self._line = Line(self._system.folder)
         self._system.up()
         self._client = self._system.client()
         self._told: queue.Queue[tuple[str, float]] = queue.Queue()
@@ -92,10 +111,9 @@ class Whole:
     def run(self) -> dict[str, float]:
         """Milliseconds from the submission until the command runs, and until the client is told so."""
         began = time.perf_counter()
-        job = self._system.submit("timed", f"echo > {self._fifo}", resources=ON_HOST)
+        job = self._system.submit("timed", self._line.command, resources=ON_HOST)
         asked = time.perf_counter()
-        os.read(self._reading, 1)
-        runs = time.perf_counter()
+        runs = self._line.wait()
         while (event := self._told.get())[0] != job:
             pass
         told = event[1]
@@ -105,7 +123,7 @@ class Whole:
 
     def close(self) -> None:
         """Take it down."""
-        os.close(self._reading)
+        self._line.close()
         self._system.close()
 
 
@@ -123,12 +141,20 @@ async def one_by_one(
     options = [*control, "-o", f"UserKnownHostsFile={hosts.home}/.ssh/known_hosts", f"user@{host.address}"]
     subprocess.run(["ssh", "-M", "-N", "-f", *options], check=True, stdin=subprocess.DEVNULL)
 
+    line = Line(folder)
+
     async def ssh() -> None:
-        process = await asyncio.create_subprocess_exec("ssh", *options, "true", stdin=subprocess.DEVNULL)
+        runs = asyncio.create_task(asyncio.to_thread(line.wait))
+        began = time.perf_counter()
+        process = await asyncio.create_subprocess_exec(
+            "ssh", *options, line.command, stdin=subprocess.DEVNULL
+        )
         assert await process.wait() == 0
+        found["ssh runs"].append((await runs - began) * 1000)
 
     async def bare() -> None:
-        await connection.run("true", check=True)
+        await connection.run(line.command, check=True)
+        line.wait()
 
     def start(node: str) -> Callable[[], Awaitable[None]]:
         async def begin() -> None:
@@ -142,18 +168,19 @@ async def one_by_one(
 
     started: list[object] = []
     ways = {"ssh": ssh, "asyncssh": bare, "there": start("h0"), "here": start("here")}
-    found: dict[str, list[float]] = {name: [] for name in ways}
+    found: dict[str, list[float]] = {name: [] for name in WORDS}
     for _ in range(times):
         for name, way in ways.items():
             found[name].append(await timed(way))
         for name, value in (await asyncio.to_thread(whole.run) if whole else {}).items():
-            found.setdefault(name, []).append(value)
+            found[name].append(value)
     for seen in await backend.observe():
         await backend.stop(seen.run, 0)
     subprocess.run(["ssh", "-O", "exit", *options], check=True, capture_output=True)
     connection.close()
     await connection.wait_closed()
     await backend.close()
+    line.close()
     return found
 
 
@@ -210,7 +237,7 @@ def main() -> None:
         base = statistics.median(found["ssh"])
         print(f"{'until it runs, ms':42} {'median':>8} {'90 %':>8}")
         for name, text in WORDS.items():
-            if name in found:
+            if found[name]:
                 print(told(text, found[name], base))
         if asked.jobs:
             asyncio.run(all_at_once(hosts, Path(folder), asked.hosts, asked.jobs))

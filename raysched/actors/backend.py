@@ -12,6 +12,7 @@ from raysched.actors.remote_ledger import RemoteLedger
 from raysched.actors.settings import Settings, SlurmSite
 from raysched.backends.base import Backend, Draining, EngineRefused, Mirroring, Scripted
 from raysched.backends.reconciler import Reconciler
+from raysched.backends.runner import forget_worker
 from raysched.backends.slurm.controller import Controller, Unanswered
 from raysched.core.work import Launch, Run
 from raysched.errors import Unreachable
@@ -22,6 +23,7 @@ class BackendActor:
     """Drives one backend. Detached, on the head node, restarted for ever."""
 
     async def __init__(self, name: str, settings: Settings) -> None:
+        forget_worker()
         self.name = name
         self.ledger = RemoteLedger()
         self.backend = _open(name, settings, self.ledger)

@@ -27,6 +27,7 @@ from raysched.actors.heartbeats import Heartbeats
 from raysched.actors.metrics import LedgerMetrics
 from raysched.actors.names import NAMESPACE
 from raysched.actors.settings import Settings
+from raysched.backends.runner import forget_worker
 from raysched.core import commands, gpu_views, host_views, layouts, views, watchdog
 from raysched.core.cluster_views import cluster_view
 from raysched.core.commands import Command, JobRequest
@@ -66,6 +67,7 @@ class Ledger:
     """Knows every GPU and who holds it. Detached, on the head node, restarted for ever."""
 
     async def __init__(self, settings: Settings) -> None:
+        forget_worker()
         self.settings = settings
         self.since = wall_clock()
         self.desk = Desk(Book(Journal(settings.journal), random.getrandbits(48)), Clock())

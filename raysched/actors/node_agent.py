@@ -16,6 +16,7 @@ from raysched.actors.remote_ledger import RemoteLedger
 from raysched.actors.settings import Settings
 from raysched.backends.containers import Engines
 from raysched.backends.node_runs import NodeRuns
+from raysched.backends.runner import forget_worker
 from raysched.core.node import NodeInfo
 from raysched.core.request import WHOLE
 from raysched.core.work import Partition
@@ -31,6 +32,7 @@ class NodeAgent(NodeRuns):
     """One a node, named after it, restarted for ever."""
 
     async def __init__(self, settings: Settings, node: str, ray_id: str, simulate: str | None) -> None:
+        forget_worker()
         folder = Path(settings.folder)
         super().__init__(folder / "runs-ray", settings.environment, settings.packages, [folder / "runs"])
         self.settings = settings

@@ -106,6 +106,7 @@ class Reconciler:
         if self._version != -1:
             self._start_new(before, change)
         self._version = change.version
+        await asyncio.sleep(0)  # what starts is on its way before the ledger is asked again
         self._news.set()
 
     def _start_new(self, before: Wanted, change: Change) -> None:

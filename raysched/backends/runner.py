@@ -83,25 +83,40 @@ class Command:
         self.group: str | None = launch.get("group")
         # Whether only the command itself is told that the run is to end, and passes that on.
         self.group_only = self.container is not None
+        self._begin = -1
 
-    def start(self, output: int) -> int:
-        """Fork the command, writing to the descriptor `output`, as leader of a session; return its pid."""
+    def fork(self, output: int) -> int:
+        """Fork the command, which is to write to the descriptor `output`, as leader of a session; return its
+        pid. It begins with `begin`; if this process ends before that, it never does."""
         self.runner = os.getpid()
+        told, self._begin = os.pipe()
         pid = os.fork()
         if pid == 0:
             try:
-                self._become(output)
+                os.close(self._begin)
+                self._become(output, told)
             finally:
                 os._exit(126)
+        os.close(told)
         return pid
 
-    def _become(self, output: int) -> None:
-        """Turn this process into the command; where that can't be, say why in its output and end as a
-        shell does, with 127 if there is no such command and 126 otherwise."""
+    def begin(self, now: bool) -> None:
+        """Let the command begin, or else end at once without having begun."""
+        if now:
+            with suppress(BrokenPipeError):  # somebody has killed it
+                os.write(self._begin, b"+")
+        os.close(self._begin)
+
+    def _become(self, output: int, told: int) -> None:
+        """Turn this process into the command, once it may begin; where that can't be, say why in its output
+        and end as a shell does, with 127 if there is no such command and 126 otherwise."""
         os.setsid()
         os.dup2(output, 1)
         os.dup2(output, 2)
         forget_signals()
+        if os.read(told, 1) != b"+":
+            return
+        os.close(told)
         # A string is one argument of an explicit shell: no other shell, and no quoting, touches it.
         line = self.entrypoint
         arguments = ["/bin/sh", "-c", "--", line] if isinstance(line, str) else line
@@ -155,7 +170,7 @@ class Runner:
         self.folder = folder
         self.command = command
         self.output = output
-        self.child = 0
+        self.child = command.fork(output)
         self.launched = False
         self.started = now()
         self.code: int | None = None
@@ -169,15 +184,15 @@ class Runner:
         sync(self.folder)
 
     def run(self) -> None:
-        """Tell whoever waits that the run has started, run the command to its end, write the exit down."""
-        answer(b"+")
-        for descriptor in (1, 2):
-            os.dup2(self.output, descriptor)
+        """Run the command to its end, tell whoever waits that it has started, write the exit down."""
         if exists(self.folder, "stop.json"):
             self.code, self.reason = STOPPED_EARLY
         else:
-            self.child = self.command.start(self.output)
             self.launched = True
+        self.command.begin(self.launched)
+        answer(b"+")
+        for descriptor in (1, 2):
+            os.dup2(self.output, descriptor)
         while self.code is None and self.deadline is None:
             self._wait(None)
         if self.deadline is None:
@@ -212,7 +227,7 @@ class Runner:
                 return
             if pid == 0:
                 return
-            if pid == self.child:
+            if pid == self.child and self.launched:
                 code = os.waitstatus_to_exitcode(status)
                 self.code = code if code >= 0 else 128 - code
                 if self.code == ENGINE_FAILED and self.command.container and not self.reason:

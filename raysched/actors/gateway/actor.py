@@ -11,6 +11,7 @@ import uvicorn
 from raysched.actors.gateway.api import build_app
 from raysched.actors.gateway.link import Link
 from raysched.actors.settings import Settings
+from raysched.backends.runner import forget_worker
 from raysched.cluster.listening import listen, url_host
 from raysched.package import PackageStore
 
@@ -25,6 +26,7 @@ class Gateway:
     """Serves the API. Detached, restarted for ever at the same address with the same token."""
 
     async def __init__(self, settings: Settings) -> None:
+        forget_worker()
         self.address = f"http://{url_host(settings.host)}:{settings.port}"
         token = json.loads(settings.endpoint.read_text(encoding="utf-8"))["token"]
         app = build_app(Link(settings.journal), PackageStore(settings.packages), token)
