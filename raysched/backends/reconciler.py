@@ -12,6 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
 from typing import Any, Protocol
 
+from raysched import tasks
 from raysched.backends.base import Backend, EngineRefused, Holding, Mirroring, Releasing, Spread
 from raysched.backends.difference import difference
 from raysched.core.commands import Command, Denied, Gone, Held, Outside, Report
@@ -81,10 +82,9 @@ class Reconciler:
         if isinstance(self._backend, Mirroring):
             steps.append(self._mirror)
         try:
-            await asyncio.gather(*(self._for_ever(step) for step in steps))
+            await tasks.together(*(self._for_ever(step) for step in steps))
         finally:
-            for task in self._busy.values():
-                task.cancel()
+            await tasks.stop(*self._busy.values())
 
     async def _for_ever(self, step: Callable[[], Awaitable[None]]) -> None:
         while True:

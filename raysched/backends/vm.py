@@ -80,6 +80,8 @@ class VMBackend:
         remote = self.hosts.get(name)
         if remote is not None:
             await remote.start(launch, self._packages)
+        elif launch.host:
+            raise Unreachable(f"{name} is no host that is used now")
         elif not await self._here.run_start(launch, None):
             raise EngineRefused(f"the packed working directory {launch.package} is not there", final=True)
 

@@ -22,6 +22,7 @@ from raysched.gpu.meter import Meter
 from raysched.gpu.processes import Process
 from raysched.gpu.strays import Stray, Strays
 from raysched.gpu.untold import Untold
+from raysched.tasks import together
 
 DESCRIBE_S = 5.0
 """Time between two descriptions of the node to the ledger, which writes down only what changed."""
@@ -133,7 +134,7 @@ class Watch:
             (self._keep_use, KEEP_S),
             (self._partition, 0.0),
         )
-        await asyncio.gather(*(self._repeat(step, every) for step, every in steps))
+        await together(*(self._repeat(step, every) for step, every in steps))
 
     async def _repeat(self, step: Callable[[], Awaitable[None]], every: float) -> None:
         while True:

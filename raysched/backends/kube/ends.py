@@ -19,9 +19,9 @@ from raysched.backends.kube.ray_verdict import of_role
 from raysched.backends.kube.records import Record, end_text
 from raysched.backends.kube.sent import Sent
 from raysched.backends.kube.verdict import TOLD_TO_END, Verdict, fresh, in_kueue
-from raysched.backends.tasks import stop
 from raysched.core.work import Run, Seen
 from raysched.errors import Unreachable
+from raysched.tasks import stop
 
 AGAIN_S = 1.0
 """Time before the end of a run is looked at again that could not be made sure of."""

@@ -17,10 +17,10 @@ from typing import Any
 from raysched.backends import runner
 from raysched.backends.kube.cluster import Answered, Cluster
 from raysched.backends.kube.names import ROLE
-from raysched.backends.tasks import stop
 from raysched.core.work import Run
 from raysched.errors import Unreachable
 from raysched.specs.k8s import MAIN
+from raysched.tasks import stop
 
 AGAIN_S = 1.0
 """Time before output is asked for again that was cut off."""

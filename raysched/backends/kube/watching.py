@@ -12,8 +12,8 @@ from contextlib import aclosing
 from typing import Any
 
 from raysched.backends.kube.cluster import Answered, Cluster, Object
-from raysched.backends.tasks import stop
 from raysched.errors import Unreachable
+from raysched.tasks import stop
 
 RENEWED_S = 55
 """After how many seconds the server ends a watch, so that a dead connection is noticed."""

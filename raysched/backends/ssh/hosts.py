@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from raysched.backends.ssh.remote import Remote
-from raysched.backends.tasks import stop
 from raysched.core import gpu_views
 from raysched.core.commands import Command, HostOut, HostSeen
 from raysched.core.host import Host
@@ -17,6 +16,7 @@ from raysched.core.measured import Guidance
 from raysched.core.work import Partition
 from raysched.errors import NotFound, Unreachable
 from raysched.gpu import watch
+from raysched.tasks import stop
 
 AT_ONCE = 20
 """How many hosts are being connected at a time."""
@@ -85,6 +85,7 @@ class Hosts:
         self._turns = asyncio.Semaphore(AT_ONCE)
         self._known = asyncio.Event()
         self._following: asyncio.Task[None] | None = None
+        self._closed = False
         if ledger is None:
             self._known.set()
 
@@ -146,7 +147,10 @@ class Hosts:
         return set(self._entries)
 
     def get(self, name: str) -> Remote | None:
-        """The host of that name; None where there is none."""
+        """The host of that name; None where there is none. Raises Unreachable once they are hung up on: no
+        host is taken for this machine then."""
+        if self._closed:
+            raise Unreachable(f"whether {name} is a host is not known any more")
         entry = self._entries.get(name)
         return entry.remote if entry else None
 
@@ -187,7 +191,8 @@ class Hosts:
             await entry.watch.tell_use(lease)
 
     async def close(self) -> None:
-        """Hang up on all; what runs goes on."""
+        """Hang up on all, for good; what runs goes on."""
+        self._closed = True
         await stop(self._following)
         for entry in self._entries.values():
             await _hang_up(entry)

@@ -14,13 +14,13 @@ from typing import Any
 from raysched.backends.base import EngineRefused
 from raysched.backends.ssh.connection import resolved
 from raysched.backends.ssh.link import Link
-from raysched.backends.tasks import stop
 from raysched.core.host import Host
 from raysched.core.node import NodeInfo
 from raysched.core.work import Launch, Partition, Run, Seen
 from raysched.errors import Unreachable
 from raysched.gpu.driver import Sample
 from raysched.gpu.processes import Process
+from raysched.tasks import stop
 
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.5, 15.0
 """The pause after the first connection that could not be made, doubled for each one up to the last."""

@@ -29,7 +29,6 @@ from raysched.actors.desk import Desk  # noqa: E402
 from raysched.backends.reconciler import Reconciler  # noqa: E402
 from raysched.backends.ssh import connection, remote  # noqa: E402
 from raysched.backends.ssh.hosts import Hosts  # noqa: E402
-from raysched.backends.tasks import stop  # noqa: E402
 from raysched.backends.vm import VMBackend  # noqa: E402
 from raysched.core import gpu_views, watchdog  # noqa: E402
 from raysched.core.commands import Cancel, Command, Inventory, JobRequest, Submit, Tick  # noqa: E402
@@ -40,6 +39,7 @@ from raysched.core.request import WHOLE, Request  # noqa: E402
 from raysched.core.validate import validate  # noqa: E402
 from raysched.store.book import Book  # noqa: E402
 from raysched.store.journal import Journal  # noqa: E402
+from raysched.tasks import stop  # noqa: E402
 
 NAMES = ("a", "b", "c", "d", "e", "f")
 AT_ONCE = 24
@@ -342,6 +342,15 @@ async def weather(hosts: HostWorld, folder: Path, seed: str, faults: int) -> str
     system = System(folder, hosts)
     await system.open_ledger()
     system.open_backend()
+    try:
+        return await blown(system, hosts, seed, faults)
+    finally:
+        await system.close_backend()
+        await system.close_ledger()
+
+
+async def blown(system: System, hosts: HostWorld, seed: str, faults: int) -> str:
+    """A storm over a system that is there."""
     while len(system.ledger.state.nodes) < len(NAMES):
         await asyncio.sleep(0.1)
     storm = Storm(system, hosts, random.Random(seed))
@@ -350,8 +359,6 @@ async def weather(hosts: HostWorld, folder: Path, seed: str, faults: int) -> str
     await storm.blow(faults)
     await settle(system)
     outcomes = verify(system, storm, hosts)
-    await system.close_backend()
-    await system.close_ledger()
     kinds = ", ".join(f"{times} {kind}" for kind, times in sorted(storm.done.items()))
     ends = ", ".join(f"{times} {state}" for state, times in sorted(outcomes.items()))
     runs = len(read(system.marks / "starts"))
