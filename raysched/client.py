@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -102,9 +102,28 @@ class Client:
         """Which jobs could take a smaller share, by what was measured in the last `since` seconds."""
         return self._get("/v1/advice", {"since": str(since)})
 
-    def drain(self, node: str, *, on: bool = True) -> Json:
-        """Start nothing new on a node, or use it again; the node. Raises NotFound."""
-        return self._command(f"/v1/nodes/{quote(node, safe='')}/drain", {"on": on, "user": user()})
+    def cordon(self, node: str, *, on: bool = True) -> Json:
+        """Start nothing new on a node, or use it again; the node. Raises NotFound and Refused."""
+        return self._command(_node(node, "cordon"), {"on": on, "user": user()})
+
+    def drain(
+        self, node: str, *, force: bool = False, delete_emptydir_data: bool = False, plan: bool = False
+    ) -> Json:
+        """Cordon a node and have what runs there leave, as far as it may now: the `node`, and who is `left`.
+        With `plan` nothing is changed. Raises NotFound and Refused."""
+        how = {"force": force, "delete_emptydir_data": delete_emptydir_data, "plan": plan}
+        return self._command(_node(node, "drain"), {**how, "user": user()})
+
+    def share(self, node: str, to: Json, **how: bool) -> Json:
+        """Bring a node of a Kubernetes cluster one step further to sharing its GPUs so: `to` has `kind`, and
+        `replicas` or `layout`; `how` is `drain`, `force`, `delete_emptydir_data` and `plan`. Asked again
+        until its `state` is done. Raises NotFound and Refused."""
+        return self._post(f"/v1/k8s/nodes/{quote(node, safe='')}/sharing", {**to, **how})
+
+    def label(self, node: str, labels: Mapping[str, str | None]) -> dict[str, str]:
+        """Give a node of a Kubernetes cluster labels, or (None) take them away; all that it has then. Raises
+        NotFound and Refused."""
+        return self._command(_node(node, "labels"), {"labels": dict(labels)})["labels"]
 
     def hosts(self) -> list[Json]:
         """The machines that SSH reaches."""
@@ -296,6 +315,10 @@ def _key_in_ray_job(specs: Sequence[Json], packages: Sequence[str | None]) -> st
 
     content = json.dumps([submission, specs, packages], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _node(name: str, what: str) -> str:
+    return f"/v1/nodes/{quote(name, safe='')}/{what}"
 
 
 def _of(job: str, what: str | None = None) -> str:

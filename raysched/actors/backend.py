@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from raysched.actors.remote_ledger import RemoteLedger
 from raysched.actors.settings import Settings, SlurmSite
-from raysched.backends.base import Backend, Draining, EngineRefused, Mirroring, Scripted
+from raysched.backends.base import Backend, Cordoning, EngineRefused, Mirroring, Scripted
 from raysched.backends.reconciler import Reconciler
 from raysched.backends.runner import forget_worker
 from raysched.backends.slurm.controller import Controller, Unanswered
 from raysched.core.work import Launch, Run
-from raysched.errors import Unreachable
+from raysched.errors import Refused, Unreachable
 from raysched.machines.keeper import Keeper
+
+if TYPE_CHECKING:
+    from raysched.backends.kube.backend import KubeBackend
+    from raysched.backends.kube.evictions import Left
 
 
 class BackendActor:
@@ -46,16 +51,59 @@ class BackendActor:
         """What would be sent to a site for these launches; nothing where work is started without one."""
         return await self.backend.scripts(launches) if isinstance(self.backend, Scripted) else {}
 
-    async def drain(self, node: str, on: bool, reason: str) -> str:
+    async def cordon(self, node: str, on: bool, reason: str) -> str:
         """Have a site start nothing new on a node, or use it again, and tell the ledger; "", else why not."""
-        assert isinstance(self.backend, Draining), "this backend's nodes are drained by the ledger"
+        assert isinstance(self.backend, Cordoning), "this backend's nodes are cordoned by the ledger"
         assert isinstance(self.backend, Mirroring)
         try:
-            await self.backend.drain(node, on, reason)
+            await self.backend.cordon(node, on, reason)
             await self.ledger.tell(await self.backend.mirror())
         except (EngineRefused, Unanswered, Unreachable) as error:
             return str(error)
         return ""
+
+    async def evict(self, node: str, stay: dict[str, str], how: Mapping[str, bool]) -> list[dict[str, Any]]:
+        """Ask the pods of a node of Kubernetes to leave; those that are still there. Raises Refused."""
+        from raysched.backends.kube.evictions import Drain
+
+        drain = Drain(stay, how["force"], how["delete_emptydir_data"], how["plan"])
+        with refusals():
+            left = await self.kube.evict(node, drain)
+        return [_left_view(one) for one in left]
+
+    async def label(self, node: str, labels: dict[str, str | None]) -> dict[str, str]:
+        """Label a node of Kubernetes; all labels that it has then. Raises Refused."""
+        with refusals():
+            return await self.kube.label(node, labels)
+
+    async def share(
+        self, node: str, stay: dict[str, str], to: Mapping[str, Any], how: Mapping[str, bool]
+    ) -> dict[str, Any]:
+        """Bring a node of Kubernetes one step further to sharing its GPUs so. Raises Refused."""
+        from raysched.backends.kube.evictions import Drain
+        from raysched.backends.kube.plugin import Sharing
+
+        drain = Drain(stay, how["force"], how["delete_emptydir_data"], how["plan"])
+        sharing = Sharing(to["kind"], to["replicas"], to["layout"])
+        with refusals():
+            look = await self.kube.share(node, sharing, drain, end=how["drain"])
+        return {
+            "node": node,
+            "state": look.state,
+            "to": sharing.words,
+            "changes": list(look.changes),
+            "offers": dict(look.offers),
+            "wanted": dict(look.wanted),
+            "left": [_left_view(one) for one in look.left],
+        }
+
+    @property
+    def kube(self) -> KubeBackend:
+        """The k8s backend, where this is its actor."""
+        from raysched.backends.kube.backend import KubeBackend
+
+        assert isinstance(self.backend, KubeBackend), "only the k8s backend has such nodes"
+        return self.backend
 
     async def check_host(self, host: str, accept_new: bool) -> str:
         """Connect to a host of the vm backend anew; "" where it can be used, else why not."""
@@ -63,6 +111,19 @@ class BackendActor:
 
         assert isinstance(self.backend, VMBackend), "only the vm backend has hosts"
         return await self.backend.hosts.check(host, accept_new)
+
+
+def _left_view(one: Left) -> dict[str, Any]:
+    return {"job": one.job, "display": one.pod, "pod": one.pod, "why": one.why}
+
+
+@contextmanager
+def refusals() -> Generator[None]:
+    """What an engine refuses for good, as an error that reaches whoever asked."""
+    try:
+        yield
+    except EngineRefused as refused:
+        raise Refused(refused.reason) from None
 
 
 def _open(name: str, settings: Settings, ledger: RemoteLedger) -> Backend:

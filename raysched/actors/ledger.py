@@ -28,7 +28,7 @@ from raysched.actors.metrics import LedgerMetrics
 from raysched.actors.names import NAMESPACE
 from raysched.actors.settings import Settings
 from raysched.backends.runner import forget_worker
-from raysched.core import commands, gpu_views, host_views, layouts, views, watchdog
+from raysched.core import commands, evictions, gpu_views, host_views, hosts, layouts, views, watchdog
 from raysched.core.cluster_views import cluster_view
 from raysched.core.commands import Command, JobRequest
 from raysched.core.compile import compile_host, compile_job, compile_resources
@@ -218,10 +218,22 @@ class Ledger:
             await asyncio.sleep(TICK_S)
             await self._take_inventory()
 
-    async def drain(self, key: str, node: str, on: bool) -> View:
+    async def cordon(self, key: str, node: str, on: bool) -> View:
         """Start nothing new on a node, or use it again; answers with the node. Raises NotFound."""
-        await self.tell([commands.Once(key, _digest("drain", node, on), (), (commands.Drain(node, on),))])
+        await self.tell([commands.Once(key, _digest("cordon", node, on), (), (commands.Cordon(node, on),))])
         return await self.node(node)
+
+    async def evict(self, key: str, node: str, by: str, plan: bool) -> list[View]:
+        """Have the jobs that may be stopped leave a node, but not with `plan`; who is still there. Raises
+        NotFound."""
+        if not plan:
+            evict = commands.Evict(node, by)
+            await self.tell([commands.Once(key, _digest("evict", node, by), (), (evict,))])
+        return evictions.left_view(self.state, node)
+
+    async def staying(self, node: str) -> dict[str, str]:
+        """The jobs of a node that may not be ended, and why. Raises NotFound."""
+        return evictions.staying(self.state, node)
 
     async def at_site(self, node: str) -> str | None:
         """The backend whose site has this node; None for a node of no site, or that is not known."""
@@ -230,7 +242,8 @@ class Ledger:
 
     async def node(self, node: str) -> View:
         """One node as the views show it."""
-        return gpu_views.node_view(self.state, node, self._usage(), self._now())
+        name = hosts.find_node(self.state, node).info.name
+        return gpu_views.node_view(self.state, name, self._usage(), self._now())
 
     async def set_layout(self, key: str, user: str, gpu: str, profiles: list[str] | None, plan: bool) -> View:
         """Cut a GPU so that it has exactly these MIG instances, or (None) no MIG mode; with `plan` only say

@@ -93,10 +93,10 @@ class Scripted(Protocol):
 
 
 @runtime_checkable
-class Draining(Protocol):
+class Cordoning(Protocol):
     """What a backend does whose nodes another scheduler starts work on."""
 
-    async def drain(self, node: str, on: bool, reason: str) -> None:
+    async def cordon(self, node: str, on: bool, reason: str) -> None:
         """Have the site start nothing new on a node of its own, for the `reason`, or use it again; silent
         where that is so. Raises EngineRefused where the site does not let this user."""
         ...

@@ -77,7 +77,7 @@ def _heading(node: Json) -> list[Text]:
         Text(clean(node["name"]), "bold"),
         Text("" if node["alive"] else "lost", "red"),
         Text("lent" if node["lease"] else "", "cyan"),
-        Text("draining" if node["draining"] else "", "yellow"),
+        Text("cordoned" if node["cordoned"] else "", "yellow"),
         Text(clean(node["closed"]), "yellow"),
         Text(", ".join(f"{number} x {model}" for model, number in models.items()) or "no GPUs"),
         Text("simulated" if node["simulated"] else "", "yellow"),

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
+from raysched.cli import sharing_commands
 from raysched.cli.options import AsJson
 from raysched.cli.output import Output
-from raysched.client import Client
 
 app = typer.Typer(
     name="k8s",
@@ -20,20 +20,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+app.add_typer(sharing_commands.app)
+
 ConfigFile = Annotated[
     Path | None,
     typer.Option("--config", metavar="FILE", help="The configuration; else the usual one."),
 ]
-
-
-@app.command()
-def sharing(as_json: AsJson = False) -> None:
-    """Show what shares the GPUs, and what requests would become."""
-    from raysched.cli.k8s_lines import sharing_lines
-
-    client, output = Client.from_environment(), Output(as_json)
-    answer = client.sharing()
-    output.answer(answer, sharing_lines(answer, output.width), client)
 
 
 @app.command()
@@ -62,6 +54,12 @@ def rbac(
     account: Annotated[
         str, typer.Option(metavar="NAME", help="The service account that gets the rights.")
     ] = "raysched",
+    nodes: Annotated[
+        bool, typer.Option("--nodes", help="Those for raysched node and k8s sharing set instead.")
+    ] = False,
+    plugins: Annotated[
+        str, typer.Option(metavar="NAME", help="With --nodes: the namespace of NVIDIA's device plugin.")
+    ] = "gpu-operator",
     config: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
@@ -70,7 +68,7 @@ def rbac(
 
     from raysched.cluster import kube
 
-    manifests = kube.rbac(config, namespace, account)
+    manifests = kube.rbac(config, namespace, account, plugins if nodes else None)
     if as_json:
         items = list(yaml.safe_load_all(manifests))
         Output(as_json).document({"apiVersion": "v1", "kind": "List", "items": items})

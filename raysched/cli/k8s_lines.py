@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from rich.text import Text
 
-from raysched.cli.tables import Column, table
-from raysched.cli.words import clean
+from raysched.cli.tables import Column, table, wrap
+from raysched.cli.words import clean, resources
 from raysched.client import Json
 
 OFFERS = (
@@ -64,3 +64,21 @@ def _becomes(row: Json) -> Text:
     if row["refused"] is None:
         return Text(clean(row["pod"]))
     return Text.assemble(("refused: ", "red"), clean(row["refused"]))
+
+
+def resharing_lines(nodes: Sequence[Json], width: int | None) -> list[Text]:
+    """The lines of `raysched k8s sharing set`: what is done at each node, or would be."""
+    return [piece for node in nodes for line in _resharing(node) for piece in wrap(line, width, "    ")]
+
+
+def _resharing(node: Json) -> Iterator[Text]:
+    name, done = clean(node["node"]), node["state"] == "done"
+    if done:
+        yield Text(f"{name}: {node['to']}, {resources(node['offers'])}")
+        return
+    yield Text(f"{name}: would be {node['to']}", "bold")
+    yield Text(f"  {resources(node['offers'])} -> {resources(node['wanted'])}")
+    yield from (Text(f"  write {clean(change)}") for change in node["changes"])
+    for one in node["left"]:
+        why = f", which stays: {clean(one['why'])}" if one["why"] else ""
+        yield Text(f"  in use by {clean(one['display'])}{why}", "yellow")

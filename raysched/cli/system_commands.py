@@ -1,4 +1,4 @@
-"""The commands about the system: up, down, doctor, gpus, drain, schema."""
+"""The commands about the system: up, down, doctor, gpus, schema."""
 
 from __future__ import annotations
 
@@ -84,24 +84,6 @@ def gpus(as_json: AsJson = False) -> None:
     client, output = Client.from_environment(), Output(as_json)
     answer = client.gpus()
     output.answer(answer, gpu_map(answer, output.width), client)
-
-
-def drain(
-    node: Annotated[
-        str, typer.Argument(metavar="NODE", help="The node's name, as `raysched gpus` shows it.")
-    ],
-    off: Annotated[bool, typer.Option("--off", help="Use the node again.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Start nothing new on a node; what runs there goes on."""
-    from rich.text import Text
-
-    client, output = Client.from_environment(), Output(as_json)
-    answer = client.drain(node, on=not off)
-    tenants = {tenant["job"] for gpu in answer["gpus"] for tenant in gpu["tenants"]}
-    held = f"{len(tenants)} job{'' if len(tenants) == 1 else 's'} still there"
-    state = "is used again" if off else f"is drained: {held if tenants else 'nobody is on its GPUs'}"
-    output.answer(answer, [Text(f"{node} {state}")], client)
 
 
 def schema(as_json: AsJson = False) -> None:

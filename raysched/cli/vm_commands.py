@@ -1,4 +1,4 @@
-"""The commands about the machines that SSH reaches: vm add, list, check, drain, remove."""
+"""The commands about the machines that SSH reaches: vm add, list, check, remove."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from raysched.errors import RayschedError, Unreachable
 
 app = typer.Typer(
     name="vm",
-    help="Use machines over SSH: add, list, check, drain and remove them.",
+    help="Use machines over SSH: add, list, check and remove them.",
     no_args_is_help=True,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -160,18 +160,6 @@ def _told(checks: list[Json], output: Output, client: Client | None = None) -> i
 
 
 @app.command()
-def drain(
-    host: HostName,
-    off: Annotated[bool, typer.Option("--off", help="Use the host again.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Start nothing new on a host; what runs there goes on."""
-    from raysched.cli.system_commands import drain as drain_node
-
-    drain_node(host, off, as_json)
-
-
-@app.command()
 def remove(host: HostName, as_json: AsJson = False) -> None:
     """Use a machine no more, once nothing runs there.
 
@@ -183,5 +171,5 @@ def remove(host: HostName, as_json: AsJson = False) -> None:
     left = client.remove_host(host)
     jobs = next((each["jobs"] for each in left if each["name"] == host), None)
     many = f"{jobs} job has" if jobs == 1 else f"{jobs} jobs have"
-    held = "is removed" if jobs is None else f"is drained, and removed once its {many} ended"
+    held = "is removed" if jobs is None else f"is cordoned, and removed once its {many} ended"
     output.answer({"hosts": left}, [Text(f"{host} {held}")], client)

@@ -20,7 +20,7 @@ COLUMNS = (
     Column("jobs", right=True, named=True),
     Column("why", wraps=True),
 )
-STYLES = {"ready": "green", "out": "red", "drained": "yellow", "leaving": "yellow", "new": "dim"}
+STYLES = {"ready": "green", "out": "red", "cordoned": "yellow", "leaving": "yellow", "new": "dim"}
 
 
 def host_lines(hosts: Sequence[Json], width: int | None) -> list[Text]:

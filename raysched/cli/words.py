@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 
 MIB_IN_GIB = 1024
@@ -66,3 +67,8 @@ def clean(text: object) -> str:
     cursor or colour what follows."""
     one_line = str(text).strip().replace("\n", " ")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in one_line)
+
+
+def resources(counts: Mapping[str, int]) -> str:
+    """What a node of Kubernetes offers: `nvidia.com/gpu: 2`."""
+    return ", ".join(f"{name}: {count}" for name, count in counts.items()) or "no GPU"

@@ -33,10 +33,14 @@ async def _examined(settings: K8sBackend) -> list[doctor.Finding]:
         await cluster.close()
 
 
-def rbac(config: Path | None, namespace: str | None, account: str) -> str:
-    """The least rights as YAML, for jobs in a namespace: None is that of the configuration."""
+def rbac(config: Path | None, namespace: str | None, account: str, plugins: str | None = None) -> str:
+    """The least rights as YAML, for jobs in a namespace: None is that of the configuration. With `plugins`,
+    the namespace of NVIDIA's programs, those for the administration of nodes."""
     settings = _settings(config) if namespace is None else None
-    return rights.manifests(namespace or (settings and settings.namespace) or "default", account)
+    space = namespace or (settings and settings.namespace) or "default"
+    if plugins is not None:
+        return rights.manifests_for_nodes(space, account, plugins)
+    return rights.manifests(space, account)
 
 
 def _settings(config: Path | None) -> K8sBackend | None:

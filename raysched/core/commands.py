@@ -56,7 +56,7 @@ class Once:
     key: str
     digest: str
     about: tuple[str, ...]
-    commands: tuple[Cancel | Drain | AddHost | RemoveHost, ...]
+    commands: tuple[Cancel | Cordon | Evict | AddHost | RemoveHost, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,11 +135,19 @@ class HostOut:
 
 
 @dataclass(frozen=True, slots=True)
-class Drain:
+class Cordon:
     """Place nothing new on a node, or (`on` is false) use it again. What runs there goes on."""
 
     node: str
     on: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Evict:
+    """Have the jobs that may be stopped leave a node and wait again, as somebody drains it."""
+
+    node: str
+    by: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +272,8 @@ Command = (
     | RemoveHost
     | HostSeen
     | HostOut
-    | Drain
+    | Cordon
+    | Evict
     | Usage
     | Measured
     | Outside

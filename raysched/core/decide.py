@@ -9,7 +9,19 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from raysched.core import commands, cutting, facts, hosts, layouts, lent, namesakes, twins, warnings, watchdog
+from raysched.core import (
+    commands,
+    cutting,
+    evictions,
+    facts,
+    hosts,
+    layouts,
+    lent,
+    namesakes,
+    twins,
+    warnings,
+    watchdog,
+)
 from raysched.core.commands import Command
 from raysched.core.facts import Fact
 from raysched.core.impossible import impossible
@@ -435,6 +447,13 @@ def _move_on(state: State, lease: Lease, job: Job, reason: str, now: int) -> Ite
         yield from _put_out(state, lease, reason, now)
 
 
+def _evict(state: State, command: commands.Evict, now: int) -> Iterator[Fact]:
+    """Those that may not be stopped stay, and are told (`core/evictions.py`)."""
+    node = hosts.find_node(state, command.node).info.name
+    for job in evictions.movable(state, node):
+        yield from _take_back(state, job, f"{node} is drained by {command.by}", now, now)
+
+
 def _cut_refused(state: State, command: commands.CutRefused, now: int) -> Iterator[Fact]:
     """The driver's no is remembered, and the leases that needed it go back: another place is looked for."""
     node = state.nodes.get(command.node)
@@ -557,7 +576,8 @@ _DECIDE: dict[type, Callable[[State, Any, int], Iterator[Fact]]] = {
     commands.RemoveHost: hosts.remove,
     commands.HostSeen: _host_seen,
     commands.HostOut: hosts.out_of_reach,
-    commands.Drain: hosts.drain,
+    commands.Cordon: hosts.cordon,
+    commands.Evict: _evict,
     commands.CutRefused: _cut_refused,
     commands.SetLayout: _set_layout,
     commands.Usage: _usage,

@@ -95,17 +95,17 @@ def _no_node(state: State, request: Request, there: list[Node]) -> str:
     if there:
         names = sorted(node.info.name for node in there)
         lent = all(node.info.lease for node in there)
-        until = "about to leave, as lent" if lent else f"drained until `raysched drain {names[0]} --off`"
+        until = "about to leave, as lent" if lent else f"cordoned until `raysched node uncordon {names[0]}`"
         return f"nothing new starts on {listing(names)}: {until}"
     gone = sorted(node.info.name for node in _reached(state, request))
     return f"no node that could run it answers: {listing(gone)}" if gone else "no node has joined yet"
 
 
 def _out_of_use(request: Request, nodes: list[Node], gpus: list[GPU]) -> Iterator[str]:
-    """What else would serve the request now: nodes that are drained, and GPUs that failed."""
+    """What else would serve the request now: nodes that are cordoned, and GPUs that failed."""
     drained = [node for node in nodes if node.draining and room(node, request, NOTHING_KEPT).offers]
     if drained:
-        yield f"nothing new starts on {listing(sorted(node.info.name for node in drained))}, being drained"
+        yield f"nothing new starts on {listing(sorted(node.info.name for node in drained))}, cordoned"
     for gpu in gpus:
         missing = lack(gpu, request)
         if missing is not None and missing.kind == "fault":

@@ -75,7 +75,7 @@ def _node_view(state: State, node: Node, usage: Usage, now: int) -> View:
     return {
         "name": node.info.name,
         "alive": node.lost is None,
-        "draining": node.draining,
+        "cordoned": node.draining,
         "closed": node.info.closed,
         "lease": node.info.lease or None,
         "simulated": node.info.simulated,

@@ -52,4 +52,4 @@ def _state(state: State, known: KnownHost) -> str:
         return "out"
     if node is None or node.lost is not None:
         return "new"
-    return "drained" if node.draining else "ready"
+    return "cordoned" if node.draining else "ready"

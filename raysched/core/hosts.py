@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from raysched.core import commands, facts
 from raysched.core.facts import Fact
 from raysched.core.host import Host, Origin
-from raysched.core.node import NodeInfo
+from raysched.core.node import Node, NodeInfo
 from raysched.core.state import State
 from raysched.errors import Conflict, NotFound
 
@@ -44,7 +44,7 @@ def remove(state: State, command: commands.RemoveHost, now: int) -> Iterator[Fac
     if known.origin == "file":
         raise Conflict(
             f"{command.name} is in the configuration: take it out there, and run `raysched up` again; "
-            f"`raysched vm drain {command.name}` starts nothing new on it"
+            f"`raysched node cordon {command.name}` starts nothing new on it"
         )
     if not known.leaving:
         yield from _leave(state, command.name, now)
@@ -80,20 +80,25 @@ def make_way(state: State, info: NodeInfo, now: int) -> Iterator[Fact]:
         yield from _leave(state, info.name, now)
 
 
-def drain(state: State, command: commands.Drain, now: int) -> Iterator[Fact]:
+def cordon(state: State, command: commands.Cordon, now: int) -> Iterator[Fact]:
     """Start nothing new on a node, or use it again. Raises NotFound, and Conflict for a node of a site."""
-    host = state.hosts.get(command.node)
-    name = host.node if host is not None and host.node else command.node
-    node = state.nodes.get(name)
-    if node is None:
-        raise NotFound(f"no node {name}: `raysched gpus` lists those that are known")
+    node = find_node(state, command.node)
     if node.info.site:
         raise Conflict(
-            f"{command.node} is a node of {' and '.join(node.info.backends)}, where raysched drains nothing: "
-            f"use `scontrol update NodeName={command.node} State=DRAIN Reason=...`"
+            f"{command.node} is a node of {' and '.join(node.info.backends)}, which has to be told: "
+            f"`raysched node cordon {command.node}` does"
         )
     if node.draining != command.on:
-        yield facts.Drained(now, name, command.on)
+        yield facts.Drained(now, node.info.name, command.on)
+
+
+def find_node(state: State, name: str) -> Node:
+    """The node of that name, or that the host of that name is. Raises NotFound."""
+    host = state.hosts.get(name)
+    node = state.nodes.get(host.node if host is not None and host.node else name)
+    if node is None:
+        raise NotFound(f"no node {name}: `raysched gpus` lists those that are known")
+    return node
 
 
 def sweep(state: State, now: int) -> Iterator[Fact]:

@@ -85,7 +85,7 @@ def check(node: Node, gpu: GPU, wanted: Steps) -> None:
     if node.info.site:
         raise Conflict(f"{name} is of a site, whose administrator cuts its GPUs")
     if tenants:
-        raise Conflict(f"{name} is held by {listing(tenants)}: `raysched drain {gpu.node}` and wait")
+        raise Conflict(f"{name} is held by {listing(tenants)}: `raysched node drain {gpu.node}` first")
     if gpu.outside or gpu.used_by_strangers:
         raise Conflict(f"{name} is used by somebody without a lease: end that first")
     if gpu.info.fault or gpu.info.layout.mps:

@@ -57,9 +57,19 @@ class ScriptedLedger:
     async def set_layout(self, key: str, user: str, gpu: str, profiles: list[str] | None, plan: bool) -> Any:
         return await self._answer("set_layout", user, gpu, profiles, plan)
 
-    async def drain(self, key: str, node: str, on: bool, by: str) -> Any:
+    async def cordon(self, key: str, node: str, on: bool, by: str) -> Any:
         self.keys.append(key)
-        return await self._answer("drain", node, on, by)
+        return await self._answer("cordon", node, on, by)
+
+    async def drain(self, key: str, node: str, by: str, how: Any) -> Any:
+        self.keys.append(key)
+        return await self._answer("drain", node, by, how)
+
+    async def share(self, node: str, to: Any, how: Any) -> Any:
+        return await self._answer("share", node, to, how)
+
+    async def label(self, node: str, labels: Any) -> Any:
+        return await self._answer("label", node, labels)
 
     async def add_host(self, key: str, host: Any) -> Any:
         self.keys.append(key)
@@ -261,11 +271,11 @@ def test_the_idempotency_key_is_handed_on_and_made_where_there_is_none(
 
 def test_every_command_has_a_key(ask: Ask, ledger: ScriptedLedger) -> None:
     """The caller's, or one of its own."""
-    for path in ("/v1/nodes/node-a/drain", "/v1/jobs/one/cancel"):
+    for path in ("/v1/nodes/node-a/cordon", "/v1/nodes/node-a/drain", "/v1/jobs/one/cancel"):
         ask("POST", path, headers=WITH_TOKEN | {"Idempotency-Key": "k"})
         ask("POST", path)
-    assert ledger.keys[::2] == ["k", "k"]
-    assert len(set(ledger.keys)) == 3
+    assert ledger.keys[::2] == ["k", "k", "k"]
+    assert len(set(ledger.keys)) == 4
 
 
 def test_a_gpu_is_cut_or_only_planned_to_be(ask: Ask, ledger: ScriptedLedger) -> None:
@@ -277,10 +287,33 @@ def test_a_gpu_is_cut_or_only_planned_to_be(ask: Ask, ledger: ScriptedLedger) ->
     ]
 
 
-def test_a_node_is_drained_and_used_again(ask: Ask, ledger: ScriptedLedger) -> None:
+def test_a_node_is_cordoned_and_used_again(ask: Ask, ledger: ScriptedLedger) -> None:
+    ask("POST", "/v1/nodes/node-a/cordon")
+    ask("POST", "/v1/nodes/node-a/cordon", json={"on": False, "user": "ana"})
+    assert ledger.calls == [("cordon", "node-a", True, "the API"), ("cordon", "node-a", False, "ana")]
+
+
+def test_a_node_is_drained_as_far_as_is_said(ask: Ask, ledger: ScriptedLedger) -> None:
     ask("POST", "/v1/nodes/node-a/drain")
-    ask("POST", "/v1/nodes/node-a/drain", json={"on": False, "user": "ana"})
-    assert ledger.calls == [("drain", "node-a", True, "the API"), ("drain", "node-a", False, "ana")]
+    ask("POST", "/v1/nodes/node-a/drain", json={"user": "ana", "force": True, "plan": True})
+    careful = {"force": False, "delete_emptydir_data": False, "plan": False}
+    assert ledger.calls == [
+        ("drain", "node-a", "the API", careful),
+        ("drain", "node-a", "ana", {**careful, "force": True, "plan": True}),
+    ]
+
+
+def test_a_node_is_labelled(ask: Ask, ledger: ScriptedLedger) -> None:
+    ask("POST", "/v1/nodes/node-a/labels", json={"labels": {"team": "vision", "old": None}})
+    assert ledger.calls == [("label", "node-a", {"team": "vision", "old": None})]
+    assert ask("POST", "/v1/nodes/node-a/labels", json={"labels": {}}).status_code == 422
+
+
+def test_the_gpus_of_a_node_are_to_be_shared(ask: Ask, ledger: ScriptedLedger) -> None:
+    ask("POST", "/v1/k8s/nodes/n/sharing", json={"kind": "mps", "replicas": 4, "drain": True})
+    how = {"drain": True, "force": False, "delete_emptydir_data": False, "plan": False}
+    assert ledger.calls == [("share", "n", {"kind": "mps", "replicas": 4, "layout": ""}, how)]
+    assert ask("POST", "/v1/k8s/nodes/n/sharing", json={"kind": "mps", "replicas": 0}).status_code == 422
 
 
 def test_cancel_tells_who_ended_it(ask: Ask, ledger: ScriptedLedger) -> None:

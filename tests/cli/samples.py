@@ -236,7 +236,7 @@ def gpus() -> dict[str, Any]:
     node = {
         "name": "node-a",
         "alive": True,
-        "draining": False,
+        "cordoned": False,
         "closed": "",
         "lease": None,
         "simulated": False,

@@ -41,8 +41,8 @@ def test_a_lost_answer_never_doubles_a_submission() -> None:
 
 
 def test_a_command_is_repeated_under_its_key() -> None:
-    """Where the connection broke before the answer: cancelling and draining too."""
-    for command in (lambda client: client.cancel("x"), lambda client: client.drain("node-a")):
+    """Where the connection broke before the answer: cancelling and cordoning too."""
+    for command in (lambda client: client.cancel("x"), lambda client: client.cordon("node-a")):
         with scripted(drop, answer({"jobs": []})) as server:
             command(_client(server.address, []))
         first, second = (asked.headers["idempotency-key"] for asked in server.asked)

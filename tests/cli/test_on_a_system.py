@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from running import Done, System, wait_until
 
+from raysched.client import user
+
 ESCAPE = "\x1b"
 COLOUR = re.compile(r"\x1b\[[0-9;]*(3[0-7]|4[0-7]|9[0-7])[0-9;]*m")
 
@@ -145,25 +147,49 @@ def test_a_waiting_job_says_why_and_how_it_would_start(system: System, tmp_path:
         _ended(system, holder)
 
 
-def test_nothing_starts_on_a_drained_node_until_it_is_used_again(system: System) -> None:
+def test_nothing_starts_on_a_cordoned_node_until_it_is_used_again(system: System) -> None:
     [node] = system.client().gpus()["nodes"]
-    assert f"{node['name']} is drained" in system.cli("drain", node["name"]).stdout
+    assert f"{node['name']} is cordoned" in system.cli("node", "cordon", node["name"]).stdout
     job = system.submit("later", "true", resources={"gpu_fraction": 0.5})
     try:
-        assert system.json("gpus")["nodes"][0]["draining"] is True
+        assert system.json("gpus")["nodes"][0]["cordoned"] is True
         why = system.json("explain", job)["why"]
         assert (
             why
-            == f"nothing new starts on {node['name']}: drained until `raysched drain {node['name']} --off`"
+            == f"nothing new starts on {node['name']}: cordoned until `raysched node uncordon {node['name']}`"
         )
     finally:
-        assert system.cli("drain", node["name"], "--off").stdout == f"{node['name']} is used again\n"
+        assert system.cli("node", "uncordon", node["name"]).stdout == f"{node['name']} is used again\n"
     _ended(system, job)
     assert system.client().job(job)[0]["state"] == "succeeded"
 
 
+def test_a_drained_node_is_left_and_what_left_starts_again_once_it_may(system: System) -> None:
+    [node] = system.client().gpus()["nodes"]
+    name = node["name"]
+    moves = system.submit("moves", "sleep 600", resources={"gpu_fraction": 0.25})
+    stays = system.submit("stays", "sleep 600", resources={"gpu_fraction": 0.25}, preemptible=False)
+    try:
+        for job in (moves, stays):
+            system.until(job, "running")
+        plan = system.cli("node", "drain", name, "--plan").stdout
+        assert plan.startswith(f"{name}: 1 would leave, 1 would stay\n")
+        done = system.cli("node", "drain", name, "--timeout", "0s", check=False)
+        assert done.returncode == 1
+        wait_until(lambda: [one["job"] for one in system.client().drain(name)["left"]] == [stays], "it left")
+        assert system.client().job(moves)[0]["reason"].endswith(f"({name} is drained by {user()})")
+        system.cli("cancel", stays)
+        assert system.cli("node", "drain", name).stdout == f"{name} is drained: nobody is left\n"
+    finally:
+        system.cli("node", "uncordon", name)
+    system.until(moves, "running")
+    assert system.client().job(moves)[0]["attempt"] == 2
+    system.cli("cancel", moves)
+    _ended(system, moves)
+
+
 def test_a_node_that_is_not_known_can_not_be_drained(system: System) -> None:
-    done = system.cli("drain", "nowhere", check=False)
+    done = system.cli("node", "drain", "nowhere", check=False)
     assert (done.returncode, done.stdout) == (81, "")
     assert "no node nowhere: `raysched gpus` lists those that are known" in done.stderr
 

@@ -106,14 +106,14 @@ def test_an_instance_that_does_not_exist_yet_is_to_be_made() -> None:
     assert "4-7  3g.40gb  hpo[0], to be made  ana" in "\n".join(_plain(gpu_map.gpu_map(answer, 80)))
 
 
-def test_the_map_tells_of_faults_turns_and_nodes_that_drain() -> None:
+def test_the_map_tells_of_faults_turns_and_nodes_that_are_cordoned() -> None:
     answer = samples.gpus()
     node = answer["nodes"][0]
-    node["draining"] = True
+    node["cordoned"] = True
     node["gpus"][0]["sharing"] = "time_slice"
     node["gpus"][1] |= {"fault": "XID 79"}
     text = "\n".join(_plain(gpu_map.gpu_map(answer, 80)))
-    assert "node-a   draining" in text
+    assert "node-a   cordoned" in text
     assert "time-sliced: 2 of 4 turns taken" in text
     assert "under MPS" not in text
     node["gpus"][0]["sharing"] = "mps"

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from raysched.core import facts, views
-from raysched.core.commands import Drain, Gone, NodeGone, NodeSeen, Tick
+from raysched.core.commands import Cordon, Gone, NodeGone, NodeSeen, Tick
 from raysched.core.decide import NODE_PATIENCE
 from raysched.core.events import event_view
 from raysched.errors import NotFound
@@ -98,7 +98,7 @@ def test_nothing_new_starts_on_a_node_that_drains_and_what_runs_goes_on():
     world.submit("old", share(0.5))
     [place] = world.lease("old").places
     world.run("old")
-    world.do(Drain(place.node, on=True))
+    world.do(Cordon(place.node, on=True))
     assert world.job("old").state == "running"
     world.submit("new", share(0.1), array=2)
     assert {world.lease(f"new.{n}").places[0].node for n in range(2)} == {"b"}
@@ -108,24 +108,24 @@ def test_nothing_new_starts_on_a_node_that_drains_and_what_runs_goes_on():
     assert f"nothing new starts on {place.node}" not in world.why("third").why, "it has no whole GPU anyway"
     world.finish("old")
     assert world.job("third").state == "waiting"
-    assert f"nothing new starts on {place.node}, being drained" in world.why("third").why
-    world.do(Drain(place.node, on=False))
+    assert f"nothing new starts on {place.node}, cordoned" in world.why("third").why
+    world.do(Cordon(place.node, on=False))
     assert world.states()["pair"] == "waiting"
 
 
 def test_where_all_nodes_drain_the_reason_is_that():
     world = World(node("a", 1))
-    world.do(Drain("a", on=True))
-    assert world.do(Drain("a", on=True)) == []
+    world.do(Cordon("a", on=True))
+    assert world.do(Cordon("a", on=True)) == []
     assert world.submit("j", whole()).state == "waiting"
-    assert world.why("j").why == "nothing new starts on a: drained until `raysched drain a --off`"
+    assert world.why("j").why == "nothing new starts on a: cordoned until `raysched node uncordon a`"
     world.do(NodeGone("a"))
     world.do(NodeSeen(node("a", 1)))
     assert world.job("j").state == "waiting", "a node that comes back still drains"
-    world.do(Drain("a", on=False))
+    world.do(Cordon("a", on=False))
     assert world.job("j").state == "starting"
     with pytest.raises(NotFound, match="no node b"):
-        world.do(Drain("b", on=True))
+        world.do(Cordon("b", on=True))
 
 
 def twin() -> World:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from world import World, node, share, whole
 
-from raysched.core.commands import Cancel, Drain, Once, Submit
+from raysched.core.commands import Cancel, Cordon, Once, Submit
 from raysched.errors import Conflict
 
 
@@ -29,9 +29,9 @@ def test_a_repeated_command_is_done_once(world):
     assert world.states() == {"a": "cancelled", "b": "starting"}
     assert world.state.keys["k"] == ("a",)
     (name,) = world.state.nodes
-    drain = Once("d", "drain", (), (Drain(name, True),))
+    drain = Once("d", "drain", (), (Cordon(name, True),))
     world.do(drain)
-    world.do(Drain(name, False))
+    world.do(Cordon(name, False))
     assert not world.do(drain)
     assert not world.state.nodes[name].draining
 
@@ -48,7 +48,7 @@ def test_a_key_with_another_content_is_refused(world):
 
 
 def test_a_command_that_is_refused_uses_up_no_key(world):
-    missing = Once("k", "drain", (), (Drain("nowhere", True),))
+    missing = Once("k", "drain", (), (Cordon("nowhere", True),))
     with pytest.raises(Exception, match="nowhere"):
         world.do(missing)
     assert "k" not in world.state.keys

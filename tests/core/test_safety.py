@@ -13,9 +13,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from raysched.core.codec import decode_fact, decode_state, encode_fact, encode_state
 from raysched.core.commands import (
     Cancel,
+    Cordon,
     CutRefused,
     Denied,
-    Drain,
     Gone,
     Held,
     JobRequest,
@@ -186,7 +186,7 @@ class Ledger(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(sorted(NODES)), on=st.booleans())
     def a_node_is_drained_or_used_again(self, name, on):
-        self.do(Drain(name, on))
+        self.do(Cordon(name, on))
 
     @rule(name=st.sampled_from(sorted(NODES)))
     def node_is_lost(self, name):
@@ -339,7 +339,7 @@ class Ledger(RuleBasedStateMachine):
         self.faults = {}
         self.layouts["GPU-d-0"] = NODES["d"].gpus[0].layout  # nobody else can switch it
         self.do(*(NodeSeen(self.described(name)) for name in NODES), Outside("a", ()))
-        self.do(*(Drain(name, on=False) for name in NODES))
+        self.do(*(Cordon(name, on=False) for name in NODES))
         self.do(*(Usage("a", f"GPU-a-{index}", 0) for index in range(2)))
         self.do(*(OwnerLost(f"owner{number}") for number in range(3)))
         for _ in range(200):

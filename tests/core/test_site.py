@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from world import World
 from world import node as ray_node
 
-from raysched.core.commands import Cancel, Drain, JobRequest, NodeSeen, Placed, Report, Submit
+from raysched.core.commands import Cancel, Cordon, JobRequest, NodeSeen, Placed, Report, Submit
 from raysched.core.lease import Place, Slice
 from raysched.core.node import GPUInfo, NodeInfo
 from raysched.core.request import WHOLE, Request
@@ -324,8 +324,8 @@ def test_what_a_site_can_never_give_is_refused_at_submit() -> None:
 def test_a_node_of_a_site_is_drained_there() -> None:
     """raysched says how."""
     world = World(*SITE)
-    with pytest.raises(Conflict, match="scontrol update NodeName=n1"):
-        world.do(Drain("n1", True))
+    with pytest.raises(Conflict, match="`raysched node cordon n1` does"):
+        world.do(Cordon("n1", True))
 
 
 def test_a_hard_part_is_no_mig_instance_of_unknown_size() -> None:

@@ -11,7 +11,7 @@ from raysched.core import decide
 from raysched.core.commands import (
     AddHost,
     Cancel,
-    Drain,
+    Cordon,
     Gone,
     Held,
     HostOut,
@@ -257,9 +257,9 @@ def test_the_agent_of_the_node_cuts_its_gpus_and_nobody_else(name: str) -> None:
 
 def test_a_drained_host_drains_its_node() -> None:
     world = both()
-    world.do(Drain("a", True))
+    world.do(Cordon("a", True))
     assert world.state.nodes["r"].draining
-    assert host_view(world.state, "a")["state"] == "drained"
+    assert host_view(world.state, "a")["state"] == "cordoned"
 
 
 def test_a_node_of_ray_has_the_labels_of_its_host() -> None:

@@ -16,9 +16,9 @@ from raysched.core.commands import (
     AddHost,
     Cancel,
     Command,
+    Cordon,
     CutRefused,
     Denied,
-    Drain,
     Gone,
     Held,
     HostSeen,
@@ -149,7 +149,7 @@ class Twins(RuleBasedStateMachine):
 
     @rule(data=st.data(), on=st.booleans())
     def a_node_is_drained(self, data, on):
-        self.do(Drain(self.pick(data, [*self.there, "nowhere"]), on))
+        self.do(Cordon(self.pick(data, [*self.there, "nowhere"]), on))
 
     @rule(data=st.data())
     def a_node_is_lost(self, data):

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from raysched.core.commands import Cancel, Drain, JobRequest, Release
+from raysched.core.commands import Cancel, Cordon, JobRequest, Release
 from raysched.core.jobs import Kind
 from raysched.core.request import WHOLE, Request
 from raysched.core.work import Owned
@@ -113,7 +113,7 @@ class People:
         """Let nothing new start on a node, or let it again."""
         line = Line(self.ledger)
         with suppress(NotFound):  # its agent has not told of it yet
-            await again(self.chaos, lambda: line.tell([Drain(node, on)]))
+            await again(self.chaos, lambda: line.tell([Cordon(node, on)]))
 
     async def cancel(self, promised: Promised) -> None:
         """Cancel one job of a submission, or all."""

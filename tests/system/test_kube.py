@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import plugin_play
 import pytest
 import yaml
 from kube_cluster import KubeCluster
@@ -196,3 +197,96 @@ def test_a_share_is_asked_of_hami_and_counted_where_it_was_given(
         wait_until(lambda: held() == [0, 0], "all is free", 60)
     finally:
         cluster.delete_node("hami-1")
+
+
+def test_a_drained_node_is_left_by_what_may_be_stopped_and_used_again(
+    cluster: KubeCluster, beside: System
+) -> None:
+    """Case kubernetes-02: the job starts elsewhere, with no retry used."""
+    for name in ("move-1", "move-2"):
+        cluster.add_node(name, {GPU: "1"}, {**A100, "for": "moving"})
+    here = {"node_selector": {"for": "moving"}}
+    try:
+        wait_until(lambda: {"move-1", "move-2"} <= set(nodes(beside)), "they are seen", 60)
+        moves = beside.submit("moves", "sleep 600", backend="k8s", k8s=here, resources={"gpus": 1})
+        first = pod(cluster, moves)["spec"]["nodeName"]
+        there = {"node_selector": {"kubernetes.io/hostname": first}}
+        fixed = beside.submit(
+            "fixed", "sleep 600", backend="k8s", k8s=there, resources={"gpus": 0}, preemptible=False
+        )
+        pod(cluster, fixed)
+        beside.until(fixed, "running")
+        beside.until(moves, "running")
+        planned = beside.json("node", "drain", first, "--plan")
+        assert {one["job"]: bool(one["why"]) for one in planned["left"]} == {moves: False, fixed: True}
+        assert not nodes(beside)[first]["closed"], "a plan closes nothing"
+        drain = beside.begin("node", "drain", first, "--timeout", "10m")
+        (second,) = {"move-1", "move-2"} - {first}
+        wait_until(
+            lambda: any(one["spec"]["nodeName"] == second for one in pods(cluster, moves)), "it moved", 60
+        )
+        assert (nodes(beside)[first]["closed"], drain.poll()) == ("cordoned", None)
+        beside.cli("cancel", fixed)
+        said, told = drain.communicate()
+        assert (drain.returncode, said) == (0, f"{first} is drained: nobody is left\n")
+        assert f"preemptible: false; `raysched cancel {fixed}` ends it" in told
+        assert job(beside, moves)["attempt"] == 2
+        assert beside.cli("node", "uncordon", first).stdout == f"{first} is used again\n"
+        assert not nodes(beside)[first]["closed"]
+        beside.cli("cancel", moves)
+        ended(beside, moves)
+    finally:
+        for name in ("move-1", "move-2"):
+            cluster.delete_node(name)
+
+
+def test_a_node_is_labelled_and_one_that_somebody_cordons_is_shown(
+    cluster: KubeCluster, beside: System
+) -> None:
+    labels = beside.json("node", "label", "gpu-1", "team=vision", "size=large")["labels"]
+    assert (labels["team"], labels["size"]) == ("vision", "large")
+    assert "size=" not in beside.cli("node", "label", "gpu-1", "size-", "team-").stdout
+    done = beside.cli("node", "label", "gpu-1", "team", check=False)
+    assert (done.returncode, "write KEY=VALUE" in done.stderr) == (65, True)
+    local = next(name for name, node in nodes(beside).items() if "vm" in node["backends"])
+    refused = beside.cli("node", "label", local, "team=vision", check=False)
+    assert (refused.returncode, "only nodes of Kubernetes" in refused.stderr) == (80, True)
+    try:
+        cluster.patch("/api/v1/nodes/gpu-1", {"spec": {"unschedulable": True}})
+        wait_until(lambda: nodes(beside)["gpu-1"]["closed"] == "cordoned", "it is mirrored", 60)
+    finally:
+        beside.cli("node", "uncordon", "gpu-1")
+    assert not cluster.get("/api/v1/nodes/gpu-1")["spec"].get("unschedulable")
+
+
+def test_the_gpus_of_a_node_are_shared_in_another_way(cluster: KubeCluster, beside: System) -> None:
+    """Case kubernetes-04: then a part of one is to be had, and a job gets it. The plugin is played."""
+    plugin_play.install(cluster)
+    cluster.add_node("share-1", {GPU: "1"}, {**A100, "nvidia.com/gpu.count": "1"})
+    asked = ("k8s", "sharing", "set", "share-1", "--mps", "4")
+    try:
+        wait_until(lambda: "share-1" in nodes(beside), "it is seen", 60)
+        planned = beside.cli(*asked, "--plan").stdout
+        assert "nvidia.com/gpu: 1 -> nvidia.com/gpu.shared: 4" in planned
+        refused = beside.cli(*asked, check=False)
+        assert (refused.returncode, "--yes does it" in refused.stderr) == (82, True)
+        setting = beside.begin(*asked, "--yes")
+        wait_until(lambda: plugin_play.is_told(cluster, "share-1"), "the plugin is told", 60)
+        plugin_play.play(cluster, "share-1")
+        said, told = setting.communicate()
+        assert (setting.returncode, said) == (
+            0,
+            "share-1: 4 replicas each by mps, nvidia.com/gpu.shared: 4\n",
+        ), told
+        here = {"node_selector": {"kubernetes.io/hostname": "share-1"}}
+        part = {"gpu_fraction": 0.25, "isolation": "hard"}
+        id = beside.submit("part", "sleep 600", backend="k8s", k8s=here, resources=part)
+        limits = pod(cluster, id)["spec"]["containers"][0]["resources"]["limits"]
+        assert limits == {"nvidia.com/gpu.shared": "1"}
+        beside.until(id, "running")
+        busy = beside.cli("k8s", "sharing", "set", "share-1", "--whole", "--yes", check=False)
+        assert (busy.returncode, "are in use by team-a/" in busy.stderr) == (80, True)
+        beside.cli("cancel", id)
+        ended(beside, id)
+    finally:
+        cluster.delete_node("share-1")

@@ -157,18 +157,18 @@ def test_a_plan_shows_what_would_be_sent(site: SlurmSite, beside: System) -> Non
 
 def test_a_node_of_the_site_is_drained_in_slurm(site: SlurmSite, beside: System) -> None:
     """With who did it as the reason, and used again; what runs there goes on."""
-    said = beside.cli("drain", "n3").stdout
+    said = beside.cli("node", "cordon", "n3").stdout
     try:
-        assert said == "n3 is drained: nobody is on its GPUs\n"
+        assert said == "n3 is cordoned: nobody is on its GPUs\n"
         by = f"raysched: drained by {getpass.getuser()}"
         assert nodes(beside)["n3"]["closed"] == f"drained: {by}"
         assert by in site.run("scontrol", "show", "node", "n3")
-        beside.cli("drain", "n3")
+        beside.cli("node", "drain", "n3")
     finally:
-        beside.cli("drain", "n3", "--off")
+        beside.cli("node", "uncordon", "n3")
     # Slurm calls it silent until it has heard of it again.
     wait_until(lambda: nodes(beside)["n3"]["closed"] == "", "it is used again", 60)
-    beside.cli("drain", "n3", "--off")
+    beside.cli("node", "uncordon", "n3")
     assert "DRAIN" not in site.run("scontrol", "show", "node", "n3")
 
 

@@ -221,7 +221,7 @@ def test_hosts_are_listed_checked_added_and_removed(system: System, hosts: HostW
     assert checks == [{"name": "gamma", "ok": True, "reason": ""}]
     wait_until(lambda: "gamma" in {n["name"] for n in system.client().gpus()["nodes"]}, "it is a node")
     assert "1 x A30" in system.cli("vm", "list").stdout
-    assert "gamma is drained" in system.cli("vm", "drain", "gamma").stdout
+    assert "gamma is cordoned" in system.cli("node", "cordon", "gamma").stdout
     assert system.cli("vm", "remove", "gamma").stdout == "gamma is removed\n"
     assert "gamma" not in {node["name"] for node in system.client().gpus()["nodes"]}
     said = system.cli("vm", "remove", "alpha", check=False)

@@ -73,8 +73,20 @@ class Ledger(Protocol):
         """End a job or an array; a repeated key ends the same ones."""
         ...
 
-    async def drain(self, key: str, node: str, on: bool, by: str) -> View:
+    async def cordon(self, key: str, node: str, on: bool, by: str) -> View:
         """Start nothing new on a node, or use it again, once under a key; its view."""
+        ...
+
+    async def drain(self, key: str, node: str, by: str, how: View) -> View:
+        """Cordon a node and have what runs there leave, as far as it may now: the node, and who is left."""
+        ...
+
+    async def share(self, node: str, to: View, how: View) -> View:
+        """Bring a node of a Kubernetes cluster one step further to sharing its GPUs so."""
+        ...
+
+    async def label(self, node: str, labels: dict[str, str | None]) -> View:
+        """Give a node labels, or (null) take them away; all that it has then."""
         ...
 
     async def add_host(self, key: str, host: View) -> View:
@@ -123,7 +135,8 @@ def build_app(ledger: Ledger, packages: PackageStore, token: str) -> FastAPI:
     install_errors(app)
     app.include_router(_health())
     bearer = Security(HTTPBearer(auto_error=False, description="The token of gateway.json."))
-    for routes in (_system(ledger), _hosts(ledger), _packages(packages), _streams(ledger), _jobs(ledger)):
+    parts = (_system, _nodes, _hosts, _streams, _jobs)
+    for routes in (*(part(ledger) for part in parts), _packages(packages)):
         app.include_router(routes, prefix="/v1", dependencies=[bearer], responses=RESPONSES)
     return app
 
@@ -168,16 +181,37 @@ def _system(ledger: Ledger) -> APIRouter:
     async def advice(since: Since = WEEK_S) -> Response:
         return JSONResponse(await ledger.advice(since))
 
-    @routes.post("/nodes/{node}/drain", response_model=answers.Node, summary="Start nothing new on a node")
-    async def drain(node: str, body: answers.Draining | None = None, key: Key = None) -> Response:
-        on, by = (True, None) if body is None else (body.on, body.user)
-        return JSONResponse(await ledger.drain(key or _new_key(), node, on, by or "the API"))
-
     @routes.post("/gpus/{gpu:path}/layout", response_model=answers.NewLayout, summary="Cut a GPU by MIG")
     async def layout(gpu: str, body: answers.WantedLayout, key: Key = None) -> Response:
         user = body.user or "the API"
         done = await ledger.set_layout(key or _new_key(), user, gpu, body.profiles, body.plan)
         return JSONResponse(done)
+
+    return routes
+
+
+def _nodes(ledger: Ledger) -> APIRouter:
+    routes = APIRouter(tags=["nodes"])
+
+    @routes.post("/nodes/{node}/cordon", response_model=answers.Node, summary="Start nothing new on a node")
+    async def cordon(node: str, body: answers.Cordoning | None = None, key: Key = None) -> Response:
+        on, by = (True, None) if body is None else (body.on, body.user)
+        return JSONResponse(await ledger.cordon(key or _new_key(), node, on, by or "the API"))
+
+    @routes.post("/nodes/{node}/drain", response_model=answers.Drained, summary="Have what runs there leave")
+    async def drain(node: str, body: answers.Draining | None = None, key: Key = None) -> Response:
+        body = body or answers.Draining()
+        how = body.model_dump(exclude={"user"})
+        return JSONResponse(await ledger.drain(key or _new_key(), node, body.user or "the API", how))
+
+    @routes.post("/k8s/nodes/{node}/sharing", response_model=answers.Resharing, summary="Share GPUs so")
+    async def share(node: str, body: answers.WantedSharing) -> Response:
+        to = body.model_dump(include={"kind", "replicas", "layout"})
+        return JSONResponse(await ledger.share(node, to, body.model_dump(exclude=set(to))))
+
+    @routes.post("/nodes/{node}/labels", response_model=answers.NodeLabels, summary="Label a node")
+    async def label(node: str, body: answers.NewLabels) -> Response:
+        return JSONResponse(await ledger.label(node, body.labels))
 
     return routes
 

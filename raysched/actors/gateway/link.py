@@ -66,16 +66,47 @@ class Link:
         """Cut a GPU, or say what would be done for it."""
         return await self._ledger("set_layout", key, user, gpu, profiles, plan)
 
-    async def drain(self, key: str, node: str, on: bool, by: str) -> View:
-        """Start nothing new on a node, or use it again; a node of a site is drained by that. Raises
+    async def cordon(self, key: str, node: str, on: bool, by: str) -> View:
+        """Start nothing new on a node, or use it again; a node of a site is closed by that. Raises
         Refused."""
         site = await self._ledger("at_site", node)
         if site is None:
-            return await self._ledger("drain", key, node, on)
+            return await self._ledger("cordon", key, node, on)
         reason = f"raysched: drained by {by}"
-        if refused := await self._call(names.backend(site), PATIENCE_S, "drain", node, on, reason):
+        if refused := await self._call(names.backend(site), PATIENCE_S, "cordon", node, on, reason):
             raise Refused(refused)
         return await self._ledger("node", node)
+
+    async def drain(self, key: str, node: str, by: str, how: View) -> View:
+        """Cordon a node and have what runs there leave, as far as it may now; the node and who is left."""
+        plan = how["plan"]
+        shown = await self._ledger("node", node) if plan else await self.cordon(f"{key}/c", node, True, by)
+        if await self._ledger("at_site", node) == "k8s":
+            stay = await self._ledger("staying", node)
+            left = await self._call(names.backend("k8s"), PATIENCE_S, "evict", node, stay, how)
+        else:
+            left = await self._ledger("evict", f"{key}/e", node, by, plan)
+        return {"node": shown, "left": left}
+
+    async def share(self, node: str, to: View, how: View) -> View:
+        """Bring a node of a Kubernetes cluster one step further to sharing its GPUs so."""
+        if await self._ledger("at_site", node) != "k8s":
+            await self._ledger("node", node)
+            raise Refused(f"{node} is no node of a Kubernetes cluster: see policy and `raysched mig set`")
+        stay = await self._ledger("staying", node)
+        return await self._call(names.backend("k8s"), PATIENCE_S, "share", node, stay, to, how)
+
+    async def label(self, node: str, labels: dict[str, str | None]) -> View:
+        """Give a node of a Kubernetes cluster labels, or (null) take them away; all that it has then."""
+        site = await self._ledger("at_site", node)
+        if site != "k8s":
+            await self._ledger("node", node)
+            raise Refused(
+                f"{node} has no labels that raysched could change: only nodes of Kubernetes have; those of a "
+                "host are given with `raysched vm add --label`, or in the configuration"
+            )
+        found = await self._call(names.backend(site), PATIENCE_S, "label", node, labels)
+        return {"name": node, "labels": found}
 
     async def add_host(self, key: str, host: View) -> View:
         """Use a machine over SSH."""

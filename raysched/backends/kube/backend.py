@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping, Sequence, Set
-from contextlib import suppress
+from collections.abc import Generator, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from raysched.backends.base import EngineRefused, Names
@@ -13,13 +13,16 @@ from raysched.backends.kube import manifest
 from raysched.backends.kube.cluster import Answered, Cluster, Object
 from raysched.backends.kube.ends import Ends
 from raysched.backends.kube.events import Events
+from raysched.backends.kube.evictions import Drain, Left, evict
 from raysched.backends.kube.files import Files
-from raysched.backends.kube.mirror import Mirror
+from raysched.backends.kube.mirror import Mirror, name_there
 from raysched.backends.kube.objects import Objects
 from raysched.backends.kube.output import Output
+from raysched.backends.kube.plugin import Sharing
 from raysched.backends.kube.ray_verdict import ray_verdict
 from raysched.backends.kube.records import Record
 from raysched.backends.kube.sent import Sent
+from raysched.backends.kube.sharing import Look, Setter
 from raysched.backends.kube.starts import Starts
 from raysched.backends.kube.verdict import Verdict, verdict
 from raysched.core.commands import Command
@@ -215,14 +218,42 @@ class KubeBackend:
             {record.run: pods.get(name, []) for name, record in found if record.end is None}
         )
 
-    async def drain(self, node: str, on: bool, reason: str) -> None:
-        """See `base.Draining`: a node that is drained is cordoned; what runs there goes on."""
-        try:
+    # ------------------------------------------------------------ its nodes
+
+    async def cordon(self, node: str, on: bool, reason: str) -> None:
+        """See `base.Cordoning`."""
+        done, how = ("cordoned", "cordon") if on else ("used again", "uncordon")
+        with _somebody_who_may(f"{node} is not {done}", f"kubectl {how} {name_there(node)}"):
             await self._mirror.cordon(node, on)
-        except Answered as error:
-            done, how = ("cordoned", "cordon") if on else ("used again", "uncordon")
+
+    async def evict(self, node: str, drain: Drain) -> list[Left]:
+        """Ask the pods of a node to leave; those that are still there. Raises EngineRefused."""
+        with _somebody_who_may(f"the pods of {node} stay", f"kubectl drain {name_there(node)}"):
+            return await evict(self._cluster, self._system, name_there(node), drain)
+
+    async def label(self, node: str, labels: Mapping[str, str | None]) -> dict[str, str]:
+        """Give a node labels, or (None) take them away; all that it has then. Raises EngineRefused."""
+        words = [f"{key}-" if value is None else f"{key}={value}" for key, value in labels.items()]
+        how = f"kubectl label --overwrite node {name_there(node)} {' '.join(words)}"
+        with _somebody_who_may(f"{node} keeps its labels", how):
+            return await self._mirror.label(node, labels)
+
+    async def share(self, node: str, sharing: Sharing, drain: Drain, *, end: bool) -> Look:
+        """Bring a node one step further to sharing its GPUs so. Raises EngineRefused."""
+        setter = Setter(self._cluster, self._system, lambda pod: bool(self._mirror.has(pod)))
+        rights = "raysched k8s rbac --nodes | kubectl apply -f -"
+        with _somebody_who_may(f"the GPUs of {node} stay as they are", rights):
+            return await setter.look(name_there(node), sharing, drain, end=end)
+
+
+@contextmanager
+def _somebody_who_may(what: str, how: str) -> Generator[None]:
+    """Where Kubernetes says no to what only an administrator may, the answer is the command for one."""
+    try:
+        yield
+    except Answered as error:
+        if error.code == 403:
             raise EngineRefused(
-                f"{node} is not {done}: Kubernetes says no ({error}); somebody who may has to: "
-                f"kubectl {how} {node.partition('@')[0]}",
-                final=True,
+                f"{what}: Kubernetes says no ({error}); somebody who may has to: {how}", final=True
             ) from None
+        raise EngineRefused(f"{what}: Kubernetes says no: {error}", final=True) from None

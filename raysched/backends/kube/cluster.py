@@ -168,6 +168,29 @@ class Cluster:
             if not error.missing:
                 raise
 
+    async def evict(self, pod: str, *, plan: bool = False) -> str | None:
+        """Ask a pod to leave, by its path: None where it is gone, "" where it does, else what keeps it. With
+        `plan` it is only asked whether it would. Other refusals raise Answered."""
+        space, _, name = pod.removeprefix("/api/v1/namespaces/").partition("/pods/")
+        body: Object = {
+            "apiVersion": "policy/v1",
+            "kind": "Eviction",
+            "metadata": {"name": name, "namespace": space},
+            **({"deleteOptions": {"dryRun": ["All"]}} if plan else {}),
+        }
+        client = await self._opened()
+        query = {"dryRun": "All"} if plan else {}
+        answer = await self._send(client, "POST", f"{pod}/eviction", body, query, JSON, CALL_S)
+        content = await _within(answer.read())
+        if answer.status == 404:
+            return None
+        if answer.status == 429:  # a budget says no: whoever asked asks again by himself
+            return _why_kept(content)
+        if answer.status == 401:
+            await self._log_out(client)
+        _checked(answer.status, content)
+        return ""
+
     async def stream(
         self, path: str, query: Mapping[str, str], silent: float | None = SILENT_S
     ) -> AsyncGenerator[bytes]:
@@ -293,6 +316,17 @@ def _checked(status: int, content: bytes) -> Object:
     if status >= 500 or status in (401, 429):
         raise Unreachable(f"the API server of Kubernetes does not serve us: {message}")
     raise Answered(status, str(said.get("reason", "")), message)
+
+
+def _why_kept(content: bytes) -> str:
+    """What keeps a pod, in Kubernetes' words."""
+    try:
+        said: Any = json.loads(content)
+    except ValueError:
+        return "Kubernetes is too busy"
+    causes: Any = (said.get("details") or {}).get("causes") or []
+    words = [str(said.get("message", "")), *(str(cause.get("message", "")) for cause in causes)]
+    return " ".join(word for word in words if word)
 
 
 def _said(error: BaseException) -> str:

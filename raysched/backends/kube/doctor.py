@@ -10,7 +10,9 @@ from typing import Any
 from raysched.backends.kube.cluster import Answered, Cluster
 from raysched.backends.kube.devices import node_info
 from raysched.backends.kube.found import find
-from raysched.backends.kube.rights import OPTIONAL, Right, missing, needed
+from raysched.backends.kube.plugin import config_map
+from raysched.backends.kube.rights import NODES, OPTIONAL, Right, missing, needed
+from raysched.backends.kube.sharing import DAEMONS
 from raysched.core.cluster_views import group_words
 from raysched.errors import Unreachable
 
@@ -43,7 +45,12 @@ async def examine(cluster: Cluster, *, kai: Sequence[str] = (), kueue: Sequence[
         return [Finding("cluster", False, str(error), hint)]
     where = f"Kubernetes {version['gitVersion'].removeprefix('v')}, namespace {cluster.namespace}"
     findings = [Finding("cluster", True, where)]
-    looks = (_rights(cluster, groups), _nodes(cluster, bool(kai)), _queues(cluster, groups, kai, kueue))
+    looks = (
+        _rights(cluster, groups),
+        _node_rights(cluster),
+        _nodes(cluster, bool(kai)),
+        _queues(cluster, groups, kai, kueue),
+    )
     for look in looks:
         try:
             findings += [finding async for finding in look]
@@ -65,6 +72,27 @@ async def _rights(cluster: Cluster, groups: set[str]) -> AsyncIterator[Finding]:
                 where = "of the cluster"
             hint = f"have an administrator apply: raysched k8s rbac --namespace {cluster.namespace}"
             yield Finding("rights", False, f"may not {verbs}: {resource} {where}", hint)
+
+
+async def _node_rights(cluster: Cluster) -> AsyncIterator[Finding]:
+    """The rights for `raysched node` and `raysched k8s sharing set`: not to have them is no fault."""
+    lacking = await missing(cluster, [right for right in needed(NODES) if right.everywhere])
+    where = None
+    if not any(right.resource == "daemonsets" for right in lacking):
+        where = config_map((await cluster.list(DAEMONS, {}))[0])
+    if where is not None:
+        lacking += await missing(cluster, [one for one in needed(NODES) if not one.everywhere], where[0])
+    if not lacking:
+        plugin = "" if where else "; NVIDIA's device plugin takes no configuration by label"
+        yield Finding("node rights", True, f"raysched node and k8s sharing set may do all{plugin}")
+        return
+    those = ", ".join(right.words for right in lacking)
+    yield Finding(
+        "node rights",
+        True,
+        f"may not {those}: raysched node and k8s sharing set are refused without; "
+        f"raysched k8s rbac --nodes --namespace {cluster.namespace} gives them",
+    )
 
 
 def _by_resource(rights: Iterator[Right]) -> list[tuple[str, list[Right]]]:

@@ -10,7 +10,7 @@ from raysched.backends.base import Names
 from raysched.backends.kube.cluster import Answered, Cluster
 from raysched.backends.kube.devices import Has, claims_of, devices_of, gpu_id, node_info
 from raysched.backends.kube.found import CLAIMS, Found, find, listed
-from raysched.backends.kube.names import ROLE, SYSTEM
+from raysched.backends.kube.names import GOES_ON, ROLE, SYSTEM
 from raysched.backends.kube.quantities import cores, mebibytes
 from raysched.backends.kube.watching import Watch
 from raysched.core.commands import Command, NodeGone, NodeSeen, Outside, Placed
@@ -73,8 +73,16 @@ class Mirror:
 
     async def cordon(self, node: str, on: bool) -> None:
         """Have Kubernetes put nothing new on a node, or use it again. Raises Answered."""
-        path = f"/api/v1/nodes/{node.partition('@')[0]}"
-        self._nodes.put(await self._cluster.patch(path, {"spec": {"unschedulable": on or None}}))
+        change: Object = {"spec": {"unschedulable": on or None}}
+        if not on:
+            change["metadata"] = {"annotations": {GOES_ON: None}}
+        self._nodes.put(await self._cluster.patch(node_path(node), change))
+
+    async def label(self, node: str, labels: Mapping[str, str | None]) -> dict[str, str]:
+        """Give a node labels, or (None) take them away; all that it has then. Raises Answered."""
+        found = await self._cluster.patch(node_path(node), {"metadata": {"labels": dict(labels)}})
+        self._nodes.put(found)
+        return dict(found["metadata"].get("labels") or {})
 
     async def close(self) -> None:
         """Watch no more."""
@@ -102,15 +110,15 @@ class Mirror:
         for pod in found:
             own = SYSTEM in pod["metadata"].get("labels", {})
             if not own and pod["metadata"]["namespace"] != RESERVATIONS:
-                self._others.setdefault(pod["spec"]["nodeName"], []).extend(self._has(pod))
+                self._others.setdefault(pod["spec"]["nodeName"], []).extend(self.has(pod))
 
     def _claims_something_new(self, pod: Object) -> bool:
         uid = pod["metadata"]["uid"]
         placed = pod["spec"].get("nodeName") and uid not in self._places
         return bool(placed and pod["spec"].get("resourceClaims"))
 
-    def _has(self, pod: Object) -> list[Has]:
-        """All that a pod has."""
+    def has(self, pod: Object) -> list[Has]:
+        """All of GPUs that a pod has."""
         claimed = [Has("", 1, ids=(device,)) for _, device in self._claims.get(pod["metadata"]["uid"], ())]
         return [*devices_of(pod), *claimed]
 
@@ -157,7 +165,7 @@ class Mirror:
             for slice in place.slices if place.node == info.name else ():
                 used[slice.gpu] = used.get(slice.gpu, 0) + slice.share
         slices: list[Slice] = []
-        for has in self._has(pod):
+        for has in self.has(pod):
             slices += _slices(has, info, pod["spec"]["nodeName"], used)
         asked = [
             container.get("resources", {}).get("requests") or {} for container in pod["spec"]["containers"]
@@ -195,3 +203,16 @@ def share_of(gpu: GPUInfo, has: Has) -> int:
     if has.memory and gpu.memory:
         return min(WHOLE, -(-has.memory * WHOLE // gpu.memory))
     return WHOLE // (gpu.parts or 1)
+
+
+# ---------------------------------------------------------------- nodes
+
+
+def name_there(node: str) -> str:
+    """What Kubernetes calls a node of the ledger's."""
+    return node.partition("@")[0]
+
+
+def node_path(node: str) -> str:
+    """Where the API server has a node of the ledger's."""
+    return f"/api/v1/nodes/{name_there(node)}"

@@ -19,6 +19,8 @@ ROLE = "raysched.io/role"
 """The label of a Ray job's pods: `head`, `worker` or `submitter`."""
 LET_GO = "raysched.io/let-go"
 """The annotation of a Job that raysched let go: one that is suspended after that was so by somebody else."""
+GOES_ON = "raysched.io/sharing"
+"""The annotation of a node whose GPUs are about to be shared in another way (`sharing.py`)."""
 KUEUE_QUEUE = "kueue.x-k8s.io/queue-name"
 """The label with the local queue in which Kueue lets a Job wait until it is its turn."""
 SLUG = 28

@@ -1,4 +1,5 @@
-"""The rights that raysched needs in a cluster: `rbac.yaml` beside this file, and which of them we have."""
+"""The rights that raysched needs in a cluster: `rbac.yaml` beside this file, and `rbac_nodes.yaml` for who
+also administers nodes with it; and which of them we have."""
 
 from __future__ import annotations
 
@@ -10,7 +11,10 @@ from typing import Any
 
 from raysched.backends.kube.cluster import Cluster
 
-FILE = Path(__file__).with_name("rbac.yaml")
+JOBS = Path(__file__).with_name("rbac.yaml")
+NODES = Path(__file__).with_name("rbac_nodes.yaml")
+PLUGINS = "gpu-operator"
+"""The namespace in which NVIDIA's programs usually run."""
 REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 OPTIONAL = frozenset({"ray.io", "resource.k8s.io", "kai.scheduler", "kueue.x-k8s.io"})
 """Groups of the API that a cluster may lack; what is asked of them is needed only where they are."""
@@ -32,19 +36,30 @@ class Right:
 
 
 def manifests(namespace: str, account: str) -> str:
-    """The service account, the roles and their bindings, as YAML."""
-    text = FILE.read_text(encoding="utf-8")
-    lines = text.splitlines(keepends=True)
-    head = [line for line in lines if line.startswith("#")][:2]
-    body = "".join(line for line in lines if line not in head)
-    return body.replace("NAMESPACE", namespace).replace("ACCOUNT", account)
+    """The service account, its roles and their bindings, as YAML."""
+    return _named(JOBS, NAMESPACE=namespace, ACCOUNT=account)
 
 
-def needed() -> Iterator[Right]:
-    """Every right that the file gives."""
+def manifests_for_nodes(namespace: str, account: str, plugins: str = PLUGINS) -> str:
+    """The roles for the administration of nodes, and their bindings, as YAML. `plugins` is the namespace of
+    NVIDIA's device plugin and MIG manager."""
+    return _named(NODES, NAMESPACE=namespace, ACCOUNT=account, PLUGINS=plugins)
+
+
+def _named(file: Path, **names: str) -> str:
+    """A file without its head, with names in their places."""
+    text = file.read_text(encoding="utf-8")
+    body = text[text.index("apiVersion") :]
+    for place, name in names.items():
+        body = body.replace(place, name)
+    return body
+
+
+def needed(file: Path = JOBS) -> Iterator[Right]:
+    """Every right that a file gives."""
     import yaml
 
-    for document in yaml.safe_load_all(FILE.read_text(encoding="utf-8")):
+    for document in yaml.safe_load_all(file.read_text(encoding="utf-8")):
         for rule in document.get("rules", ()):
             for group in rule["apiGroups"]:
                 for resource in rule["resources"]:
@@ -52,19 +67,20 @@ def needed() -> Iterator[Right]:
                         yield Right(document["kind"] == "ClusterRole", group, resource, verb)
 
 
-async def missing(cluster: Cluster, rights: Sequence[Right]) -> list[Right]:
-    """Those of the rights that we do not have. Raises Answered or Unreachable."""
-    allowed = await asyncio.gather(*(_may(cluster, right) for right in rights))
+async def missing(cluster: Cluster, rights: Sequence[Right], namespace: str = "") -> list[Right]:
+    """Those of the rights that we do not have, in that namespace or that of jobs. Raises Answered or
+    Unreachable."""
+    allowed = await asyncio.gather(*(_may(cluster, right, namespace) for right in rights))
     return [right for right, may in zip(rights, allowed, strict=True) if not may]
 
 
-async def _may(cluster: Cluster, right: Right) -> bool:
+async def _may(cluster: Cluster, right: Right, namespace: str) -> bool:
     resource, _, part = right.resource.partition("/")
     asked: dict[str, Any] = {"group": right.group, "resource": resource, "verb": right.verb}
     if part:
         asked["subresource"] = part
     if not right.everywhere:
-        asked["namespace"] = cluster.namespace
+        asked["namespace"] = namespace or cluster.namespace
     review = {
         "apiVersion": "authorization.k8s.io/v1",
         "kind": "SelfSubjectAccessReview",

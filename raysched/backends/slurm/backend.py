@@ -150,8 +150,8 @@ class SlurmBackend:
 
     # ------------------------------------------------------------ the site
 
-    async def drain(self, node: str, on: bool, reason: str) -> None:
-        """See `base.Draining`."""
+    async def cordon(self, node: str, on: bool, reason: str) -> None:
+        """See `base.Cordoning`."""
         await self._site.drain(node, on, reason)
 
     async def mirror(self) -> list[Command]:

@@ -141,7 +141,7 @@ def test_inside_a_cluster_the_pods_account_is_used(
     assert there.namespace == NAMESPACE
 
 
-def test_a_node_is_drained_where_the_account_may(
+def test_a_node_is_cordoned_where_the_account_may(
     make: Callable[..., KubeBackend], cluster: KubeCluster, robot: Robot
 ) -> None:
     """Where it may not, the answer is the command for somebody who may."""
@@ -151,27 +151,27 @@ def test_a_node_is_drained_where_the_account_may(
     def closed() -> bool:
         return bool(cluster.call("GET", "/api/v1/nodes/plain")["spec"].get("unschedulable"))
 
-    async def drain(on: bool) -> None:
+    async def cordon(on: bool) -> None:
         backend = make(Cluster(access))
         try:
-            await backend.drain("plain", on, "drained by ana")
+            await backend.cordon("plain", on, "drained by ana")
         finally:
             await backend.close()
 
     for on in (True, True, False):
-        asyncio.run(drain(on))
+        asyncio.run(cordon(on))
         assert closed() == on
     cluster.call("DELETE", f"{BINDINGS}/robot")
 
     def refused() -> bool:
         try:
-            asyncio.run(drain(False))
+            asyncio.run(cordon(False))
         except EngineRefused:
             return True
         return False
 
     wait_until(refused, "the server knows that it may not", 60)
     with pytest.raises(EngineRefused, match="plain is not cordoned: Kubernetes says no") as said:
-        asyncio.run(drain(True))
+        asyncio.run(cordon(True))
     assert said.value.reason.endswith("kubectl cordon plain")
     assert not closed()

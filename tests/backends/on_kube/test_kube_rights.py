@@ -11,12 +11,15 @@ from typing import Any
 import documented
 import pytest
 import yaml
-from accounts import account
+from accounts import RBAC, account
 from kube_cluster import KubeCluster
 from orders import NAMESPACE
 
+from raysched.backends.base import EngineRefused
 from raysched.backends.kube import doctor, rights
+from raysched.backends.kube.backend import KubeBackend
 from raysched.backends.kube.cluster import Access, Cluster
+from raysched.backends.kube.evictions import Drain
 from raysched.cluster import kube
 from raysched.errors import ConfigError
 
@@ -54,20 +57,53 @@ def test_with_the_printed_rights_nothing_is_missing_and_one_less_is_told(
 ) -> None:
     all_of_them = account(cluster, NAMESPACE, "all", least("all"))
     assert bad(examined(all_of_them), "rights") == []
-    fewer = least("fewer", ("create", "jobs"), ("get", "pods/log"), ("patch", "nodes"))
+    fewer = least("fewer", ("create", "jobs"), ("get", "pods/log"), ("watch", "nodes"))
     told = bad(examined(account(cluster, NAMESPACE, "fewer", fewer)), "rights")
     assert told == [
         f"may not create: jobs.batch in {NAMESPACE}",
         f"may not get: pods/log in {NAMESPACE}",
-        "may not patch: nodes of the cluster",
+        "may not watch: nodes of the cluster",
     ]
+
+
+def test_the_rights_for_nodes_are_apart_and_suffice(cluster: KubeCluster) -> None:
+    """An account that may run jobs may not touch a node; with the printed rights it may."""
+    file = account(cluster, NAMESPACE, "keeper", least("keeper"))
+
+    async def administer() -> list[doctor.Finding]:
+        there = Cluster(Access(str(file), namespace=NAMESPACE))
+        backend = KubeBackend(there, "keeper", file.parent, file.parent / "keeper")
+        try:
+            await backend.cordon("plain", True, "")
+            await backend.label("plain", {"kept": None})
+            await backend.cordon("plain", False, "")
+            left = await backend.evict("plain", Drain({}, plan=True))
+            assert [one for one in left if "forbidden" in one.why] == []
+            return await doctor.examine(there)
+        finally:
+            await backend.close()
+
+    (told,) = [one for one in examined(file) if one.name == "node rights"]
+    assert told.ok
+    assert told.detail.startswith("may not patch nodes, create pods/eviction, list daemonsets.apps: ")
+    with pytest.raises(EngineRefused, match="plain is not cordoned"):
+        asyncio.run(administer())
+    made = list(yaml.safe_load_all(rights.manifests_for_nodes(NAMESPACE, "keeper", NAMESPACE)))
+    try:
+        for thing in made:
+            space = f"/namespaces/{NAMESPACE}" if "namespace" in thing["metadata"] else ""
+            cluster.call("POST", f"{RBAC}{space}/{thing['kind'].lower()}s", thing)
+        (told,) = [one for one in asyncio.run(administer()) if one.name == "node rights"]
+        assert told.detail.startswith("raysched node and k8s sharing set may do all")
+    finally:
+        cluster.patch("/api/v1/nodes/plain", {"spec": {"unschedulable": None}})
 
 
 def test_an_account_without_any_rights_is_told_how_to_get_them(cluster: KubeCluster) -> None:
     """The nodes can't be looked at then, which is told too and ends nothing."""
     nobody = account(cluster, NAMESPACE, "nobody", least("nobody")[:1])
     found = examined(nobody)
-    assert "may not list, watch, patch: nodes of the cluster" in bad(found, "rights")
+    assert "may not list, watch: nodes of the cluster" in bad(found, "rights")
     hints = {one.hint for one in found if one.name == "rights"}
     assert hints == {f"have an administrator apply: raysched k8s rbac --namespace {NAMESPACE}"}
     assert "nodes is forbidden" in bad(found, "cluster")[0]

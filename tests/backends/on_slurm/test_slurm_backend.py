@@ -330,7 +330,7 @@ def test_a_node_that_this_user_may_not_drain_says_who_may(site: SlurmSite, tmp_p
     hands = make_hands(site, tmp_path, PATH=f"{wrapper.parent}:{os.environ['PATH']}")
     backend: Any = hands.backend
     with pytest.raises(EngineRefused, match=r"n3 is not drained: .*scontrol update NodeName=n3"):
-        hands.do(backend.drain("n3", True, "raysched: drained by ana"))
+        hands.do(backend.cordon("n3", True, "raysched: drained by ana"))
     assert "DRAIN" not in site.run("scontrol", "show", "node", "n3")
     hands.close()
 

@@ -18,9 +18,9 @@ from raysched.core.commands import (
     AddHost,
     Cancel,
     Command,
+    Cordon,
     CutRefused,
     Denied,
-    Drain,
     Gone,
     Held,
     HostOut,
@@ -172,7 +172,7 @@ def mig(story: Story) -> None:
     story.tell(NodeSeen(replace(node, gpus=(cut,))))
     story.run("sliced")
     story.tell(Usage("node-d", gpu.uuid, 64, ("MIG-of-a-stranger",)))
-    story.tell(NodeSeen(replace(node, gpus=(replace(cut, fault="XID 79"),))), Drain("node-d", True))
+    story.tell(NodeSeen(replace(node, gpus=(replace(cut, fault="XID 79"),))), Cordon("node-d", True))
 
 
 def hosts(story: Story) -> None:
