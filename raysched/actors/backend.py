@@ -47,6 +47,10 @@ class BackendActor:
         """At most `limit` bytes of a run's output from `offset`."""
         return await self.backend.logs(Run.parse(run), offset, limit)
 
+    async def way_in(self, run: str) -> str | None:
+        """The command with which one gets into a run of Kubernetes; None where it does not run."""
+        return self.kube.way_in(Run.parse(run))
+
     async def scripts(self, launches: Sequence[Launch]) -> dict[Run, str]:
         """What would be sent to a site for these launches; nothing where work is started without one."""
         return await self.backend.scripts(launches) if isinstance(self.backend, Scripted) else {}

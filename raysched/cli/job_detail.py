@@ -66,6 +66,7 @@ def explanation(answer: Json, width: int | None) -> list[Text]:
         ("short of", sentence(answer["short_of"])),
         ("nearest fit", sentence(answer["nearest"])),
         ("smallest change", sentence(answer["change"])),
+        ("get in", clean(answer["enter"] or "")),
     ]
     return [*wrap(heading, width, "    "), *fields(pairs, width)]
 

@@ -279,6 +279,7 @@ def explanation(**changes: Any) -> dict[str, Any]:
         "short_of": "gpus",
         "nearest": "GPU-9b1c77e0 (A100-80GB) on node-a: free, 1 of its share and 81510 MiB free",
         "change": "gpus: 1 would start now",
+        "enter": None,
     }
     return sample | changes
 

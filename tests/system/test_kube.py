@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -290,3 +291,27 @@ def test_the_gpus_of_a_node_are_shared_in_another_way(cluster: KubeCluster, besi
         ended(beside, id)
     finally:
         cluster.delete_node("share-1")
+
+
+def test_a_lease_is_a_pod_to_work_in_until_its_time_is_over(cluster: KubeCluster, beside: System) -> None:
+    """The command to get in is told, once there is something to get into."""
+    leasing = beside.begin(
+        *("lease", "--backend", "k8s", "--for", "1h", "--image", "debian:12", "--gpu-type", "A100"), "--json"
+    )
+    said, told = leasing.communicate()
+    assert leasing.returncode == 0, told
+    answer = json.loads(said)
+    id = answer["jobs"][0]["id"]
+    there = pod(cluster, id)
+    name = there["metadata"]["name"]
+    assert answer["enter"] == f"kubectl exec -it -n {SPACE} {name} -c main -- sh"
+    (container,) = there["spec"]["containers"]
+    assert (container["image"], container["command"]) == ("debian:12", ["sleep", "3600"])
+    assert container["resources"]["limits"] == {GPU: "1"}
+    assert there["spec"]["activeDeadlineSeconds"] == 3_660
+    assert f"kubectl exec -it -n {SPACE} {name}" in " ".join(beside.cli("explain", id).stdout.split())
+    cluster.end(there, 0)
+    assert ended(beside, id)["state"] == "succeeded"
+    assert beside.json("explain", id)["enter"] is None
+    wrong = beside.cli("lease", "--for", "1h", "--ray", check=False)
+    assert (wrong.returncode, "are for --backend k8s" in wrong.stderr) == (65, True)

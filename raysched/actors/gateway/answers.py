@@ -259,7 +259,8 @@ class Queue(Shape):
 
 
 class Explanation(Shape):
-    """Why a job waits, or what became of it: what is short, the nearest fit, the smallest change."""
+    """Why a job waits, or what became of it: what is short, the nearest fit, the smallest change; and the
+    command with which one gets into a pod of it, while it runs on Kubernetes."""
 
     id: str
     display: str
@@ -268,6 +269,7 @@ class Explanation(Shape):
     short_of: str | None
     nearest: str | None
     change: str | None
+    enter: str | None
 
 
 class Excess(Shape):

@@ -48,7 +48,17 @@ class Link:
 
     async def view(self, what: str, **args: Any) -> View:
         """One of the views."""
-        return await self._ledger("view", what, **args)
+        view = await self._ledger("view", what, **args)
+        return {**view, "enter": await self._way_in(view)} if what == "explain" else view
+
+    async def _way_in(self, job: View) -> str | None:
+        """How one gets into a job that runs on Kubernetes; None for others."""
+        if job["state"] != "running":
+            return None
+        found = await self._ledger("locate", job["id"], None, 0)
+        if found["backend"] != "k8s":
+            return None
+        return await self._call(names.backend("k8s"), PATIENCE_S, "way_in", found["run"])
 
     async def usage(self, by: By, seconds: float) -> View:
         """What was granted and used."""

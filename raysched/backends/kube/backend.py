@@ -16,6 +16,7 @@ from raysched.backends.kube.events import Events
 from raysched.backends.kube.evictions import Drain, Left, evict
 from raysched.backends.kube.files import Files
 from raysched.backends.kube.mirror import Mirror, name_there
+from raysched.backends.kube.names import ROLE
 from raysched.backends.kube.objects import Objects
 from raysched.backends.kube.output import Output
 from raysched.backends.kube.plugin import Sharing
@@ -28,6 +29,7 @@ from raysched.backends.kube.verdict import Verdict, verdict
 from raysched.core.commands import Command
 from raysched.core.work import Launch, Run, Seen
 from raysched.errors import Unreachable
+from raysched.specs.k8s import MAIN
 
 LEFT_MS = 600_000
 """After how long what was made halfway, and nobody wants, is taken away."""
@@ -218,6 +220,16 @@ class KubeBackend:
             {record.run: pods.get(name, []) for name, record in found if record.end is None}
         )
 
+    def way_in(self, run: Run) -> str | None:
+        """The command with which one gets into the first pod of a run; None where none runs. The shell that
+        runs it has the same cluster as its current one."""
+        record = self._objects.record(run)
+        pods = self._objects.pods().get(record.name, []) if record is not None else []
+        names = [pod["metadata"]["name"] for pod in sorted(pods, key=_rank) if _can_be_entered(pod)]
+        if not names:
+            return None
+        return f"kubectl exec -it -n {self._cluster.namespace} {names[0]} -c {MAIN} -- sh"
+
     # ------------------------------------------------------------ its nodes
 
     async def cordon(self, node: str, on: bool, reason: str) -> None:
@@ -244,6 +256,18 @@ class KubeBackend:
         rights = "raysched k8s rbac --nodes | kubectl apply -f -"
         with _somebody_who_may(f"the GPUs of {node} stay as they are", rights):
             return await setter.look(name_there(node), sharing, drain, end=end)
+
+
+def _can_be_entered(pod: Object) -> bool:
+    running = pod["status"].get("phase") == "Running" and "deletionTimestamp" not in pod["metadata"]
+    return running and pod["metadata"]["labels"].get(ROLE) != "submitter"
+
+
+def _rank(pod: Object) -> tuple[bool, int, str]:
+    """The head of a Ray first, then by the rank in a Job of several pods."""
+    labels = pod["metadata"]["labels"]
+    index = labels.get("batch.kubernetes.io/job-completion-index", "0")
+    return labels.get(ROLE) == "worker", int(index), pod["metadata"]["name"]
 
 
 @contextmanager

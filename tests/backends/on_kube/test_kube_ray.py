@@ -160,7 +160,7 @@ def test_a_ray_job_ends_as_its_driver_does(
 def test_the_ledger_learns_where_head_and_workers_are(
     hands: KubeHands, kuberay: KubeCluster, dashboard: RayDashboard
 ) -> None:
-    """Not the pod that only submits."""
+    """Not the pod that only submits. Who wants to get in gets into the head."""
     with node(kuberay, "two", resources={GPU: "2"}):
         run = hands.start(order(nodes=2, kind="gpu", count=1, resource=GPU, share=10_000))
         begun(hands, dashboard, run)
@@ -169,6 +169,9 @@ def test_the_ledger_learns_where_head_and_workers_are(
         assert placed.lease == f"{run.job}.{run.attempt}"
         assert [(place.node, len(place.slices)) for place in placed.places] == [("two", 1), ("two", 1)]
         assert len({slice.gpu for place in placed.places for slice in place.slices}) == 2
+        (head,) = pods(hands, run, "head")
+        way_in = hands.backend.way_in(run)  # type: ignore[attr-defined]
+        assert way_in == f"kubectl exec -it -n {NAMESPACE} {head['metadata']['name']} -c main -- sh"
         hands.stop(run)
         hands.until(run, "exited")
 
