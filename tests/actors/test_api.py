@@ -137,7 +137,7 @@ def test_every_call_but_the_health_check_needs_the_token(
 ) -> None:
     paths = app.openapi()["paths"]
     calls = [(method, path) for path, methods in paths.items() for method in methods]
-    assert len(calls) == 23
+    assert len(calls) == 26
     for method, path in calls:
         if path == "/v1/health":
             continue

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
@@ -23,11 +25,17 @@ def test_every_command_is_documented() -> None:
     assert set(SECTIONS) == {name_of(command) for commands in PANELS.values() for command in commands}
 
 
+def whole(command: Any) -> Iterator[Any]:
+    """A command, and those that it is a group of."""
+    yield command
+    for one in getattr(command, "commands", {}).values():
+        yield from whole(one)
+
+
 @pytest.mark.parametrize("name", sorted(SECTIONS))
 def test_the_options_are_those_of_the_command(name: str) -> None:
     command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
-    commands = [command, *getattr(command, "commands", {}).values()]
-    parameters = [parameter for one in commands for parameter in one.params]
+    parameters = [parameter for one in whole(command) for parameter in one.params]
     options = {option for parameter in parameters for option in parameter.opts if option.startswith("-")}
     written = set(re.findall(r"`(--?[a-z-]+)", SECTIONS[name]))
     assert written - EVERYWHERE == options - EVERYWHERE

@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.security import HTTPBearer
 
 from raysched import __version__
-from raysched.actors.gateway import answers
+from raysched.actors.gateway import answers, node_answers
 from raysched.actors.gateway.errors import RESPONSES, install_errors
 from raysched.actors.gateway.guard import Guard
 from raysched.core.jobs import JobState
@@ -194,23 +194,23 @@ def _nodes(ledger: Ledger) -> APIRouter:
     routes = APIRouter(tags=["nodes"])
 
     @routes.post("/nodes/{node}/cordon", response_model=answers.Node, summary="Start nothing new on a node")
-    async def cordon(node: str, body: answers.Cordoning | None = None, key: Key = None) -> Response:
+    async def cordon(node: str, body: node_answers.Cordoning | None = None, key: Key = None) -> Response:
         on, by = (True, None) if body is None else (body.on, body.user)
         return JSONResponse(await ledger.cordon(key or _new_key(), node, on, by or "the API"))
 
-    @routes.post("/nodes/{node}/drain", response_model=answers.Drained, summary="Have what runs there leave")
-    async def drain(node: str, body: answers.Draining | None = None, key: Key = None) -> Response:
-        body = body or answers.Draining()
+    @routes.post("/nodes/{node}/drain", response_model=node_answers.Drained, summary="Have what runs leave")
+    async def drain(node: str, body: node_answers.Draining | None = None, key: Key = None) -> Response:
+        body = body or node_answers.Draining()
         how = body.model_dump(exclude={"user"})
         return JSONResponse(await ledger.drain(key or _new_key(), node, body.user or "the API", how))
 
-    @routes.post("/k8s/nodes/{node}/sharing", response_model=answers.Resharing, summary="Share GPUs so")
-    async def share(node: str, body: answers.WantedSharing) -> Response:
+    @routes.post("/k8s/nodes/{node}/sharing", response_model=node_answers.Resharing, summary="Share GPUs so")
+    async def share(node: str, body: node_answers.WantedSharing) -> Response:
         to = body.model_dump(include={"kind", "replicas", "layout"})
         return JSONResponse(await ledger.share(node, to, body.model_dump(exclude=set(to))))
 
-    @routes.post("/nodes/{node}/labels", response_model=answers.NodeLabels, summary="Label a node")
-    async def label(node: str, body: answers.NewLabels) -> Response:
+    @routes.post("/nodes/{node}/labels", response_model=node_answers.NodeLabels, summary="Label a node")
+    async def label(node: str, body: node_answers.NewLabels) -> Response:
         return JSONResponse(await ledger.label(node, body.labels))
 
     return routes

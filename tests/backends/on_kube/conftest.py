@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import plugin_play
 import pytest
 from kube_cluster import KubeCluster
 from orders import NAMESPACE, KubeHands
@@ -25,6 +26,12 @@ def cluster() -> Iterator[KubeCluster]:
         yield running
     finally:
         running.close()
+
+
+@pytest.fixture(scope="session")
+def installed(cluster: KubeCluster) -> None:
+    """NVIDIA's device plugin and MIG manager, as an administrator has them."""
+    plugin_play.install(cluster)
 
 
 @pytest.fixture

@@ -29,11 +29,6 @@ MPS = Sharing("mps", 4)
 LAYOUTS = yaml.safe_load(plugin_play.LAYOUTS)["mig-configs"]
 
 
-@pytest.fixture(scope="module")
-def installed(cluster: KubeCluster) -> None:
-    plugin_play.install(cluster)
-
-
 @pytest.fixture
 def node(cluster: KubeCluster, installed: None) -> Iterator[str]:
     labels = {"gpu.product": "NVIDIA-A100-SXM4-80GB", "gpu.count": "2", "mig.strategy": "mixed"}

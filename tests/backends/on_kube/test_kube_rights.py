@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import documented
+import plugin_play
 import pytest
 import yaml
 from accounts import RBAC, account
@@ -66,7 +67,7 @@ def test_with_the_printed_rights_nothing_is_missing_and_one_less_is_told(
     ]
 
 
-def test_the_rights_for_nodes_are_apart_and_suffice(cluster: KubeCluster) -> None:
+def test_the_rights_for_nodes_are_apart_and_suffice(cluster: KubeCluster, installed: None) -> None:
     """An account that may run jobs may not touch a node; with the printed rights it may."""
     file = account(cluster, NAMESPACE, "keeper", least("keeper"))
 
@@ -88,13 +89,13 @@ def test_the_rights_for_nodes_are_apart_and_suffice(cluster: KubeCluster) -> Non
     assert told.detail.startswith("may not patch nodes, create pods/eviction, list daemonsets.apps: ")
     with pytest.raises(EngineRefused, match="plain is not cordoned"):
         asyncio.run(administer())
-    made = list(yaml.safe_load_all(rights.manifests_for_nodes(NAMESPACE, "keeper", NAMESPACE)))
+    made = list(yaml.safe_load_all(rights.manifests_for_nodes(NAMESPACE, "keeper", plugin_play.SPACE)))
     try:
         for thing in made:
-            space = f"/namespaces/{NAMESPACE}" if "namespace" in thing["metadata"] else ""
+            space = f"/namespaces/{plugin_play.SPACE}" if "namespace" in thing["metadata"] else ""
             cluster.call("POST", f"{RBAC}{space}/{thing['kind'].lower()}s", thing)
         (told,) = [one for one in asyncio.run(administer()) if one.name == "node rights"]
-        assert told.detail.startswith("raysched node and k8s sharing set may do all")
+        assert told.detail == "raysched node and k8s sharing set may do all"
     finally:
         cluster.patch("/api/v1/nodes/plain", {"spec": {"unschedulable": None}})
 
