@@ -123,11 +123,13 @@ def _exit_code(code: int) -> int:
 
 def _headless(record: Record, pods: Sequence[Object], submitters: Sequence[Object]) -> Seen | None:
     """The end of a run whose head is gone, and its driver with it: KubeRay would make another head, which
-    knows nothing of the driver."""
-    for head in of_role(pods, "head"):
-        if head["status"].get("phase") not in ("Failed", "Succeeded") and (
-            "deletionTimestamp" not in head["metadata"]
-        ):
+    knows nothing of the driver. One that ended before the driver was submitted took nothing along."""
+    submitted = min(map(_created, submitters))
+    heads = [head for head in of_role(pods, "head") if _created(head) <= submitted]
+    last = max(map(_created, heads), default="")
+    for head in heads:
+        goes_on = head["status"].get("phase") not in ("Failed", "Succeeded")
+        if _created(head) < last or (goes_on and "deletionTimestamp" not in head["metadata"]):
             continue
         started, ended = started_at(submitters), over([head])
         if why := reasons.disrupted(head):
@@ -136,3 +138,8 @@ def _headless(record: Record, pods: Sequence[Object], submitters: Sequence[Objec
         said = why or (f"exit code {code}" if code is not None else "its pod was deleted")
         return Seen(record.run, "lost", started, ended, None, f"the head of its Ray ended: {said}")
     return None
+
+
+def _created(pod: Object) -> str:
+    """When: texts of one form, in the order of time."""
+    return pod["metadata"]["creationTimestamp"]
