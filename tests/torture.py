@@ -146,6 +146,21 @@ def slurm(seed: str, _: int) -> str:
     )
 
 
+def kubelet(_: str, __: int) -> str:
+    """Jobs and Ray jobs through a whole raysched on a real kubelet."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-rs", "tests/system/test_kubelet.py"],
+        cwd=ROOT,
+        env=os.environ | {"RAYSCHED_KUBELET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-5000:]
+    lines = done.stdout.splitlines()
+    return "; ".join(line for line in lines if line.startswith("SKIPPED") or line is lines[-1])
+
+
 def mutants(_: str, __: int) -> str:
     """One broken rule after the other."""
     done = subprocess.run([sys.executable, "tests/mutants/run.py"], cwd=ROOT, check=False)
@@ -162,6 +177,7 @@ PROOFS: dict[str, Callable[[str, int], str]] = {
     "containers": containers,
     "hosts": hosts,
     "slurm": slurm,
+    "kubelet": kubelet,
     "mutants": mutants,
 }
 

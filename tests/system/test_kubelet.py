@@ -1,11 +1,12 @@
 """A whole raysched with a real Kubernetes: a kubelet and containerd run the pods, real Rays among them, with
-devices of a device plugin. No GPU is real.
+devices of a device plugin. No GPU is real. It takes minutes, for real Rays: `make torture` runs it.
 
 Jobs run beside each other; each test looks at one of them.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -131,6 +132,8 @@ k8s: {ray: true, grace: 60s}
 @pytest.fixture(scope="module")
 def node() -> Iterator[RealNode]:
     """A real node, the only one of its control plane, which has KubeRay."""
+    if not os.environ.get("RAYSCHED_KUBELET"):
+        pytest.skip("takes minutes: set RAYSCHED_KUBELET=1, or python tests/torture.py --only kubelet")
     running = RealNode()
     try:
         cluster = KubeCluster(running.address)

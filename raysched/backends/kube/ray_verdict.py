@@ -124,14 +124,15 @@ def _exit_code(code: int) -> int:
 def _headless(record: Record, pods: Sequence[Object], submitters: Sequence[Object]) -> Seen | None:
     """The end of a run whose head is gone, and its driver with it: KubeRay would make another head, which
     knows nothing of the driver. One that ended before the driver was submitted took nothing along."""
-    submitted = min(map(_created, submitters))
-    heads = [head for head in of_role(pods, "head") if _created(head) <= submitted]
-    last = max(map(_created, heads), default="")
-    for head in heads:
-        goes_on = head["status"].get("phase") not in ("Failed", "Succeeded")
-        if _created(head) < last or (goes_on and "deletionTimestamp" not in head["metadata"]):
+    submitted = min(_made(pod) for pod in submitters)
+    for head in of_role(pods, "head"):
+        if head["status"].get("phase") not in ("Failed", "Succeeded") and (
+            "deletionTimestamp" not in head["metadata"]
+        ):
             continue
         started, ended = started_at(submitters), over([head])
+        if (ended or moment(head["metadata"].get("deletionTimestamp")) or submitted) < submitted:
+            continue
         if why := reasons.disrupted(head):
             return Seen(record.run, "taken", started, ended, None, why)
         code, why = reasons.failed(head)
@@ -140,6 +141,5 @@ def _headless(record: Record, pods: Sequence[Object], submitters: Sequence[Objec
     return None
 
 
-def _created(pod: Object) -> str:
-    """When: texts of one form, in the order of time."""
-    return pod["metadata"]["creationTimestamp"]
+def _made(pod: Object) -> int:
+    return moment(pod["metadata"]["creationTimestamp"]) or 0

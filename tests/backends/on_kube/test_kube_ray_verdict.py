@@ -14,14 +14,18 @@ from raysched.core.work import Run
 RUN = Run("job-12ab", 1, 0)
 
 
-def pod(role: str, second: int, phase: str = "Running") -> dict[str, Any]:
-    """A pod that was made at that second."""
-    made = f"2026-01-01T00:00:{second:02}Z"
-    state = {"terminated": {"exitCode": 1}} if phase == "Failed" else {"running": {"startedAt": made}}
+def pod(role: str, second: int, ended: int | None = None) -> dict[str, Any]:
+    """A pod that was made at one second and ended at another."""
+    made, over = (f"2026-01-01T00:00:{at:02}Z" for at in (second, ended or 0))
+    failed = {"terminated": {"exitCode": 1, "startedAt": made, "finishedAt": over}}
+    state = {"running": {"startedAt": made}} if ended is None else failed
     return {
         "metadata": {"name": f"{role}-{second}", "creationTimestamp": made, "labels": {ROLE: role}},
         "spec": {"nodeName": "one"},
-        "status": {"phase": phase, "containerStatuses": [{"name": "main", "state": state}]},
+        "status": {
+            "phase": "Running" if ended is None else "Failed",
+            "containerStatuses": [{"name": "main", "state": state}],
+        },
     }
 
 
@@ -29,11 +33,11 @@ def pod(role: str, second: int, phase: str = "Running") -> dict[str, Any]:
     ("heads", "state"),
     [
         ([pod("head", 1)], "running"),
-        ([pod("head", 1, "Failed"), pod("head", 20)], "running"),
-        ([pod("head", 1, "Failed")], "lost"),
-        ([pod("head", 1, "Failed"), pod("head", 20, "Failed")], "lost"),
-        ([pod("head", 1, "Failed"), pod("head", 50)], "lost"),
-        ([pod("head", 30, "Failed"), pod("head", 30)], "lost"),
+        ([pod("head", 1, 19), pod("head", 20)], "running"),
+        ([pod("head", 1, 35)], "lost"),
+        ([pod("head", 1, 19), pod("head", 20, 35)], "lost"),
+        ([pod("head", 1, 35), pod("head", 36)], "lost"),
+        ([pod("head", 30, 30), pod("head", 30)], "lost"),
     ],
 )
 def test_a_run_is_lost_with_the_head_that_its_driver_was_submitted_to(
