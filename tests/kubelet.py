@@ -267,14 +267,14 @@ class RealNode:
     def close(self) -> None:
         """Switch it off; nothing of it is left."""
         if hasattr(self, "_apart"):
-            ran = self.folder.glob("containerd/io.containerd.runtime.*/k8s.io/*")
-            groups = ["k8s.io/none", *(f"k8s.io/{container.name}" for container in ran)]
             with suppress(ProcessLookupError):
                 os.killpg(self._apart.pid, signal.SIGKILL)
             for process in (self._apart, *self._running.values()):
                 process.kill()
                 process.wait()
             wait_until(lambda: not Path(f"/sys/class/net/{self._link}").exists(), "its link is gone", LONG)
+            ran = self.folder.glob("containerd/io.containerd.runtime.*/k8s.io/*")
+            groups = ["k8s.io/none", *(f"k8s.io/{container.name}" for container in ran)]
             _remove_cgroups(*groups)
         shutil.rmtree(self.folder, ignore_errors=True)
 
