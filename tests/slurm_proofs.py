@@ -3,6 +3,7 @@
 python tests/slurm_proofs.py array [COUNT]     an array by raysched's backend, and by bare sbatch
 python tests/slurm_proofs.py submit [COUNT]    an array submitted to a whole raysched, and by bare sbatch
 python tests/slurm_proofs.py ends              each way in which Slurm ends a job, as it is told (root)
+python tests/slurm_proofs.py timed             what Slurm does by its clock, through a whole raysched
 python tests/slurm_proofs.py faults [COUNT]    so many jobs; slurmctld and slurmd are killed at random
 """
 
@@ -83,15 +84,11 @@ def array(site: SlurmSite, folder: Path, count: int) -> None:
 
 def submit(site: SlurmSite, folder: Path, count: int) -> None:
     """Time an array that is submitted to a running raysched, from the submission to the last known end."""
-    system = System(None)
-    system.env["SLURM_CONF"] = site.env["SLURM_CONF"]
-    config = system.folder / "raysched.yaml"
-    shared = f"{{folder: {folder}/shared, python: /usr/bin/python3}}"
-    config.write_text(f"{config.read_text()}backends: {{slurm: {shared}}}\n")
+    system = with_site(site, folder, "python: /usr/bin/python3")
     try:
         system.up()
         client = system.client()
-        wait_until(lambda: any(node["name"] == "n3" for node in client.gpus()["nodes"]), "the site is there")
+        wait_until(lambda: "n3" in nodes(system), "the site is there")
         resources = {"gpus": 0, "cpus": 1}
         spec = {"name": "sweep", "entrypoint": COMMAND, "working_dir": None, "backend": "slurm"}
         start = time.monotonic()
@@ -107,6 +104,19 @@ def submit(site: SlurmSite, folder: Path, count: int) -> None:
     finally:
         system.close()
     told(site, folder, count, ours)
+
+
+def with_site(site: SlurmSite, folder: Path, words: str) -> System:
+    """A system, not yet up, with that site and these words about it."""
+    system = System(None)
+    system.env["SLURM_CONF"] = site.env["SLURM_CONF"]
+    system.configure(f"backends: {{slurm: {{folder: {folder}/shared, {words}}}}}")
+    return system
+
+
+def nodes(system: System) -> set[str]:
+    """The names of its nodes."""
+    return {node["name"] for node in system.client().gpus()["nodes"]}
 
 
 def told(site: SlurmSite, folder: Path, count: int, ours: float) -> None:
@@ -170,6 +180,75 @@ def ends(site: SlurmSite, folder: Path) -> None:
         wrong += not said.startswith(expected)
         print(f"{name}: {said}")
     sys.exit(bool(wrong))
+
+
+SAVE = "trap 'echo warned; exit 9' USR1; echo ready; while :; do sleep 0.1; done"
+GO_ON = f"""
+echo "attempt $RAYSCHED_ATTEMPT"
+trap 'echo saved' USR1
+[ $RAYSCHED_ATTEMPT = 2 ] || {{ {WAIT}; }}
+"""
+CALL = """
+import ray, raysched
+
+@raysched.remote(gpus=1, gpu_type="H100")
+def there():
+    return "called"
+
+print(ray.get(there.remote()))
+"""
+
+
+def timed(site: SlurmSite, folder: Path) -> None:
+    """A warning before the time limit, one before a preemption, and a node that leaves raysched's Ray."""
+    system = with_site(site, folder, "simulate: H100-80GB")
+    try:
+        system.up()
+        wait_until(lambda: "n3" in nodes(system), "the site is there")
+        (lease,) = system.json("lease", "--gpus", "1", "--memory", "2GiB", "--for", "5m")["jobs"]
+        asked = {"backend": "slurm", "resources": {"gpus": 0}}
+        limit = system.submit("limit", SAVE, **asked, max_runtime="1m", slurm={"signal": "USR1@30"})
+        warned(system, limit)
+        preempted(system)
+        left(site, system, lease["id"])
+    finally:
+        system.close()
+
+
+def warned(system: System, id: str) -> None:
+    """Slurm signals the command half a minute before its minute is over, and it ends by itself."""
+    end = system.ended(id)
+    ran = end["attempts"][-1] if end.get("attempts") else end
+    assert (end["state"], end["exit_code"]) == ("failed", 9), end
+    assert system.output(id) == "ready\nwarned\n", system.output(id)
+    print(f"limit: warned, exit code 9: {ran.get('reason') or end['why']}")
+
+
+def preempted(system: System) -> None:
+    """Slurm signals a command whose nodes it takes, and leaves it time; it runs again as its next attempt."""
+    both = {"backend": "slurm", "resources": {"gpus": 3, "gpu_type": "a100"}}
+    low = system.submit("low", GO_ON, **both, slurm={"partition": "low", "signal": "USR1@60"})
+    wait_until(lambda: system.output(low) == "attempt 1\n", "it has begun")
+    high = system.submit("high", "true", **both, slurm={"partition": "main"})
+    assert system.ended(high)["state"] == "succeeded"
+    end = system.ended(low)
+    assert (end["state"], end["attempt"]) == ("succeeded", 2), end
+    first = system.cli("logs", low, "--attempt", "1").stdout
+    assert first == "attempt 1\nsaved\n", first
+    assert system.output(low) == "attempt 2\n", system.output(low)
+    print("preemption: warned, and went on as attempt 2")
+
+
+def left(site: SlurmSite, system: System, id: str) -> None:
+    """The node is there for calls, and gone before Slurm would end it."""
+    wait_until(lambda: any(name.endswith(f"-{id}.1") for name in nodes(system)), "the node is in Ray", 240)
+    assert system.python("-c", CALL).stdout == "called\n"
+    wait_until(lambda: system.client().job(id)[0]["ended"], "it has ended", 400)
+    assert system.ended(id)["state"] == "succeeded"
+    wait_until(lambda: not any(name.endswith(f"-{id}.1") for name in nodes(system)), "the node is gone")
+    (state,) = [line.split()[-1] for line in site.jobs("%j %T") if f"-{id}.1.0" in line]
+    assert state == "COMPLETED", state
+    print(f"lease: its node did a call, and left before its time was over; Slurm says {state}")
 
 
 def faults(site: SlurmSite, folder: Path, count: int, seed: str) -> None:
@@ -268,13 +347,16 @@ def main() -> None:
     count = (
         int(sys.argv[2]) if len(sys.argv) > 2 else {"array": 1000, "submit": 1000, "faults": 200}.get(what, 0)
     )
-    site = SlurmSite(8, memory=True) if what == "ends" else SlurmSite()
+    sites = {"ends": lambda: SlurmSite(8, memory=True), "timed": lambda: SlurmSite(grace=20)}
+    site = sites.get(what, SlurmSite)()
     try:
         with tempfile.TemporaryDirectory(prefix="slurm-runs-") as folder:
             if what == "array":
                 array(site, Path(folder), count)
             elif what == "ends":
                 ends(site, Path(folder))
+            elif what == "timed":
+                timed(site, Path(folder))
             elif what == "submit":
                 submit(site, Path(folder), count)
             else:

@@ -55,7 +55,7 @@ GresTypes=gpu,mps,shard
 ReturnToService=2
 SlurmdTimeout={patience}
 KillWait=5
-SchedulerParameters=sched_interval=1,sched_min_interval=1000,batch_sched_delay=0,bf_interval=2
+SchedulerParameters=sched_interval=1,sched_min_interval=1000,batch_sched_delay=0,bf_interval=2{warns}
 MaxArraySize=1001
 MaxJobCount=5000
 DefMemPerCPU=100
@@ -66,7 +66,7 @@ NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={n1} Gres=gpu:a100:2,sha
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={n2} Gres=gpu:a100:2,shard:a100:8,mps:a100:200
 NodeName=n3 NodeHostname={host} NodeAddr=127.0.0.1 Port={n3} Gres=gpu:1g.10gb:7,gpu:3g.40gb:2
 PartitionName=main Nodes=ALL Default=YES PriorityTier=10 PreemptMode=OFF
-PartitionName=low Nodes=ALL PriorityTier=1 PreemptMode=REQUEUE
+PartitionName=low Nodes=ALL PriorityTier=1 PreemptMode=REQUEUE GraceTime={grace}
 """
 GRES = """
 AutoDetect=off
@@ -84,10 +84,10 @@ def _program(name: str) -> str:
 
 
 class SlurmSite:
-    """One Slurm. `patience` is after how many silent seconds a node counts as down; with `memory` jobs are
-    held to theirs by cgroups (root, version 1)."""
+    """One Slurm. `patience` is after how many silent seconds a node counts as down, `grace` how many seconds
+    a job has that is taken away; with `memory` jobs are held to theirs by cgroups (root, version 1)."""
 
-    def __init__(self, patience: int = 30, *, memory: bool = False) -> None:
+    def __init__(self, patience: int = 30, *, grace: int = 0, memory: bool = False) -> None:
         need(all(map(_program, ("slurmctld", "slurmd", "munged"))), INSTALL)
         self.folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
         self.folder.chmod(0o755)  # munge wants no folder above it that others can't enter
@@ -97,9 +97,16 @@ class SlurmSite:
             "SLURM_CONF": str(self.folder / "slurm.conf"),
         }
         self._rest: subprocess.Popen[bytes] | None = None
-        self._make_files(patience)
+        self._make_files(patience, grace)
         if memory:
             self._hold_memory()
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self) -> None:
         self._start_munge()
         self.start_controller(clean=True)
         for node in NODES:
@@ -108,7 +115,7 @@ class SlurmSite:
             lambda: len(self.run("sinfo", "-hN", "-t", "idle", "-p", "main").splitlines()) == 3, "idle", 60
         )
 
-    def _make_files(self, patience: int) -> None:
+    def _make_files(self, patience: int, grace: int) -> None:
         for name in ("run", "log", "state", "dev", "munge", "sock", *(f"spool/{node}" for node in NODES)):
             (self.folder / name).mkdir(parents=True)
         (self.folder / "munge").chmod(0o700)
@@ -120,7 +127,8 @@ class SlurmSite:
         ports = {node: self.port + number for number, node in enumerate(NODES, 1)}
         host = socket.gethostname().partition(".")[0]
         words = {"folder": self.folder, "port": self.port, "host": host, "user": getpass.getuser()}
-        conf = CONF.format(**words, **ports, patience=patience)
+        warns = ",preempt_send_user_signal" if grace else ""
+        conf = CONF.format(**words, **ports, patience=patience, grace=grace, warns=warns)
         (self.folder / "slurm.conf").write_text(conf)
         (self.folder / "gres.conf").write_text(GRES.format(dev=self.folder / "dev"))
         (self.folder / "cgroup.conf").write_text("ConstrainDevices=no\n")

@@ -121,13 +121,14 @@ def hosts(seed: str, _: int) -> str:
 
 
 def slurm(seed: str, _: int) -> str:
-    """Jobs at a real Slurm whose daemons are killed at random moments; each way in which it ends a job; and
-    all that a backend has to do, by slurmrestd."""
+    """Jobs at a real Slurm whose daemons are killed at random moments; each way in which it ends a job;
+    what it does by its clock; and all that a backend has to do, by slurmrestd."""
     proofs = "tests/slurm_proofs.py"
     said: list[str] = []
     for command in (
         [proofs, "faults", f"{JOBS}"],
         [proofs, "ends"],
+        [proofs, "timed"],
         ["-m", "pytest", "-q", "tests/backends/on_slurm/rest_conformance.py"],
     ):
         done = subprocess.run(
@@ -140,10 +141,8 @@ def slurm(seed: str, _: int) -> str:
         )
         assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
         said.append(done.stdout)
-    faults, ends, rest = said
-    return (
-        f"{faults.splitlines()[0]}; {len(ends.splitlines())} ends told; slurmrestd: {rest.splitlines()[-1]}"
-    )
+    faults, ends, timed, rest = (each.splitlines() for each in said)
+    return f"{faults[0]}; {len(ends)} ends told; {len(timed)} things in time; slurmrestd: {rest[-1]}"
 
 
 def kubelet(_: str, __: int) -> str:

@@ -105,7 +105,7 @@ class RestController:
             return answer
         words = said[0]
         if any("authentication" in sentence.lower() for sentence in said):
-            raise self._token_refused()
+            raise Unanswered(f"slurmrestd: {words}: if its token is over, renew it (scontrol token)")
         if any(UNANSWERED.search(sentence) for sentence in said):
             raise Unanswered(f"slurmrestd: {words}")
         raise Refused(f"slurmrestd: {words}", final=any(FINAL.search(sentence) for sentence in said))
@@ -130,13 +130,10 @@ class RestController:
         except HTTPError as error:
             with error:
                 if error.code == 401:
-                    raise self._token_refused() from None
+                    raise Unanswered(f"{self._url} refuses the token: renew it (scontrol token)") from None
                 return _read(error.read())
         except (URLError, OSError, ValueError) as error:
             raise Unanswered(f"{self._url} does not answer: {getattr(error, 'reason', error)}") from None
-
-    def _token_refused(self) -> Unanswered:
-        return Unanswered(f"{self._url} refuses the token: renew it (scontrol token)")
 
 
 def user_of(token: str) -> str:
