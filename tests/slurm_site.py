@@ -55,7 +55,7 @@ GresTypes=gpu,mps,shard
 ReturnToService=2
 SlurmdTimeout={patience}
 KillWait=5
-SchedulerParameters=sched_interval=1,sched_min_interval=1000,batch_sched_delay=0,bf_interval=2{warns}
+SchedulerParameters=sched_interval=1,sched_min_interval=1000,batch_sched_delay=0,bf_interval=2
 MaxArraySize=1001
 MaxJobCount=5000
 DefMemPerCPU=100
@@ -127,8 +127,7 @@ class SlurmSite:
         ports = {node: self.port + number for number, node in enumerate(NODES, 1)}
         host = socket.gethostname().partition(".")[0]
         words = {"folder": self.folder, "port": self.port, "host": host, "user": getpass.getuser()}
-        warns = ",preempt_send_user_signal" if grace else ""
-        conf = CONF.format(**words, **ports, patience=patience, grace=grace, warns=warns)
+        conf = CONF.format(**words, **ports, patience=patience, grace=grace)
         (self.folder / "slurm.conf").write_text(conf)
         (self.folder / "gres.conf").write_text(GRES.format(dev=self.folder / "dev"))
         (self.folder / "cgroup.conf").write_text("ConstrainDevices=no\n")

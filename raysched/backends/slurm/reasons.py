@@ -48,7 +48,7 @@ def ended(job: Job, limit: int | None) -> str:
         return f"a node of it failed{where}"
     if "BOOT_FAIL" in states or "LAUNCH_FAILED" in states or "RECONFIG_FAIL" in states:
         return f"Slurm could not start it{where}"
-    if "PREEMPTED" in states:
+    if "PREEMPTED" in states or job.preempted:
         return "Slurm took its nodes for a job that goes before it"
     if "DEADLINE" in states:
         return "ended by Slurm at its deadline"

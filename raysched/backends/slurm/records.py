@@ -36,7 +36,8 @@ class Gres:
 class Job:
     """One job, one task of an array, or (`waiting`) all tasks of one that have not started. `id` is what
     scancel takes, `number` what the job itself is told; `gres` has an entry a node. `started` and `ended` are
-    seconds since 1970, 0 where it did not; `words` is what Slurm says beside the `reason`."""
+    seconds since 1970, 0 where it did not; `words` is what Slurm says beside the `reason`; `preempted`:
+    Slurm has begun to take it away, perhaps leaving it time."""
 
     id: str
     name: str
@@ -54,6 +55,7 @@ class Job:
     started: int = 0
     ended: int = 0
     words: str = ""
+    preempted: bool = False
 
     @property
     def is_waiting_array(self) -> bool:
@@ -120,6 +122,7 @@ def _job(record: Mapping[str, Any]) -> Job:
         states=_states(record.get("job_state")),
         reason=str(record.get("state_reason") or "None"),
         user=str(record.get("user_name") or ""),
+        preempted=bool(number(record.get("preempt_time"))),
         words=str(record.get("state_description") or "").replace("_", " "),
         nodes=nodes,
         gres=tuple(gres(str(text)) for text in record.get("gres_detail") or ()),

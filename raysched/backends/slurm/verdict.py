@@ -96,13 +96,16 @@ class Verdicts:
         code: int | None = exit.get("code")
         reason: str = exit.get("reason", f"{folder.path / 'exit.json'} is damaged")
         started, ended = exit.get("started"), exit.get("ended")
-        by_signal = code is not None and 128 < code <= 128 + SIGRTMAX and not reason
-        if reason == TOLD_TO_END or by_signal:
-            if self._unsettled(job, ended) and not self._lasts(folder.run, ENDING_S):
-                self._listing.hurry()
-                return Seen(folder.run, "running", started)
+        failed = code not in (None, 0) and not reason
+        by_signal = failed and code is not None and 128 < code <= 128 + SIGRTMAX
+        killed = by_signal or reason == TOLD_TO_END
+        doubtful = (killed or failed) and self._unsettled(job, ended, killed)
+        if doubtful and not self._lasts(folder.run, ENDING_S):
+            self._listing.hurry()
+            return Seen(folder.run, "running", started)
+        if killed or (failed and job is not None and job.preempted):
             taken, why = self._why(folder, job)
-            if reason == TOLD_TO_END or (why and job is not None and job.over):
+            if reason == TOLD_TO_END or (why and job is not None and (job.over or job.preempted)):
                 reason = why or TOLD_TO_END
                 folder.write_exit(code, started, reason, taken=taken)
                 exit = {**exit, "taken": taken}
@@ -110,10 +113,12 @@ class Verdicts:
             return Seen(folder.run, "taken", started, ended, None, reason)
         return Seen(folder.run, "lost" if code is None else "exited", started, ended, code, reason)
 
-    def _unsettled(self, job: Job | None, ended: int | None) -> bool:
+    def _unsettled(self, job: Job | None, ended: int | None, killed: bool) -> bool:
         """Whether Slurm has not yet said how a run ended: its last answer is older than that end, or calls
-        the run going on."""
-        return self._listing.at <= (ended or 0) or not (job is None or job.over or job.pending)
+        one that was killed going on. (One that fails may have been told that its nodes are taken away.)"""
+        if self._listing.at <= (ended or 0):
+            return True
+        return killed and not (job is None or job.over or job.pending or job.preempted)
 
     def _begun(self, folder: Folder, job: Job | None, started: int | None) -> Seen:
         """A run whose command was started, and has not ended as far as its folder tells."""
@@ -156,7 +161,9 @@ class Verdicts:
         """Whether Slurm took a job away that may be started again, and the reason, where Slurm tells one."""
         if job is None or job.pending or self._cancels.hit_by_mistake(job) or self._mixed_up(folder, job):
             return True, LOST_BY_SLURM
-        return bool(job.states & TAKEN), reasons.ended(job, (folder.read("launch.json") or {}).get("limit"))
+        return job.preempted or bool(job.states & TAKEN), reasons.ended(
+            job, (folder.read("launch.json") or {}).get("limit")
+        )
 
     def _mixed_up(self, folder: Folder, job: Job) -> bool:
         """Whether Slurm itself may have ended the run: a controller that was killed starts jobs again that

@@ -251,6 +251,24 @@ def test_a_job_that_is_preempted_is_taken_and_not_failed(site: SlurmSite, hands:
     assert hands.until(high, "exited").code == 0
 
 
+@pytest.mark.parametrize("end", ["trap 'echo saved; exit 9' TERM", "true"])
+def test_a_job_that_ends_while_it_is_preempted_is_taken_too(
+    site: SlurmSite, hands: OrderedHands, end: str
+) -> None:
+    """Where a partition leaves it time, Slurm tells its steps, and calls what ends by itself completed."""
+    everything = {"nodes": 2, "kind": "gpu", "type": "a100", "count": 2}
+    site.run("scontrol", "update", "PartitionName=low", "GraceTime=60")
+    try:
+        wait = f"{end}; echo here; while :; do sleep 0.05; done"
+        low = hands.start(hands.order(wait, partition="low", **everything))
+        wait_until(lambda: hands.output(low).count(b"here\n") == 2, "both have begun", 60)
+        high = hands.start(hands.order("true", partition="main", **everything))
+        assert hands.until(low, "taken").reason == "Slurm took its nodes for a job that goes before it"
+        assert hands.until(high, "exited").code == 0
+    finally:
+        site.run("scontrol", "update", "PartitionName=low", "GraceTime=0")
+
+
 def test_what_slurm_starts_a_second_time_runs_once(
     site: SlurmSite, hands: OrderedHands, tmp_path: Path
 ) -> None:
