@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ActorUnschedulableError, RayActorError, RayTaskError
 
 from raysched.errors import Unreachable
 
@@ -33,7 +33,8 @@ class Agents:
             return await asyncio.wait_for(getattr(agent, method).remote(*arguments), timeout)
         except RayTaskError as error:
             raise error.cause from None
-        except (ValueError, RayActorError, asyncio.TimeoutError) as error:
+        except (ValueError, RayActorError, ActorUnschedulableError, asyncio.TimeoutError) as error:
+            # Unschedulable: the node has left; it may be back, with another agent of that name.
             self._handles.pop(node, None)
             raise Unreachable(f"The raysched agent of {node} does not answer") from error
 
