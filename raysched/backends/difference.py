@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from raysched.core.work import Launch, Run, Seen, Stop, Wanted
@@ -24,7 +24,7 @@ class Actions:
     report: tuple[Seen, ...] = ()
 
 
-def difference(wanted: Wanted, seen: Sequence[Seen], reported: Collection[Seen] = ()) -> Actions:
+def difference(wanted: Wanted, seen: Sequence[Seen], told: Mapping[Run, Seen]) -> Actions:
     """The actions that bring what is `seen` closer to what is `wanted`.
 
     A run starts only where no trace of it is seen: one that exited or was lost leaves its folder until it is
@@ -32,17 +32,12 @@ def difference(wanted: Wanted, seen: Sequence[Seen], reported: Collection[Seen] 
     be just about to start; the backend then shows it as ended. A run that goes on and is neither launched nor
     stopped belongs to an old attempt or to a job that is over, and is ended.
 
-    `reported` are the sights that the ledger has taken note of; all others are reported.
+    `told` has the sight of each run that the ledger has taken note of last; all others are reported.
     """
     states = {each.run: each.state for each in seen}
     named = {stop.run for stop in wanted.stops}
-    launched = {launch.run for launch in wanted.launches} - named
-    start = [launch for launch in wanted.launches if launch.run in launched and launch.run not in states]
+    known = named | {launch.run for launch in wanted.launches}
+    start = [launch for launch in wanted.launches if launch.run not in states and launch.run not in named]
     stop = [stop for stop in wanted.stops if states.get(stop.run, "running") in GOES_ON]
-    stop += [Stop(run, STRAY_GRACE) for run in _going_on(seen) if run not in launched | named]
-    known = frozenset(reported)  # thousands of ended runs are seen in each round
-    return Actions(tuple(start), tuple(stop), tuple(each for each in seen if each not in known))
-
-
-def _going_on(seen: Sequence[Seen]) -> list[Run]:
-    return [each.run for each in seen if each.state in GOES_ON]
+    stop += [Stop(run, STRAY_GRACE) for run, state in states.items() if state in GOES_ON and run not in known]
+    return Actions(tuple(start), tuple(stop), tuple(each for each in seen if told.get(each.run) != each))

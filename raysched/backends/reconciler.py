@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from raysched import tasks
 from raysched.backends.base import Backend, EngineRefused, Holding, Mirroring, Releasing, Spread
-from raysched.backends.difference import difference
+from raysched.backends.difference import GOES_ON, difference
 from raysched.core.commands import Command, Denied, Gone, Held, Outside, Report
 from raysched.core.node import NodeInfo
 from raysched.core.work import NOTHING, Change, Hold, Launch, Run, Seen, Stop, Wanted
@@ -24,6 +24,8 @@ LOOK_S = 5.0
 """Longest time between two looks at a backend in which nothing seems to change."""
 PAUSE_S = 0.02
 """Shortest time between two looks: many changes at once are seen in one."""
+EACH_S = 0.0001
+"""How much longer it is for each run that was seen: a look at many takes its time."""
 RETRY_S = 1.0
 """Time before a round, a release or a hold that failed is tried again."""
 INSPECT_S = 3.0
@@ -68,6 +70,8 @@ class Reconciler:
         self._told: dict[Run, Seen] = {}
         self._held: dict[str, Held] = {}
         self._busy: dict[Hashable, asyncio.Task[None]] = {}
+        self._seen = 0
+        self._again: asyncio.TimerHandle | None = None
         # How many refusals the ledger was told; how many of them it knew when `_wanted` was asked for; and
         # the number of the last one of each run.
         self._refusals = 0
@@ -102,12 +106,28 @@ class Reconciler:
         refusals, before = self._refusals, self._wanted
         change = await self._ledger.wanted(self._backend.name, self._version, LOOK_S)
         self._wanted = before.after(change)
-        self._heard = refusals
+        more, self._heard = refusals > self._heard, refusals
         if self._version != -1:
             self._start_new(before, change)
         self._version = change.version
         await asyncio.sleep(0)  # what starts is on its way before the ledger is asked again
-        self._news.set()
+        if more or self._asks_for_a_look(before, change):
+            self._news.set()
+
+    def _asks_for_a_look(self, before: Wanted, change: Change) -> bool:
+        """Whether there may be more to do than to start what is new; where all that changed is that runs are
+        wanted no more of which the ledger was told that they have ended, there is not."""
+        if change.since is None:
+            return True
+        for lease, part in change.parts.items():
+            if part.stops or part.hold or part.release:
+                return True
+            runs = {launch.run for launch in part.launches}
+            for launch in before.parts.get(lease, NOTHING).launches:
+                told = self._told.get(launch.run)
+                if launch.run not in runs and (told is None or told.state in GOES_ON):
+                    return True
+        return False
 
     def _start_new(self, before: Wanted, change: Change) -> None:
         """Start at once what was not wanted before: a look would show nothing of it, and takes time."""
@@ -122,7 +142,16 @@ class Reconciler:
         """Wait until the backend seems to have changed."""
         await self._backend.changed(LOOK_S)
         self._news.set()
-        await asyncio.sleep(PAUSE_S)
+        await asyncio.sleep(PAUSE_S + self._seen * EACH_S)
+
+    def _look_again(self) -> None:
+        """Have a look, which soon follows another."""
+        if self._again is None:
+            self._again = asyncio.get_running_loop().call_later(self._seen * EACH_S, self._look_now)
+
+    def _look_now(self) -> None:
+        self._again = None
+        self._news.set()
 
     # ------------------------------------------------------------ one round
 
@@ -135,7 +164,8 @@ class Reconciler:
         wanted = self._wanted  # what is wanted now: a look may take long
         if isinstance(self._backend, Spread):
             self._backend.locate(_homes(wanted))
-        actions = difference(wanted, seen, self._told.values())
+        self._seen = len(seen)
+        actions = difference(wanted, seen, self._told)
         for launch in actions.start:
             if self._refused.get(launch.run, 0) <= self._heard:
                 self._do(launch.run, self._start(launch))
@@ -166,7 +196,7 @@ class Reconciler:
             await asyncio.sleep(RETRY_S)
         finally:
             del self._busy[key]
-            self._news.set()
+            self._look_again()
 
     async def _start(self, launch: Launch) -> None:
         try:

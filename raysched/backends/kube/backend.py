@@ -24,6 +24,7 @@ from raysched.backends.kube.ray_verdict import ray_verdict
 from raysched.backends.kube.records import Record
 from raysched.backends.kube.sent import Sent
 from raysched.backends.kube.sharing import Look, Setter
+from raysched.backends.kube.sights import Sights
 from raysched.backends.kube.starts import Starts
 from raysched.backends.kube.verdict import Verdict, verdict
 from raysched.core.commands import Command
@@ -69,6 +70,7 @@ class KubeBackend:
         self._mirror = Mirror(cluster, self._wake, names, kai=bool(kai))
         self._events = Events(self._objects)
         self._starts = Starts(self._objects, self._files, self._sent, self._target)
+        self._sights = Sights(self._objects, self._judge)
         self._ends = Ends(self._objects, self._output, self._sent, self._judge, self._wake)
 
     def _target(self) -> manifest.Target:
@@ -118,23 +120,22 @@ class KubeBackend:
     async def observe(self) -> list[Seen]:
         """All runs, as their records, Jobs and pods tell."""
         await self._objects.ready()
-        found, pods = self._objects.records(), self._objects.pods()
-        await self._events.ask(self._without_pods(found, pods))
+        await self._events.ask(self._without_pods(self._objects.records()))
+        found = self._objects.records()
         seen: list[Seen] = []
-        for record in found.values():
-            judged = self._judge(record, pods.get(record.name, ()))
+        for name, judged in self._sights.look(found).items():
             if judged.end is not None:
-                self._ends.conclude(record)
+                self._ends.conclude(found[name])
             if judged.seen is not None:
                 seen.append(judged.seen)
         return [*seen, *self._without_record({record.run for record in found.values()})]
 
-    def _without_pods(self, found: Mapping[str, Record], pods: Mapping[str, list[Object]]) -> list[Object]:
+    def _without_pods(self, found: Mapping[str, Record]) -> list[Object]:
         """The Jobs of runs that go on and have no pod. Of a RayJob, KubeRay says why itself."""
         waiting = [
             self._objects.known_job(record)
             for name, record in found.items()
-            if record.end is None and not record.ray and not pods.get(name)
+            if record.end is None and not record.ray and not self._objects.pods(name)
         ]
         return [job for job in waiting if job is not None]
 
@@ -147,12 +148,13 @@ class KubeBackend:
             elif run not in found and lost is not None:
                 yield lost
 
-    def _judge(self, record: Record, pods: Sequence[Object]) -> Verdict:
+    def _judge(self, record: Record, pods: Sequence[Object] | None = None) -> Verdict:
+        """With the pods that it is known to have, or these."""
         judge = ray_verdict if record.ray else verdict
         return judge(
             record,
             self._objects.known_job(record),
-            pods,
+            self._objects.pods(record.name) if pods is None else pods,
             nodes=self._mirror.nodes,
             not_made=self._events.why.get(record.name, ""),
             patience=self._patience,
@@ -166,7 +168,7 @@ class KubeBackend:
         along as it is written."""
         record = self._objects.record(run)
         if record is not None and record.end is None:
-            self._output.follow(run, self._objects.pods().get(record.name, []))
+            self._output.follow(run, self._objects.pods(record.name))
         return await asyncio.to_thread(self._output.read, run, offset, limit)
 
     async def forget(self, runs: frozenset[Run]) -> None:
@@ -194,6 +196,7 @@ class KubeBackend:
         await self._objects.delete_job(record.name, ray=record.ray)
         await self._objects.delete_record(record.name)
         self._objects.drop_job(record)
+        self._objects.forget_pods(record.name)
         self._sent.delete(record.run)
         await asyncio.to_thread(self._output.delete, record.run)
 
@@ -214,17 +217,16 @@ class KubeBackend:
     async def mirror(self) -> Sequence[Command]:
         """The cluster as it is: its nodes, what others use, and where our pods are."""
         await self._objects.ready()
-        pods = self._objects.pods()
         found = self._objects.records().items()
         return await self._mirror.tell(
-            {record.run: pods.get(name, []) for name, record in found if record.end is None}
+            {record.run: self._objects.pods(name) for name, record in found if record.end is None}
         )
 
     def way_in(self, run: Run) -> str | None:
         """The command with which one gets into the first pod of a run; None where none runs. The shell that
         runs it has the same cluster as its current one."""
         record = self._objects.record(run)
-        pods = self._objects.pods().get(record.name, []) if record is not None else []
+        pods = self._objects.pods(record.name) if record is not None else []
         names = [pod["metadata"]["name"] for pod in sorted(pods, key=_rank) if _can_be_entered(pod)]
         if not names:
             return None

@@ -66,7 +66,7 @@ class Ends:
         if fresh(job):
             await self._objects.delete_job(record.name, ray=record.ray)
             return
-        self._output.follow(run, self._objects.pods().get(record.name, []))
+        self._output.follow(run, self._objects.pods(record.name))
         # First no more pods, then the end of those that are there. Kueue would let go again what it admitted.
         if not in_kueue(job):
             with suppress(Answered):
@@ -116,8 +116,10 @@ class Ends:
 
     async def _concluded(self, record: Record) -> bool:
         """Whether it is written down how a run ended."""
-        job = await self._objects.job(record)
-        pods = await self._objects.all_pods(record.name)
+        job, pods = self._objects.known_job(record), self._objects.pods(record.name)
+        if not _tells_all(job, pods):
+            job = await self._objects.job(record)
+            pods = await self._objects.all_pods(record.name)
         judged = self._judge(record, pods)
         if judged.end is None:
             return False
@@ -137,6 +139,17 @@ class Ends:
         await self._objects.write(record, end=end_text(end))
         self._objects.forget_pods(record.name)
         return True
+
+
+def _tells_all(job: Object | None, pods: Sequence[Object]) -> bool:
+    """Whether nothing can come after what is known of a Job and its pods: Kubernetes says that it is over,
+    and all the pods that it counted are known, and how they ended."""
+    if job is None or job.get("kind") == "RayJob" or not is_over(job):
+        return False
+    status = job["status"]
+    counted = status.get("succeeded", 0) + status.get("failed", 0)
+    goes_on = status.get("active") or status.get("terminating") or status.get("uncountedTerminatedPods")
+    return not goes_on and 0 < counted <= len(pods) and all(map(has_ended, pods))
 
 
 def _submits(pods: Sequence[Object]) -> bool:

@@ -13,7 +13,7 @@ from raysched.backends.kube.moments import moment
 from raysched.backends.kube.objects import Objects, is_over
 from raysched.backends.kube.reasons import in_kueue as kueue_says
 from raysched.backends.kube.reasons import not_made
-from raysched.backends.kube.verdict import in_kueue
+from raysched.backends.kube.verdict import halted, in_kueue
 from raysched.errors import Unreachable
 
 EVENTS_S = 3.0
@@ -72,4 +72,4 @@ class Events:
 
 def _waits_for_pods(job: Object, now: int) -> bool:
     since = moment(job.get("status", {}).get("startTime")) or now
-    return not job["spec"].get("suspend") and not is_over(job) and now - since > EVENTS_S * 1000
+    return not halted(job) and not is_over(job) and now - since > EVENTS_S * 1000

@@ -140,11 +140,13 @@ def _scheduler(order: Order, target: Target) -> str:
 
 
 def _job(launch: Launch, order: Order, target: Target, parts: int) -> Manifest:
-    """It is suspended until its record knows of it."""
+    """Kubernetes makes no pods of it before its record knows of it: it has a parallelism of 0 until then,
+    which costs the cluster less than to suspend it, or waits for Kueue."""
     pods = order.demand.nodes
     indexed = {"completionMode": "Indexed"} if pods > 1 else {}
     metadata = _metadata(launch, target)
     metadata["labels"] = {**metadata["labels"], **_queue_labels(order, target)}
+    in_kueue = KUEUE_QUEUE in metadata["labels"]
     if pods > 1 and KAI_QUEUE in metadata["labels"]:
         metadata["annotations"] = {**metadata["annotations"], KAI_GANG: str(pods)}
     return {
@@ -152,9 +154,9 @@ def _job(launch: Launch, order: Order, target: Target, parts: int) -> Manifest:
         "kind": "Job",
         "metadata": metadata,
         "spec": {
-            "suspend": True,
+            "suspend": in_kueue,
             "completions": pods,
-            "parallelism": pods,
+            "parallelism": pods if in_kueue else 0,
             **indexed,
             # A pod that fails is never made again: the ledger decides about attempts.
             "backoffLimit": 0,

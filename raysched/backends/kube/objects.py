@@ -23,6 +23,8 @@ GROUPS = {
 }
 """Where the API server has the kinds that are not its oldest."""
 
+Note = Callable[[Object], None]
+
 
 class Objects:
     """The objects of one raysched, `system`; `changed` is called when one of them may have. Each call raises
@@ -34,14 +36,20 @@ class Objects:
         ours = f"{SYSTEM}={system}"
         records = f"{ours},{PART}=record"
 
-        def watch(kind: str, labels: str, **named: Any) -> Watch:
-            return Watch(cluster, lambda: self.at(kind), {"labelSelector": labels}, changed, **named)
+        def watch(kind: str, labels: str, note: Note = self._note_change, **named: Any) -> Watch:
+            return Watch(
+                cluster, lambda: self.at(kind), {"labelSelector": labels}, changed, note=note, **named
+            )
 
-        self._records = watch("configmaps", records)
+        self._records = watch("configmaps", records, self._note_record)
         self._jobs = watch("jobs", ours)
         self._ray_jobs = watch("rayjobs", ours, optional=True)
-        self._pods = watch("pods", ours, keep_departed=True)
-        self._read: dict[str, tuple[str, Record]] = {}
+        self._pods = watch("pods", ours, self._note_pod, keep_departed=True)
+        # The names of runs of which something changed, and of records that have to be read again.
+        self._changed: set[str] = set()
+        self._unread: set[str] = set()
+        self._read: dict[str, Record] = {}
+        self._pods_of: dict[str, dict[str, None]] = {}
 
     async def ready(self) -> None:
         """Return once all of them are known. Raises Unreachable."""
@@ -63,19 +71,37 @@ class Objects:
         path = f"{group}/namespaces/{self.cluster.namespace}/{kind}"
         return f"{path}/{name}" if name else path
 
+    # ------------------------------------------------------------ what changed
+
+    def _note_change(self, told: Object) -> None:
+        self._changed.add(_run_name(told))
+
+    def _note_record(self, told: Object) -> None:
+        self._unread.add(told["metadata"]["name"])
+        self._note_change(told)
+
+    def _note_pod(self, told: Object) -> None:
+        self._pods_of.setdefault(_run_name(told), {})[told["metadata"]["name"]] = None
+        self._note_change(told)
+
+    def changes(self) -> set[str]:
+        """The names of the runs of which an object came, changed or went since this was asked last."""
+        changed, self._changed = self._changed, set()
+        return changed
+
     # ------------------------------------------------------------ records
 
     def records(self) -> dict[str, Record]:
-        """All records by name, each read once."""
-        found: dict[str, tuple[str, Record]] = {}
-        for name, told in self._records.objects.items():
-            version = told["metadata"]["resourceVersion"]
-            known = self._read.get(name)
-            record = known[1] if known is not None and known[0] == version else read(told)
+        """All records by name."""
+        for name in self._unread:
+            told = self._records.objects.get(name)
+            record = None if told is None else read(told)
             if record is not None and record.name == name_of(record.run, self.system):
-                found[name] = (version, record)
-        self._read = found
-        return {name: record for name, (_, record) in found.items()}
+                self._read[name] = record
+            else:
+                self._read.pop(name, None)
+        self._unread.clear()
+        return dict(self._read)
 
     def record(self, run: Run) -> Record | None:
         """The record of a run, as far as the watch has told."""
@@ -115,7 +141,6 @@ class Objects:
         """Delete a record."""
         await self.cluster.delete(self.at("configmaps", name))
         self._records.drop(name)
-        self._read.pop(name, None)
 
     # ------------------------------------------------------------ Jobs
 
@@ -154,11 +179,10 @@ class Objects:
         self._jobs_of(record).put(made)
         return made
 
-    async def let_go(self, record: Record) -> None:
-        """Have Kubernetes start a Job that was made suspended."""
-        await self._change(
-            record, {"metadata": {"annotations": {LET_GO: "true"}}, "spec": {"suspend": False}}
-        )
+    async def let_go(self, record: Record, pods: int) -> None:
+        """Have Kubernetes make the pods of a Job that was made without."""
+        go: Object = {"suspend": False} if record.ray else {"parallelism": pods}
+        await self._change(record, {"metadata": {"annotations": {LET_GO: "true"}}, "spec": go})
 
     async def suspend(self, record: Record) -> None:
         """Have Kubernetes make no pods of a Job any more."""
@@ -193,20 +217,18 @@ class Objects:
 
     # ------------------------------------------------------------ pods
 
-    def pods(self) -> dict[str, list[Object]]:
-        """The pods by the names of their runs, as far as the watch has told; also those that are gone, as
-        they were last seen."""
-        found: dict[str, list[Object]] = {}
-        for pod in (*self._pods.departed.values(), *self._pods.objects.values()):
-            found.setdefault(pod["metadata"]["labels"].get(NAME, ""), []).append(pod)
-        return found
+    def pods(self, name: str) -> list[Object]:
+        """The pods of a run, as far as the watch has told; also those that are gone, as they were last
+        seen."""
+        names, gone, there = self._pods_of.get(name, {}), self._pods.departed, self._pods.objects
+        return [known[pod] for known in (gone, there) for pod in names if pod in known]
 
     async def all_pods(self, name: str) -> list[Object]:
         """The pods of a run as they are now, and those that were there before, as they were last seen."""
         query = {"labelSelector": f"{SYSTEM}={self.system},{NAME}={name}"}
         there, _ = await self.cluster.list(self.at("pods"), query)
         names = {pod["metadata"]["name"] for pod in there}
-        before = [pod for pod in self.pods().get(name, []) if pod["metadata"]["name"] not in names]
+        before = [pod for pod in self.pods(name) if pod["metadata"]["name"] not in names]
         return [*map(_as_gone, before), *there]
 
     async def delete_pod(self, pod: Object, grace: int) -> None:
@@ -215,9 +237,15 @@ class Objects:
 
     def forget_pods(self, name: str) -> None:
         """Remember the pods of a run no longer that are gone."""
-        for gone, pod in list(self._pods.departed.items()):
-            if pod["metadata"]["labels"].get(NAME) == name:
-                del self._pods.departed[gone]
+        names = self._pods_of.pop(name, {})
+        for pod in names:
+            self._pods.departed.pop(pod, None)
+        if there := {pod: None for pod in names if pod in self._pods.objects}:
+            self._pods_of[name] = there
+
+
+def _run_name(told: Object) -> str:
+    return told["metadata"]["labels"].get(NAME, "")
 
 
 def is_over(job: Object) -> bool:

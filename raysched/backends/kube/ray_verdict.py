@@ -13,6 +13,7 @@ from raysched.backends.kube.verdict import (
     CODE,
     TOLD_TO_END,
     Verdict,
+    halted,
     over,
     started_at,
     stuck,
@@ -46,7 +47,7 @@ def ray_verdict(
         return Verdict(before, record.due)
     if job is None or "deletionTimestamp" in job["metadata"]:
         return without_job(record, submitters, before)
-    if job["spec"].get("suspend"):
+    if halted(job):
         return suspended(record, job, submitters, before)
     if (ended := _ended(record, job, pods, submitters)) is not None:
         return Verdict(before, ended)

@@ -68,7 +68,7 @@ class Starts:
         if not record.stop and queue:
             await self._objects.label(record, KUEUE_QUEUE, queue)
         elif not record.stop:
-            await self._objects.let_go(record)
+            await self._objects.let_go(record, made["spec"].get("completions", 1))
 
     async def _make_job(self, record: Record, job: Object, package: str | None) -> Object | None:
         """The Job of a run, made if it never was; None where it was made and is gone."""

@@ -51,7 +51,7 @@ def verdict(
         return Verdict(before, record.due)
     if job is None:
         return without_job(record, pods, before)
-    if job["spec"].get("suspend"):
+    if halted(job):
         return suspended(record, job, pods, before)
     if (ended := _finished(record, job, pods)) is not None:
         return Verdict(before, ended)
@@ -66,7 +66,12 @@ def fresh(job: Object) -> bool:
     metadata = job["metadata"]
     plain = job.get("kind") != "RayJob"
     changed = LET_GO in (metadata.get("annotations") or {}) or (plain and metadata.get("generation", 1) > 1)
-    return not changed and bool(job["spec"].get("suspend"))
+    return not changed and halted(job)
+
+
+def halted(job: Object) -> bool:
+    """Whether Kubernetes is to make no pods of a Job, as it was not let go yet, or is not to go on."""
+    return bool(job["spec"].get("suspend")) or job["spec"].get("parallelism") == 0
 
 
 def in_kueue(job: Object) -> bool:
@@ -85,7 +90,7 @@ def without_job(record: Record, pods: Sequence[Object], before: Seen) -> Verdict
 
 
 def suspended(record: Record, job: Object, pods: Sequence[Object], before: Seen) -> Verdict:
-    """Of a run whose Job is suspended."""
+    """Of a run whose Job is halted."""
     if record.stop:
         return Verdict(before, stopped(record, pods))
     if fresh(job):

@@ -26,8 +26,9 @@ log = logging.getLogger(__name__)
 
 class Watch:
     """The objects at `path` that fit `query`, by name. `departed` are those that were deleted, as they were
-    last seen, for those who ask for it. `error` says why there is no news, and is empty where there is. Where
-    the cluster does not know the kind, or we may not see it, one that is `optional` is `absent`."""
+    last seen, for those who ask for it. `note` is told of each object that came, changed or went. `error`
+    says why there is no news, and is empty where there is. Where the cluster does not know the kind, or we
+    may not see it, one that is `optional` is `absent`."""
 
     def __init__(
         self,
@@ -36,6 +37,7 @@ class Watch:
         query: Mapping[str, str],
         changed: Callable[[], None],
         *,
+        note: Callable[[Object], None] | None = None,
         keep_departed: bool = False,
         optional: bool = False,
     ) -> None:
@@ -43,6 +45,7 @@ class Watch:
         self._path = path
         self._query = dict(query)
         self._changed = changed
+        self._note = note or (lambda _: None)
         self._keep = keep_departed
         self._optional = optional
         self._gone: set[str] = set()
@@ -80,6 +83,7 @@ class Watch:
         old = self.objects.pop(name, None)
         if old is not None:
             self._gone.add(old["metadata"]["uid"])
+            self._note(old)
 
     async def close(self) -> None:
         """End the watch."""
@@ -180,6 +184,7 @@ class Watch:
         if uid in self._gone or (known is not None and _version(known) > _version(new)):
             return
         self.objects[name] = new
+        self._note(new)
 
     def _delete(self, old: Object) -> None:
         name, uid = old["metadata"]["name"], old["metadata"]["uid"]
@@ -189,6 +194,7 @@ class Watch:
             del self.objects[name]
         if self._keep:
             self.departed[name] = old
+        self._note(old)
 
 
 def _version(known: Object) -> int:
