@@ -4,24 +4,20 @@
     python benchmarks/kube.py --jobs 100 --nodes 20 --json
 
 The cluster is a real control plane (etcd, API server, controllers, scheduler) on this machine; its nodes and
-pods are made up (KWOK), and each pod ends as soon as it runs. By hand: the same Jobs, posted to the API
-server over many connections at once, without raysched; through raysched: one array, submitted to a gateway.
-Both are timed from the first request until all have ended; then the ledger and the cluster are compared.
-Needs `make kube-tools`.
+pods are made up (KWOK), and each pod ends as soon as it runs. By hand: the same Jobs, applied with the same
+client library over as many connections, watched until all are complete, with raysched ended and its Jobs
+gone. Through raysched: one array, submitted to a gateway, until raysched says that all have succeeded. Both
+are timed from the first request; ledger and cluster are compared. Needs `make kube-tools`.
 """
 
 from __future__ import annotations
 
 import argparse
-import http.client
+import asyncio
 import json
 import os
-import ssl
 import sys
-import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,53 +27,29 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from kube_cluster import KubeCluster  # noqa: E402
 from running import System, wait_until  # noqa: E402
 
+from raysched.backends.kube.cluster import Access, Cluster  # noqa: E402
+from raysched.backends.kube.watching import Watch  # noqa: E402
+
 GPU = "nvidia.com/gpu"
 HAND, OURS = "by-hand", "through-raysched"
-AT_ONCE = 32
 LIMIT_S = 3600
 ENDS = {"raysched.test/exit": "0"}
 
 
-class Poster:
-    """Posts to the API server from many threads, each with a connection of its own."""
-
-    def __init__(self, cluster: KubeCluster) -> None:
-        self._kubeconfig: Any = json.loads(cluster.kubeconfig.read_text())
-        self._trusted = ssl.create_default_context(
-            cafile=self._kubeconfig["clusters"][0]["cluster"]["certificate-authority"]
-        )
-        self._own = threading.local()
-
-    def post(self, path: str, body: Any) -> None:
-        """Make an object."""
-        token = self._kubeconfig["users"][0]["user"]["token"]
-        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
-        connection = self._connection()
-        connection.request("POST", path, json.dumps(body), headers)
-        answer = connection.getresponse()
-        content = answer.read()
-        assert answer.status < 300, content
-
-    def _connection(self) -> http.client.HTTPSConnection:
-        if not hasattr(self._own, "connection"):
-            server = self._kubeconfig["clusters"][0]["cluster"]["server"].removeprefix("https://")
-            self._own.connection = http.client.HTTPSConnection(server, context=self._trusted)
-        return self._own.connection
-
-
-def add_nodes(cluster: KubeCluster, poster: Poster, count: int) -> None:
+async def add_nodes(cluster: KubeCluster, count: int) -> None:
     """Nodes with two GPUs each."""
     room = {"cpu": "16", "memory": "64Gi", "pods": "100", GPU: "2"}
+    status = {"capacity": room, "allocatable": room}
+    client = Cluster(Access(str(cluster.kubeconfig)))
 
-    def add(number: int) -> None:
+    async def add(number: int) -> None:
         metadata = {"name": f"n{number}", "annotations": {"kwok.x-k8s.io/node": "fake"}}
-        status = {"capacity": room, "allocatable": room}
-        poster.post(
+        await client.create(
             "/api/v1/nodes", {"kind": "Node", "apiVersion": "v1", "metadata": metadata, "status": status}
         )
 
-    with ThreadPoolExecutor(AT_ONCE) as threads:
-        list(threads.map(add, range(count)))
+    await asyncio.gather(*map(add, range(count)))
+    await client.close()
     wait_until(lambda: all(map(is_ready, cluster.items("/api/v1/nodes"))), "all nodes are ready", 300)
 
 
@@ -105,22 +77,39 @@ def over(cluster: KubeCluster, namespace: str) -> int:
     return sum(job["status"].get("succeeded", 0) for job in cluster.jobs(namespace))
 
 
-def until(over: Callable[[], bool]) -> None:
-    """Wait for the end of all Jobs; asking for it is little of the work."""
-    limit = time.monotonic() + LIMIT_S
-    while not over():
-        assert time.monotonic() < limit, "they do not end"
-        time.sleep(0.5)
-
-
-def by_hand(cluster: KubeCluster, poster: Poster, made: Any, jobs: int) -> float:
-    """Seconds until all Jobs have ended that are made without raysched."""
-    began = time.perf_counter()
+async def by_hand(cluster: KubeCluster, made: Any, jobs: int) -> float:
+    """Seconds until all Jobs are complete that are applied without raysched."""
+    client = Cluster(Access(str(cluster.kubeconfig), namespace=HAND))
     path = f"/apis/batch/v1/namespaces/{HAND}/jobs"
-    with ThreadPoolExecutor(AT_ONCE) as threads:
-        list(threads.map(lambda number: poster.post(path, bare_job(made, number)), range(jobs)))
-    until(lambda: over(cluster, HAND) == jobs)
-    return time.perf_counter() - began
+    complete: set[str] = set()
+    news = asyncio.Event()
+
+    def note(job: Any) -> None:
+        if job["status"].get("succeeded"):
+            complete.add(job["metadata"]["name"])
+
+    async def apply(number: int) -> None:
+        job = bare_job(made, number)
+        await client.apply(f"{path}/{job['metadata']['name']}", job)
+
+    watch = Watch(client, lambda: path, {}, news.set, note=note)
+    await watch.ready()
+    began = time.perf_counter()
+    applied = asyncio.gather(*map(apply, range(jobs)))
+    while len(complete) < jobs:
+        news.clear()
+        await asyncio.wait_for(news.wait(), LIMIT_S)
+    took = time.perf_counter() - began
+    await applied
+    await watch.close()
+    await client.close()
+    return took
+
+
+def clear(cluster: KubeCluster) -> None:
+    """Take away what raysched made, so that both ways begin with the same."""
+    cluster.call("DELETE", f"/apis/batch/v1/namespaces/{OURS}/jobs?propagationPolicy=Background")
+    wait_until(lambda: not cluster.jobs(OURS) and not cluster.pods(OURS), "the Jobs are gone", 600)
 
 
 def through_raysched(system: System, jobs: int) -> float:
@@ -138,7 +127,7 @@ def through_raysched(system: System, jobs: int) -> float:
         **array,
     }
     client.submit([spec], [None])
-    until(lambda: client.status()["jobs"].get("succeeded", 0) == jobs)
+    wait_until(lambda: client.status()["jobs"].get("succeeded", 0) == jobs, "all have succeeded", LIMIT_S)
     return time.perf_counter() - began
 
 
@@ -166,18 +155,20 @@ def measure(jobs: int, nodes: int) -> dict[str, Any]:
     cluster = KubeCluster()
     system = System("1xA100-80GB")
     try:
-        poster = Poster(cluster)
         for namespace in (HAND, OURS):
             cluster.add_namespace(namespace)
         words = f"{{kubeconfig: {cluster.kubeconfig}, namespace: {OURS}, image: busybox}}"
         config = system.folder / "raysched.yaml"
         config.write_text(f"{config.read_text()}backends: {{k8s: {words}}}\n")
         system.up()
-        add_nodes(cluster, poster, nodes)
+        asyncio.run(add_nodes(cluster, nodes))
         wait_until(lambda: len(system.client().gpus()["nodes"]) > nodes, "the ledger knows all nodes", 300)
         through = through_raysched(system, jobs)
         differ = disagreements(cluster, system, jobs)
-        hand = by_hand(cluster, poster, cluster.jobs(OURS)[0], jobs)
+        made = cluster.jobs(OURS)[0]
+        system.close()
+        clear(cluster)
+        hand = asyncio.run(by_hand(cluster, made, jobs))
         return {
             "jobs": jobs,
             "nodes": nodes,

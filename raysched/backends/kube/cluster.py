@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import re
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import suppress
@@ -299,9 +300,9 @@ async def _within(reading: Any, limit: float | None = CALL_S) -> Any:
 
 
 def _told_to_wait(answer: Any, attempt: int) -> float:
-    """Seconds after which to ask a busy server again."""
+    """Seconds after which to ask a busy server again; of many who are told the same, not all come at once."""
     told = answer.headers.get("Retry-After", "")
-    return min(LONGEST_S, float(told) if told.isdigit() else 0.5 * 2**attempt)
+    return random.uniform(1, 1.5) * min(LONGEST_S, float(told) if told.isdigit() else 0.5 * 2**attempt)
 
 
 def _checked(status: int, content: bytes) -> Object:

@@ -9,6 +9,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kube_cluster import KubeCluster
@@ -54,18 +55,45 @@ class Robot:
         wait_until(lambda: self.status() == 401, "the token holds no more", 60)
 
     def status(self) -> int:
+        """What the API server answers to the token in the file."""
+        return self._asked()[0]
+
+    def flow(self) -> str:
+        """The id of the flow schema by which the API server has room for it."""
+        return self._asked()[1]
+
+    def _asked(self) -> tuple[int, str]:
         request = urllib.request.Request(f"{self.cluster.url}{SPACE}/pods")
         request.add_header("Authorization", f"Bearer {self.file.read_text()}")
         try:
             with urllib.request.urlopen(request, timeout=30, context=self.cluster.trusted()) as answer:
-                return answer.status
+                return answer.status, answer.headers["X-Kubernetes-PF-FlowSchema-UID"]
         except urllib.error.HTTPError as error:
-            return error.code
+            return error.code, ""
 
     def kubeconfig(self) -> Path:
         """A kubeconfig that names the file."""
+        return self._written({"tokenFile": str(self.file)})
+
+    def plugin(self) -> Path:
+        """A kubeconfig with a program that logs in, as those of clouds are. Each time it writes a line."""
+        program = self.file.with_name("log-in")
+        version = "client.authentication.k8s.io/v1"
+        told = '{"apiVersion": "%s", "kind": "ExecCredential", "status": {"token": "%s"}}'
+        says = f"printf '{told}' {version} \"$(cat {self.file})\""
+        program.write_text(f"#!/bin/sh\necho once >>{self.logins}\n{says}\n")
+        program.chmod(0o700)
+        how = {"apiVersion": version, "command": str(program), "interactiveMode": "Never"}
+        return self._written({"exec": how})
+
+    @property
+    def logins(self) -> Path:
+        """What the program writes."""
+        return self.file.with_name("logins")
+
+    def _written(self, user: Any) -> Path:
         config = json.loads(self.cluster.kubeconfig.read_text())
-        config["users"][0]["user"] = {"tokenFile": str(self.file)}
+        config["users"][0]["user"] = user
         path = self.file.with_name("robot.kubeconfig")
         path.write_text(json.dumps(config))
         return path
@@ -99,11 +127,14 @@ def ends(hands: KubeHands, launch: Launch) -> None:
     hands.until(launch.run, "exited")
 
 
-def test_a_token_that_expires_is_read_anew(
-    make: Callable[..., KubeBackend], cluster: KubeCluster, robot: Robot
+@pytest.mark.parametrize("how", ["file", "plugin"])
+def test_a_token_that_expires_is_renewed(
+    make: Callable[..., KubeBackend], cluster: KubeCluster, robot: Robot, how: str
 ) -> None:
-    """What ran before goes on and is followed, and more is started, with the token in the file now."""
-    access = Access(str(robot.kubeconfig()), namespace=NAMESPACE)
+    """What ran before goes on and is followed, and more is started, with the token in the file now, or with
+    the one that the kubeconfig's plugin says now."""
+    path = robot.plugin() if how == "plugin" else robot.kubeconfig()
+    access = Access(str(path), namespace=NAMESPACE)
     with closing(KubeHands(lambda: make(Cluster(access)), cluster)) as hands:
         before = order()
         hands.start(before)
@@ -112,6 +143,9 @@ def test_a_token_that_expires_is_read_anew(
         robot.renew()
         ends(hands, order())
         ends(hands, before)
+    if how == "plugin":
+        logins = len(robot.logins.read_text().splitlines())
+        assert 1 < logins < 10, "it logs in once for each token"
 
 
 def test_inside_a_cluster_the_pods_account_is_used(

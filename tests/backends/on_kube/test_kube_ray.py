@@ -244,6 +244,22 @@ def test_a_ray_job_whose_head_is_evicted_was_taken_away(
         nothing_is_left(hands, run, names[run])
 
 
+def test_a_ray_job_whose_heads_node_dies_was_taken_away(
+    hands: KubeHands, kuberay: KubeCluster, dashboard: RayDashboard
+) -> None:
+    """Once Kubernetes has waited long enough for the node."""
+    gone = "node.kubernetes.io/unreachable"
+    soon = {"key": gone, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": "1"}
+    with node(kuberay, "doomed", labels={"doomed": "yes"}):
+        run = hands.start(order(node_selector={"doomed": "yes"}, pod={"tolerations": [soon]}))
+        begun(hands, dashboard, run)
+        name = rayjob(hands, run)["metadata"]["name"]
+        taints = [{"key": gone, "effect": "NoExecute", "timeAdded": "2026-01-01T00:00:00Z"}]
+        kuberay.patch("/api/v1/nodes/doomed", {"spec": {"taints": taints}})
+        assert "from doomed (DeletionByTaintManager)" in hands.until(run, "taken").reason
+        nothing_is_left(hands, run, name)
+
+
 def test_a_ray_job_that_others_stop_is_told_so(
     hands: KubeHands, kuberay: KubeCluster, dashboard: RayDashboard
 ) -> None:
