@@ -15,7 +15,8 @@ import subprocess
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -313,6 +314,28 @@ class KubeCluster:
     def delete_node(self, name: str) -> None:
         """Take a node away."""
         self.call("DELETE", f"/api/v1/nodes/{name}")
+
+    @contextmanager
+    def node(self, name: str, **fields: Any) -> Generator[None]:
+        """A node (`add_node`), gone afterwards."""
+        self.add_node(name, **fields)
+        try:
+            yield
+        finally:
+            self.delete_node(name)
+
+    @contextmanager
+    def made(self, *things: tuple[str, Any]) -> Generator[None]:
+        """Objects at their paths, gone afterwards."""
+        done: list[str] = []
+        try:
+            for path, thing in things:
+                self.call("POST", path, thing)
+                done.append(f"{path}/{thing['metadata']['name']}")
+            yield
+        finally:
+            for path in reversed(done):
+                self.call("DELETE", path)
 
     def add_namespace(self, name: str) -> None:
         """Make a namespace, and wait until pods can run in it."""

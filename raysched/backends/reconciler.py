@@ -89,6 +89,8 @@ class Reconciler:
             await tasks.together(*(self._for_ever(step) for step in steps))
         finally:
             await tasks.stop(*self._busy.values())
+            if self._again is not None:
+                self._again.cancel()
 
     async def _for_ever(self, step: Callable[[], Awaitable[None]]) -> None:
         while True:

@@ -3,19 +3,86 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Literal
+
 import pytest
 from world import World, node
 
 from raysched.core import following
-from raysched.core.commands import JobRequest, Submit
+from raysched.core.commands import (
+    Cancel,
+    Command,
+    Denied,
+    Gone,
+    JobRequest,
+    NodeSeen,
+    Report,
+    Submit,
+    Tick,
+)
+from raysched.core.facts import Fact
 from raysched.core.following import Following
+from raysched.core.node import NodeInfo
 from raysched.core.request import Request
 from raysched.core.scheduler import Scheduler
+from raysched.core.state import State
 from raysched.core.wanted import wanted
-from raysched.core.work import Change, Wanted
+from raysched.core.work import Change, Run, Seen, Wanted
 
 FIRST = 100
 REQUEST = Request(share=1000, sharing="fraction", backends=("vm",))
+
+
+class Followed(World):
+    """A world in which two backends apply what changed after each step, and have all that is wanted."""
+
+    def __init__(self, *nodes: NodeInfo) -> None:
+        self.followed = {backend: Following(backend, FIRST) for backend in ("vm", "ray")}
+        self.known = dict.fromkeys(self.followed, (-1, Wanted()))
+        super().__init__()
+        self.core = Scheduler(self.state, self.hear)
+        for info in nodes:
+            self.do(NodeSeen(info))
+
+    def hear(self, state: State, fact: Fact) -> None:
+        for each in self.followed.values():
+            each.hear(state, fact)
+
+    def do(self, command: Command) -> list[Fact]:
+        told = super().do(command)
+        for backend, each in self.followed.items():
+            version, known = self.known[backend]
+            each.version(self.state)
+            change = each.since(version)
+            self.known[backend] = change.version, known.after(change)
+            assert self.known[backend][1] == wanted(self.state, backend)
+        return told
+
+    def see(self, state: Literal["running", "exited"], code: int | None = None) -> None:
+        self.do(Report(Seen(Run("j", self.job("j").attempt, 0), state, code=code)))
+
+
+def test_each_step_of_a_life_is_followed() -> None:
+    """A failed attempt, a second one that is taken back, and a third that is cancelled, on a node of Ray."""
+    world = Followed(node("n", 2))
+    world.submit("j", replace(REQUEST, gpus=1), retries=1)
+    for end in ("fails", "is taken", "is cancelled"):
+        lease = world.hold("j") and world.lease("j").id
+        if end == "fails":
+            world.see("running")
+            world.see("exited", 3)
+        elif end == "is taken":
+            world.do(Denied(lease, "the disk is full"))
+        else:
+            world.see("running")
+            world.do(Cancel("j", "ana"))
+            world.see("exited", 143)
+        world.do(Gone(lease, ("n",), "ray"))
+        world.now += 60_000
+        world.do(Tick())
+    assert world.job("j").state == "cancelled"
+    assert world.known["vm"][1] == world.known["ray"][1] == Wanted()
 
 
 class Ledger:

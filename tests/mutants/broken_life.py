@@ -6,6 +6,7 @@ from mutant import Mutant
 
 SHARING = ("tests/core/test_sharing.py", "tests/core/test_turns.py")
 JOBS = ("tests/core/test_jobs.py",)
+FOLLOWING = ("tests/core/test_following.py",)
 MODEL = ("tests/core/test_model.py::TestOnRay",)
 
 LIFE = (
@@ -108,6 +109,27 @@ LIFE = (
         'if lease.state == "bound" and lease.backend == backend:',
         'if lease.state != "releasing" and lease.backend == backend:',
         JOBS,
+    ),
+    Mutant(
+        "a backend that is not told what becomes of a job",
+        "core/following.py",
+        "        return () if lease is None else (lease,)\n",
+        "        return ()\n",
+        FOLLOWING,
+    ),
+    Mutant(
+        "a backend that is not told of a grant",
+        "core/following.py",
+        "        return (fact.lease.id,)\n",
+        "        return ()\n",
+        FOLLOWING,
+    ),
+    Mutant(
+        "a backend that is told of changes to what it never had",
+        "core/following.py",
+        "        if not self._oldest <= version <= self._version:\n",
+        "        if version < 0:\n",
+        FOLLOWING,
     ),
     Mutant(
         "an ended job that is forgotten at once",

@@ -15,15 +15,15 @@ RUNS = (
     Mutant(
         "a run that ended and is started again",
         "backends/difference.py",
-        "launch.run in launched and launch.run not in states]",
-        'launch.run in launched and states.get(launch.run) != "running"]',
+        "if launch.run not in states and launch.run not in named]",
+        'if states.get(launch.run) != "running" and launch.run not in named]',
         DIFFERENCE,
     ),
     Mutant(
         "a run that nobody wants any more",
         "backends/difference.py",
-        "    stop += [Stop(run, STRAY_GRACE) for run in _going_on(seen) if run not in launched | named]\n",
-        "",
+        " if state in GOES_ON and run not in known]",
+        " if False]",
         DIFFERENCE,
     ),
     Mutant(

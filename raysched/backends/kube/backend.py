@@ -20,13 +20,13 @@ from raysched.backends.kube.names import ROLE
 from raysched.backends.kube.objects import Objects
 from raysched.backends.kube.output import Output
 from raysched.backends.kube.plugin import Sharing
-from raysched.backends.kube.ray_verdict import ray_verdict
+from raysched.backends.kube.ray_verdict import RAY
 from raysched.backends.kube.records import Record
 from raysched.backends.kube.sent import Sent
 from raysched.backends.kube.sharing import Look, Setter
 from raysched.backends.kube.sights import Sights
 from raysched.backends.kube.starts import Starts
-from raysched.backends.kube.verdict import Verdict, verdict
+from raysched.backends.kube.verdict import PLAIN, Verdict, verdict
 from raysched.core.commands import Command
 from raysched.core.work import Launch, Run, Seen
 from raysched.errors import Unreachable
@@ -150,8 +150,8 @@ class KubeBackend:
 
     def _judge(self, record: Record, pods: Sequence[Object] | None = None) -> Verdict:
         """With the pods that it is known to have, or these."""
-        judge = ray_verdict if record.ray else verdict
-        return judge(
+        return verdict(
+            RAY if record.ray else PLAIN,
             record,
             self._objects.known_job(record),
             self._objects.pods(record.name) if pods is None else pods,

@@ -1,4 +1,4 @@
-"""What is to be said of a Ray job, from its record, its RayJob and its pods. Pure."""
+"""What is to be said of a Ray job where that is not as of any Job (`verdict.py`). Pure."""
 
 from __future__ import annotations
 
@@ -9,17 +9,7 @@ from raysched.backends.kube import reasons
 from raysched.backends.kube.moments import moment
 from raysched.backends.kube.names import ROLE
 from raysched.backends.kube.records import Record
-from raysched.backends.kube.verdict import (
-    CODE,
-    TOLD_TO_END,
-    Verdict,
-    halted,
-    over,
-    started_at,
-    stuck,
-    suspended,
-    without_job,
-)
+from raysched.backends.kube.verdict import CODE, TOLD_TO_END, Kind, over, started_at
 from raysched.core.work import Seen
 
 STOPPED = "its Ray job was stopped in Ray, not by raysched"
@@ -27,64 +17,17 @@ STOPPED = "its Ray job was stopped in Ray, not by raysched"
 Object = dict[str, Any]
 
 
-def ray_verdict(
-    record: Record,
-    job: Object | None,
-    pods: Sequence[Object],
-    *,
-    nodes: Sequence[Object] = (),
-    not_made: str = "",
-    patience: int,
-    now: int,
-) -> Verdict:
-    """As `verdict`, of a Ray job: its driver begins when it is submitted, and ends as its RayJob says, or
-    with the head of its Ray."""
-    if record.end is not None:
-        return Verdict(record.end)
-    submitters = of_role(pods, "submitter")
-    before = _now(record, job, pods, submitters, nodes)
-    if record.due is not None:
-        return Verdict(before, record.due)
-    if job is None or "deletionTimestamp" in job["metadata"]:
-        return without_job(record, submitters, before)
-    if halted(job):
-        return suspended(record, job, submitters, before)
-    if (ended := _ended(record, job, pods, submitters)) is not None:
-        return Verdict(before, ended)
-    if submitters and (broken := _headless(record, pods, submitters)) is not None:
-        return Verdict(before, broken, early=True)
-    if (late := stuck(record, pods, patience, now)) is not None:
-        return Verdict(before, late, early=True)
-    return Verdict(before)
-
-
 def of_role(pods: Sequence[Object], role: str) -> list[Object]:
     """The pods of a Ray job that are its head, workers or submitter."""
     return [pod for pod in pods if pod["metadata"]["labels"].get(ROLE) == role]
 
 
-def _now(
-    record: Record,
-    job: Object | None,
-    pods: Sequence[Object],
-    submitters: Sequence[Object],
-    nodes: Sequence[Object],
-) -> Seen:
-    """What it is as long as it has not ended."""
-    started = started_at(submitters)
-    if started is not None:
-        return Seen(record.run, "running", started)
-    waiting = [pod for pod in pods if started_at([pod]) is None]
-    if waiting:
-        first = min(waiting, key=lambda pod: (bool(pod["spec"].get("nodeName")), pod["metadata"]["name"]))
-        return Seen(record.run, "queued", reason=reasons.waits(first, nodes))
-    return Seen(record.run, "queued", reason=_waits(job))
+def _submitters(pods: Sequence[Object]) -> list[Object]:
+    return of_role(pods, "submitter")
 
 
-def _waits(job: Object | None) -> str:
+def _waits(job: Object, _: str) -> str:
     """Why there is none of its pods that waits."""
-    if job is None:
-        return "is being handed to Kubernetes"
     status = job.get("status") or {}
     if not status.get("jobDeploymentStatus"):
         return "waits for the KubeRay operator, which has not looked at it yet"
@@ -94,13 +37,13 @@ def _waits(job: Object | None) -> str:
     return "KubeRay is starting its Ray"
 
 
-def _ended(record: Record, job: Object, pods: Sequence[Object], submitters: Sequence[Object]) -> Seen | None:
+def _ended(record: Record, job: Object, pods: Sequence[Object]) -> Seen | None:
     """How it ended, once KubeRay says that it has."""
     status = job.get("status") or {}
     state, of_job = status.get("jobDeploymentStatus"), status.get("jobStatus")
     if state not in ("Complete", "Failed", "ValidationFailed"):
         return None
-    started = started_at(submitters)
+    started = started_at(_submitters(pods))
     ended = moment((status.get("rayJobInfo") or {}).get("endTime")) or moment(status.get("endTime"))
     message = (status.get("message") or status.get("reason") or "no reason given").strip()
     if of_job == "SUCCEEDED":
@@ -122,9 +65,12 @@ def _exit_code(code: int) -> int:
     return 128 - code if code < 0 else code
 
 
-def _headless(record: Record, pods: Sequence[Object], submitters: Sequence[Object]) -> Seen | None:
+def _headless(record: Record, pods: Sequence[Object]) -> Seen | None:
     """The end of a run whose head is gone, and its driver with it: KubeRay would make another head, which
     knows nothing of the driver. One that ended before the driver was submitted took nothing along."""
+    submitters = _submitters(pods)
+    if not submitters:
+        return None
     submitted = min(_made(pod) for pod in submitters)
     for head in of_role(pods, "head"):
         if head["status"].get("phase") not in ("Failed", "Succeeded") and (
@@ -144,3 +90,14 @@ def _headless(record: Record, pods: Sequence[Object], submitters: Sequence[Objec
 
 def _made(pod: Object) -> int:
     return moment(pod["metadata"]["creationTimestamp"]) or 0
+
+
+RAY = Kind(
+    mains=_submitters,
+    gone=lambda job: "deletionTimestamp" in job["metadata"],
+    waits=_waits,
+    ended=_ended,
+    broken=_headless,
+)
+"""A RayJob of KubeRay: its driver begins when it is submitted, and ends as the RayJob says, or with the head
+of its Ray."""

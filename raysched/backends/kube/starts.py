@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -17,6 +18,8 @@ from raysched.backends.kube.verdict import fresh
 from raysched.core.work import Launch, Run
 from raysched.errors import Unreachable
 
+AT_ONCE = 32
+"""Starts that go on at a time: the first of a thousand run while the last are still being made."""
 NO_KUBERAY = (
     "k8s.ray needs the KubeRay operator, and this cluster knows no RayJobs: install it (helm install "
     "kuberay-operator kuberay/kuberay-operator)"
@@ -31,6 +34,7 @@ class Starts:
         self._files = files
         self._sent = sent
         self._target = target
+        self._room = asyncio.Semaphore(AT_ONCE)
         self.going: set[Run] = set()
 
     async def start(self, launch: Launch) -> None:
@@ -38,7 +42,8 @@ class Starts:
         refuse every time. Its record is made first and knows of it before it is let go."""
         self.going.add(launch.run)
         try:
-            await self._start(launch)
+            async with self._room:
+                await self._start(launch)
         except Answered as error:
             if error.code == 409:
                 raise Unreachable(f"Kubernetes: {error}") from None

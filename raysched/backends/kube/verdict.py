@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from raysched.backends.kube import reasons
 from raysched.backends.kube.moments import moment
@@ -31,7 +31,20 @@ class Verdict:
     early: bool = False
 
 
+class Kind(NamedTuple):
+    """What differs between a Job of Kubernetes and one of KubeRay: the pods in which a run's command runs,
+    whether the Job is as good as gone, what it waits for that has no pod which waits, how it ended if it has,
+    and how it did if something broke before Kubernetes says that it has."""
+
+    mains: Callable[[Sequence[Object]], Sequence[Object]]
+    gone: Callable[[Object], bool]
+    waits: Callable[[Object, str], str]
+    ended: Callable[[Record, Object, Sequence[Object]], Seen | None]
+    broken: Callable[[Record, Sequence[Object]], Seen | None]
+
+
 def verdict(
+    kind: Kind,
     record: Record,
     job: Object | None,
     pods: Sequence[Object],
@@ -46,18 +59,18 @@ def verdict(
     `patience` ms."""
     if record.end is not None:
         return Verdict(record.end)
-    before = _now(record, job, pods, not_made, nodes)
+    mains = kind.mains(pods)
+    before = _now(kind, record, job, pods, not_made, nodes)
     if record.due is not None:
         return Verdict(before, record.due)
-    if job is None:
-        return without_job(record, pods, before)
+    if job is None or kind.gone(job):
+        return _without_job(record, mains, before)
     if halted(job):
-        return suspended(record, job, pods, before)
-    if (ended := _finished(record, job, pods)) is not None:
+        return _halted(record, job, mains, before)
+    if (ended := kind.ended(record, job, pods)) is not None:
         return Verdict(before, ended)
-    if (late := stuck(record, pods, patience, now)) is not None:
-        return Verdict(before, late, early=True)
-    return Verdict(before)
+    broken = kind.broken(record, pods) or _stuck(record, pods, patience, now)
+    return Verdict(before, broken, early=broken is not None)
 
 
 def fresh(job: Object) -> bool:
@@ -79,7 +92,7 @@ def in_kueue(job: Object) -> bool:
     return KUEUE_QUEUE in (job["metadata"].get("labels") or {})
 
 
-def without_job(record: Record, pods: Sequence[Object], before: Seen) -> Verdict:
+def _without_job(record: Record, pods: Sequence[Object], before: Seen) -> Verdict:
     """Of a run whose Job is not there."""
     if record.stop:
         return Verdict(before, stopped(record, pods))
@@ -89,7 +102,7 @@ def without_job(record: Record, pods: Sequence[Object], before: Seen) -> Verdict
     return Verdict(None)
 
 
-def suspended(record: Record, job: Object, pods: Sequence[Object], before: Seen) -> Verdict:
+def _halted(record: Record, job: Object, pods: Sequence[Object], before: Seen) -> Verdict:
     """Of a run whose Job is halted."""
     if record.stop:
         return Verdict(before, stopped(record, pods))
@@ -101,23 +114,28 @@ def suspended(record: Record, job: Object, pods: Sequence[Object], before: Seen)
 
 
 def _now(
-    record: Record, job: Object | None, pods: Sequence[Object], not_made: str, nodes: Sequence[Object]
+    kind: Kind,
+    record: Record,
+    job: Object | None,
+    pods: Sequence[Object],
+    not_made: str,
+    nodes: Sequence[Object],
 ) -> Seen:
     """What it is as long as it has not ended."""
-    started = started_at(pods)
+    started = started_at(kind.mains(pods))
     if started is not None:
         return Seen(record.run, "running", started)
-    if pods:
+    if waiting := [pod for pod in pods if started_at([pod]) is None]:
         # Of several pods the one that is furthest behind says most.
-        first = min(pods, key=lambda pod: (bool(pod["spec"].get("nodeName")), pod["metadata"]["name"]))
+        first = min(waiting, key=lambda pod: (bool(pod["spec"].get("nodeName")), pod["metadata"]["name"]))
         return Seen(record.run, "queued", reason=reasons.waits(first, nodes))
-    if job is None:
-        waits = "is being handed to Kubernetes"
-    elif in_kueue(job) and job["spec"].get("suspend"):
-        waits = "waits in Kueue"
-    else:
-        waits = "waits in Kubernetes"
-    return Seen(record.run, "queued", reason=not_made or waits)
+    waits = "is being handed to Kubernetes" if job is None else kind.waits(job, not_made)
+    return Seen(record.run, "queued", reason=waits)
+
+
+def _waits(job: Object, not_made: str) -> str:
+    kueue = in_kueue(job) and job["spec"].get("suspend")
+    return not_made or ("waits in Kueue" if kueue else "waits in Kubernetes")
 
 
 def started_at(pods: Sequence[Object]) -> int | None:
@@ -197,7 +215,7 @@ def _by_job(record: Record, job: Object, pods: Sequence[Object]) -> Seen:
     return Seen(record.run, "lost", started_at(pods), over(pods), None, said)
 
 
-def stuck(record: Record, pods: Sequence[Object], patience: int, now: int) -> Seen | None:
+def _stuck(record: Record, pods: Sequence[Object], patience: int, now: int) -> Seen | None:
     """The end of a run that waited too long for what may never come."""
     for pod in pods:
         since = moment(pod["metadata"]["creationTimestamp"]) or now
@@ -205,3 +223,13 @@ def stuck(record: Record, pods: Sequence[Object], patience: int, now: int) -> Se
             why = f"{reasons.waits(pod)}; after {patience // 1000} s raysched gave it up"
             return Seen(record.run, "lost", None, None, None, why)
     return None
+
+
+PLAIN = Kind(
+    mains=lambda pods: pods,
+    gone=lambda _: False,
+    waits=_waits,
+    ended=_finished,
+    broken=lambda _, __: None,
+)
+"""A Job of Kubernetes."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import plugin_play
 import pytest
@@ -53,8 +54,9 @@ def make(access: Access, packages: Path, tmp_path: Path) -> Callable[..., Backen
     """Makes the backend of a raysched that no other test has."""
     system = uuid.uuid4().hex[:12]
 
-    def make(by: Cluster | None = None) -> Backend:
-        return KubeBackend(by or Cluster(access), system, packages, tmp_path / "runs", patience=4_000)
+    def make(by: Cluster | None = None, **options: Any) -> Backend:
+        runs = tmp_path / "runs"
+        return KubeBackend(by or Cluster(access), system, packages, runs, patience=4_000, **options)
 
     return make
 

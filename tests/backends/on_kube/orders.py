@@ -8,11 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 from kube_cluster import KubeCluster
+from running import wait_until
 
 from raysched.backends.base import Backend
 from raysched.core.environment import rank_variables
 from raysched.core.site import NOWHERE, Demand
-from raysched.core.work import Launch, Order, Run
+from raysched.core.work import Launch, Order, Run, Seen
 from raysched.testing.conformance import LIMIT, Hands, new_launch
 
 NOTHING = Demand("", "", 0, 1, False, 0, 0, 0)
@@ -75,6 +76,20 @@ class KubeHands(Hands):
         self.until(run, "running")
         (pod,) = self.pods(run)
         return pod
+
+    def until_reason(self, run: Run, *words: str) -> Seen:
+        """How a run is seen once it says all of these words."""
+        last: list[Seen | None] = []
+
+        def told() -> Seen | None:
+            self.do(self.backend.changed(0.2))
+            last[:] = [seen := self.seen(run)]
+            return seen if seen and all(word in seen.reason for word in words) else None
+
+        try:
+            return wait_until(told, f"{run} says {words}", LIMIT)
+        except AssertionError:
+            raise AssertionError(f"{run} does not say {words} but is {last}") from None
 
     def launch(
         self,

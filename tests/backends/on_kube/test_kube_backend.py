@@ -6,8 +6,8 @@ import asyncio
 import base64
 import json
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from raysched.backends.base import Backend, EngineRefused
 from raysched.backends.kube.backend import KubeBackend
 from raysched.backends.kube.cluster import Access, Answered, Cluster
 from raysched.core.site import NOWHERE
-from raysched.core.work import Launch, Run, Seen
+from raysched.core.work import Launch, Run
 from raysched.errors import Unreachable
 from raysched.testing.conformance import LASTS, new_launch, pack
 
@@ -47,29 +47,6 @@ def objects(cluster: KubeCluster, run: Run) -> list[str]:
 def job_path(cluster: KubeCluster, run: Run) -> str:
     (name,) = [name.removeprefix("Job ") for name in objects(cluster, run) if name.startswith("Job ")]
     return f"{JOBS}/{name}"
-
-
-def until_reason(hands: KubeHands, run: Run, *words: str) -> Seen:
-    last: list[Seen | None] = []
-
-    def told() -> Seen | None:
-        hands.do(hands.backend.changed(0.2))
-        last[:] = [seen := hands.seen(run)]
-        return seen if seen and all(word in seen.reason for word in words) else None
-
-    try:
-        return wait_until(told, f"{run} says {words}", 30)
-    except AssertionError:
-        raise AssertionError(f"{run} does not say {words} but is {last}") from None
-
-
-@contextmanager
-def node(cluster: KubeCluster, name: str, **fields: Any) -> Iterator[None]:
-    cluster.add_node(name, **fields)
-    try:
-        yield
-    finally:
-        cluster.delete_node(name)
 
 
 # ---------------------------------------------------------------- how it ends
@@ -121,7 +98,7 @@ def test_the_runs_of_a_node_that_dies_were_taken_away(hands: KubeHands, cluster:
     """As Kubernetes ends them, once it has waited long enough."""
     gone = "node.kubernetes.io/unreachable"
     soon = {"key": gone, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": "1"}
-    with node(cluster, "doomed", labels={"doomed": "yes"}):
+    with cluster.node("doomed", labels={"doomed": "yes"}):
         run = hands.start(order(node_selector={"doomed": "yes"}, pod={"tolerations": [soon]}))
         hands.until_pod(run)
         taints = [{"key": gone, "effect": "NoExecute", "timeAdded": "2026-01-01T00:00:00Z"}]
@@ -135,11 +112,11 @@ def test_the_runs_of_a_node_that_dies_were_taken_away(hands: KubeHands, cluster:
 def test_a_taint_is_the_reason_until_it_is_gone(hands: KubeHands, cluster: KubeCluster) -> None:
     """Case kubernetes-01."""
     taint = {"key": "team", "value": "vision", "effect": "NoSchedule"}
-    with node(cluster, "tainted", resources={GPU: "1"}, taints=[taint]):
+    with cluster.node("tainted", resources={GPU: "1"}, taints=[taint]):
         asked = {"kind": "gpu", "count": 1, "resource": GPU}
         run = hands.start(order(**asked))
         hands.do(hands.backend.mirror())  # type: ignore[attr-defined]
-        until_reason(hands, run, "taints that it does not tolerate: team=vision:NoSchedule")
+        hands.until_reason(run, "taints that it does not tolerate: team=vision:NoSchedule")
         allowed = hands.start(order(**asked, tolerations=[{"key": "team", "operator": "Exists"}]))
         cluster.end(hands.until_pod(allowed), 0)
         hands.until(allowed, "exited")
@@ -151,7 +128,7 @@ def test_a_taint_is_the_reason_until_it_is_gone(hands: KubeHands, cluster: KubeC
 def test_an_image_that_can_not_be_pulled_is_given_up(hands: KubeHands, cluster: KubeCluster) -> None:
     """Case kubernetes-03: never running, with the reason, and nothing is held in the end."""
     run = hands.start(order(image="no-such-image:v0"))
-    seen = until_reason(hands, run, "no-such-image:v0", "ImagePullBackOff")
+    seen = hands.until_reason(run, "no-such-image:v0", "ImagePullBackOff")
     assert seen.state == "queued"
     lost = hands.until(run, "lost")
     assert "no-such-image:v0 can't be pulled" in lost.reason
@@ -162,7 +139,7 @@ def test_an_image_that_can_not_be_pulled_is_given_up(hands: KubeHands, cluster: 
 def test_a_run_whose_image_can_not_be_pulled_can_be_cancelled(hands: KubeHands, cluster: KubeCluster) -> None:
     """Case kubernetes-03."""
     run = hands.start(order(image="no-such-image:v0"))
-    until_reason(hands, run, "no-such-image:v0")
+    hands.until_reason(run, "no-such-image:v0")
     hands.stop(run)
     hands.until(run, "exited")
     hands.do(hands.backend.forget(frozenset({run})))
@@ -176,7 +153,7 @@ def test_a_full_quota_lets_a_run_wait(hands: KubeHands, cluster: KubeCluster) ->
         full = lambda: (cluster.get(f"{WORK}/resourcequotas/few") or {}).get("status", {}).get("hard")  # noqa: E731
         wait_until(full, "the quota counts", 60)
         run = hands.start(order(memory=2048))
-        until_reason(hands, run, "quota is full", "requests.memory")
+        hands.until_reason(run, "quota is full", "requests.memory")
     finally:
         cluster.call("DELETE", f"{WORK}/resourcequotas/few")
     hands.stop(run)
@@ -219,7 +196,7 @@ def test_what_a_policy_refuses_fails_with_its_words(hands: KubeHands, cluster: K
 
 def test_an_unknown_service_account_lets_it_wait_with_the_reason(hands: KubeHands) -> None:
     run = hands.start(order(service_account="nobody-here"))
-    until_reason(hands, run, "nobody-here", "not found")
+    hands.until_reason(run, "nobody-here", "not found")
 
 
 def test_a_namespace_that_is_not_there_is_no_final_no(cluster: KubeCluster, tmp_path: Path) -> None:

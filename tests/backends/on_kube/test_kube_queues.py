@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -12,8 +10,7 @@ from kube_cluster import KubeCluster
 from orders import NAMESPACE, KubeHands, ordered
 from running import wait_until
 
-from raysched.backends.kube.backend import KubeBackend
-from raysched.backends.kube.cluster import Access, Cluster
+from raysched.backends.base import Backend
 from raysched.core.site import NOWHERE
 from raysched.core.work import Run
 from raysched.testing.conformance import LASTS, new_launch
@@ -56,24 +53,15 @@ WORKLOADS = {
 
 @pytest.fixture(scope="module")
 def kueue(cluster: KubeCluster) -> Iterator[None]:
-    path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
-    cluster.call("POST", path, WORKLOADS)
-    wait_until(lambda: cluster.get(f"{KUEUE}/workloads"), "the kind is known", 60)
-    yield
-    cluster.call("DELETE", f"{path}/workloads.kueue.x-k8s.io")
+    with cluster.made(("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", WORKLOADS)):
+        wait_until(lambda: cluster.get(f"{KUEUE}/workloads"), "the kind is known", 60)
+        yield
 
 
 @pytest.fixture
-def hands(
-    cluster: KubeCluster, kueue: None, access: Access, packages: Path, tmp_path: Path
-) -> Iterator[KubeHands]:
+def hands(cluster: KubeCluster, kueue: None, make: Callable[..., Backend]) -> Iterator[KubeHands]:
     """A backend whose jobs wait in Kueue's queues."""
-    system = uuid.uuid4().hex[:12]
-
-    def make() -> KubeBackend:
-        return KubeBackend(Cluster(access), system, packages, tmp_path / "runs", kueue={"default": "team-a"})
-
-    hands = KubeHands(make, cluster)
+    hands = KubeHands(lambda: make(kueue={"default": "team-a"}), cluster)
     yield hands
     hands.close()
 

@@ -12,14 +12,14 @@ import pytest
 from kube_cluster import KubeCluster
 from orders import NAMESPACE, KubeHands, ordered
 from running import wait_until
-from test_kube_backend import GPU, Dies, node
+from test_kube_backend import GPU, Dies
 
 from raysched.backends.base import Backend, EngineRefused
 from raysched.backends.kube.backend import KubeBackend
 from raysched.backends.kube.cluster import Access
 from raysched.core.commands import Placed
 from raysched.core.site import NOWHERE
-from raysched.core.work import Launch, Run, Seen
+from raysched.core.work import Launch, Run
 from raysched.errors import Unreachable
 from raysched.testing import RayDashboard
 from raysched.testing.conformance import new_launch
@@ -113,15 +113,6 @@ def without_operator(cluster: KubeCluster) -> Iterator[None]:
         cluster.start_operator()
 
 
-def until_reason(hands: KubeHands, run: Run, *words: str) -> Seen:
-    def told() -> Seen | None:
-        hands.do(hands.backend.changed(0.2))
-        seen = hands.seen(run)
-        return seen if seen and all(word in seen.reason for word in words) else None
-
-    return wait_until(told, f"{run} says {words}", LONG)
-
-
 def test_without_kuberay_it_is_said_how_to_get_it(refused: EngineRefused) -> None:
     assert refused.final
     assert "needs the KubeRay operator" in refused.reason
@@ -161,7 +152,7 @@ def test_the_ledger_learns_where_head_and_workers_are(
     hands: KubeHands, kuberay: KubeCluster, dashboard: RayDashboard
 ) -> None:
     """Not the pod that only submits. Who wants to get in gets into the head."""
-    with node(kuberay, "two", resources={GPU: "2"}):
+    with kuberay.node("two", resources={GPU: "2"}):
         run = hands.start(order(nodes=2, kind="gpu", count=1, resource=GPU, share=10_000))
         begun(hands, dashboard, run)
         told = hands.do(hands.backend.mirror())  # type: ignore[attr-defined]
@@ -220,7 +211,7 @@ def test_a_ray_job_waits_for_an_operator_that_is_down(
 ) -> None:
     with without_operator(kuberay):
         run = hands.start(order())
-        assert until_reason(hands, run, "waits for the KubeRay operator").state == "queued"
+        assert hands.until_reason(run, "waits for the KubeRay operator").state == "queued"
     drives(hands, dashboard, run, 0)
     assert hands.until(run, "exited").code == 0
 
@@ -250,7 +241,7 @@ def test_a_ray_job_whose_heads_node_dies_was_taken_away(
     """Once Kubernetes has waited long enough for the node."""
     gone = "node.kubernetes.io/unreachable"
     soon = {"key": gone, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": "1"}
-    with node(kuberay, "doomed", labels={"doomed": "yes"}):
+    with kuberay.node("doomed", labels={"doomed": "yes"}):
         run = hands.start(order(node_selector={"doomed": "yes"}, pod={"tolerations": [soon]}))
         begun(hands, dashboard, run)
         name = rayjob(hands, run)["metadata"]["name"]
@@ -282,7 +273,7 @@ def test_a_full_quota_lets_a_ray_job_wait(hands: KubeHands, kuberay: KubeCluster
         full = lambda: (kuberay.get(f"{quotas}/few") or {}).get("status", {}).get("hard")  # noqa: E731
         wait_until(full, "the quota counts", LONG)
         run = hands.start(order(memory=2048))
-        until_reason(hands, run, "quota is full", "requests.memory")
+        hands.until_reason(run, "quota is full", "requests.memory")
     finally:
         kuberay.call("DELETE", f"{quotas}/few")
     hands.stop(run)

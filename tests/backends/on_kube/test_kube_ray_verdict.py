@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from raysched.backends.kube.names import ROLE
-from raysched.backends.kube.ray_verdict import ray_verdict
+from raysched.backends.kube.ray_verdict import RAY
 from raysched.backends.kube.records import Record
+from raysched.backends.kube.verdict import verdict
 from raysched.core.work import Run
 
 RUN = Run("job-12ab", 1, 0)
@@ -46,7 +47,7 @@ def test_a_run_is_lost_with_the_head_that_its_driver_was_submitted_to(
     """Whatever became of heads before, and whether or not there is another one by now."""
     record = Record(RUN, "rs-job", 0, job="uid", ray=True)
     job = {"metadata": {"name": "rs-job"}, "spec": {"suspend": False}, "status": {"jobStatus": "RUNNING"}}
-    said = ray_verdict(record, job, [*heads, pod("submitter", 30)], patience=60_000, now=0)
+    said = verdict(RAY, record, job, [*heads, pod("submitter", 30)], patience=60_000, now=0)
     told = said.end or said.seen
     assert told is not None
     assert told.state == state

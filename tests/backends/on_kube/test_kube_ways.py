@@ -5,22 +5,18 @@ test puts a pod where theirs would, and says of it what theirs would say.
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import documented
 import pytest
-from documented import Object
 from kube_cluster import KubeCluster
 from orders import NAMESPACE, KubeHands, ordered
 from running import wait_until
 
-from raysched.backends.kube.backend import KubeBackend
-from raysched.backends.kube.cluster import Access, Cluster
+from raysched.backends.base import Backend
 from raysched.core.commands import NodeSeen, Placed
 from raysched.core.lease import Slice
 from raysched.core.pods import demand
@@ -81,28 +77,11 @@ CONFIGS = {
 
 
 @contextmanager
-def made(cluster: KubeCluster, *things: tuple[str, Object]) -> Generator[None]:
-    """Objects at their paths, gone afterwards."""
-    done: list[str] = []
-    try:
-        for path, thing in things:
-            cluster.call("POST", path, thing)
-            done.append(f"{path}/{thing['metadata']['name']}")
-        yield
-    finally:
-        for path in reversed(done):
-            cluster.call("DELETE", path)
-
-
-@contextmanager
 def one_node(cluster: KubeCluster, name: str, resources: dict[str, str], **marks: str) -> Generator[None]:
-    cluster.add_node(name, resources, LABELS if not marks else None)
-    try:
+    with cluster.node(name, resources=resources, labels=LABELS if not marks else None):
         if marks:
             cluster.patch(f"/api/v1/nodes/{name}", {"metadata": {"annotations": marks}})
         yield
-    finally:
-        cluster.delete_node(name)
 
 
 def told(hands: KubeHands) -> list[Any]:
@@ -150,14 +129,9 @@ def slices(hands: KubeHands, run: Run) -> tuple[Slice, ...]:
 
 
 @pytest.fixture
-def with_kai(cluster: KubeCluster, access: Access, packages: Path, tmp_path: Path) -> Iterator[KubeHands]:
+def with_kai(cluster: KubeCluster, make: Callable[..., Backend]) -> Iterator[KubeHands]:
     """A backend whose jobs have a queue of KAI Scheduler."""
-
-    def make() -> KubeBackend:
-        queues = {"default": "team-a"}
-        return KubeBackend(Cluster(access), uuid.uuid4().hex[:12], packages, tmp_path / "kai", kai=queues)
-
-    hands = KubeHands(make, cluster)
+    hands = KubeHands(lambda: make(kai={"default": "team-a"}), cluster)
     yield hands
     hands.close()
 
@@ -167,10 +141,10 @@ def test_kai_scheduler_is_found_by_its_settings_and_asked_by_annotations(
 ) -> None:
     hands = with_kai
     crds = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
-    with made(cluster, (crds, CONFIGS)), one_node(cluster, "kai", {"nvidia.com/gpu": "2"}):
+    with cluster.made((crds, CONFIGS)), one_node(cluster, "kai", {"nvidia.com/gpu": "2"}):
         configs = "/apis/kai.scheduler/v1/configs"
         wait_until(lambda: cluster.get(configs), "the kind is known", 60)
-        with made(cluster, (configs, documented.kai_config("HamiCore"))):
+        with cluster.made((configs, documented.kai_config("HamiCore"))):
             share = Request(share=2_500, sharing="fraction", isolation="hard", backends=("k8s",))
             run = hands.start(asking(hands, "kai", share))
             pod = put(cluster, hands, run, "kai")
@@ -209,7 +183,7 @@ def test_instances_are_claimed_and_the_scheduler_says_which_they_are(
         *((f"{group}/deviceclasses", one) for one in documented.DEVICE_CLASSES),
         (f"{group}/resourceslices", devices),
     ]
-    with one_node(cluster, "claimed", {}), made(cluster, *things):
+    with one_node(cluster, "claimed", {}), cluster.made(*things):
         request = Request(gpus=2, sharing="mig", mig_profile="1g.10gb", backends=("k8s",))
         run = hands.start(asking(hands, "claimed", request))
         hands.until(run, "running")
