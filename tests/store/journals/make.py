@@ -206,7 +206,8 @@ def twin(story: Story) -> None:
 
 
 def site(story: Story) -> None:
-    """A site of another scheduler: a job waits there, is put somewhere, and a second one still waits."""
+    """A site of another scheduler: a job waits there, is put somewhere, and a second one still waits.
+    Ray then has a node of the same name."""
     gpu = GPUInfo("SLURM-node-s-0", 0, "a100", 81920, parts=4)
     node = NodeInfo("node-s", ("slurm",), (gpu,), 64 * WHOLE, 262_144, site=True, closed="drained: fans")
     story.tell(NodeSeen(node))
@@ -218,6 +219,7 @@ def site(story: Story) -> None:
     story.tell(Placed(story.lease("queued"), (place,)))
     lent = NodeInfo("node-s-gone.1", ("ray",), (), 64 * WHOLE, 262_144, "ray-node-s", lease="gone.1")
     story.tell(NodeSeen(lent), NodeGone(lent.name), Tick())
+    story.tell(NodeSeen(NodeInfo("node-s", ("ray",), (), 64 * WHOLE, 262_144, "ray-node-s")))
 
 
 def use(story: Story) -> None:
