@@ -129,7 +129,7 @@ class Nodes(Room):
         """Whether Ray or a site gives out GPUs of the node as well."""
         return info.ray_id is not None or info.site
 
-    def _Drain(self, command: commands.Cordon) -> None:
+    def _Cordon(self, command: commands.Cordon) -> None:
         if command.node not in self.machines or self.machines[command.node].info.site:
             raise Forbidden
         self.machines[command.node].draining = command.on
