@@ -18,6 +18,9 @@ from raysched.testing.conformance import LIMIT, Hands, new_launch
 
 NOTHING = Demand("", "", 0, 1, False, 0, 0, 0)
 IMAGE = "docker.io/library/busybox:1"
+UNREACHABLE = "node.kubernetes.io/unreachable"
+SOON = {"key": UNREACHABLE, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": "1"}
+"""The toleration of a pod that leaves a node that can't be reached within a second."""
 NAMESPACE = "work"
 """Where jobs of tests run."""
 
@@ -76,6 +79,19 @@ class KubeHands(Hands):
         self.until(run, "running")
         (pod,) = self.pods(run)
         return pod
+
+    def until_node_is_lost(self, run: Run, node: str) -> Seen:
+        """How a run is seen once it was taken away, as Kubernetes does on nodes that it can't reach. It finds
+        that this one answers, and takes the taint away again: then it is put there anew."""
+        gone = {"key": UNREACHABLE, "effect": "NoExecute", "timeAdded": "2026-01-01T00:00:00Z"}
+
+        def told() -> Seen | None:
+            self.cluster.patch(f"/api/v1/nodes/{node}", {"spec": {"taints": [gone]}})
+            self.do(self.backend.changed(0.2))
+            seen = self.seen(run)
+            return seen if seen and seen.state == "taken" else None
+
+        return wait_until(told, f"{run} is taken away", LIMIT)
 
     def until_reason(self, run: Run, *words: str) -> Seen:
         """How a run is seen once it says all of these words."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from kube_cluster import KubeCluster
-from orders import NAMESPACE, KubeHands, ordered
+from orders import NAMESPACE, SOON, KubeHands, ordered
 from running import wait_until
 
 from raysched.backends.base import Backend, EngineRefused
@@ -96,14 +96,11 @@ def test_an_evicted_run_was_taken_away(hands: KubeHands, cluster: KubeCluster) -
 
 def test_the_runs_of_a_node_that_dies_were_taken_away(hands: KubeHands, cluster: KubeCluster) -> None:
     """As Kubernetes ends them, once it has waited long enough."""
-    gone = "node.kubernetes.io/unreachable"
-    soon = {"key": gone, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": "1"}
     with cluster.node("doomed", labels={"doomed": "yes"}):
-        run = hands.start(order(node_selector={"doomed": "yes"}, pod={"tolerations": [soon]}))
+        run = hands.start(order(node_selector={"doomed": "yes"}, pod={"tolerations": [SOON]}))
         hands.until_pod(run)
-        taints = [{"key": gone, "effect": "NoExecute", "timeAdded": "2026-01-01T00:00:00Z"}]
-        cluster.patch("/api/v1/nodes/doomed", {"spec": {"taints": taints}})
-        assert "from doomed (DeletionByTaintManager)" in hands.until(run, "taken").reason
+        seen = hands.until_node_is_lost(run, "doomed")
+        assert "from doomed (DeletionByTaintManager)" in seen.reason
 
 
 # ---------------------------------------------------------------- why it waits

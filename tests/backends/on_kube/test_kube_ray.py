@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from kube_cluster import KubeCluster
-from orders import NAMESPACE, KubeHands, ordered
+from orders import NAMESPACE, SOON, KubeHands, ordered
 from running import wait_until
 from test_kube_backend import GPU, Dies
 
@@ -239,15 +239,12 @@ def test_a_ray_job_whose_heads_node_dies_was_taken_away(
     hands: KubeHands, kuberay: KubeCluster, dashboard: RayDashboard
 ) -> None:
     """Once Kubernetes has waited long enough for the node."""
-    gone = "node.kubernetes.io/unreachable"
-    soon = {"key": gone, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": "1"}
     with kuberay.node("doomed", labels={"doomed": "yes"}):
-        run = hands.start(order(node_selector={"doomed": "yes"}, pod={"tolerations": [soon]}))
+        run = hands.start(order(node_selector={"doomed": "yes"}, pod={"tolerations": [SOON]}))
         begun(hands, dashboard, run)
         name = rayjob(hands, run)["metadata"]["name"]
-        taints = [{"key": gone, "effect": "NoExecute", "timeAdded": "2026-01-01T00:00:00Z"}]
-        kuberay.patch("/api/v1/nodes/doomed", {"spec": {"taints": taints}})
-        assert "from doomed (DeletionByTaintManager)" in hands.until(run, "taken").reason
+        seen = hands.until_node_is_lost(run, "doomed")
+        assert "from doomed (DeletionByTaintManager)" in seen.reason
         nothing_is_left(hands, run, name)
 
 
