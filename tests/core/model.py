@@ -377,6 +377,15 @@ class Model(Nodes):
         job.until = until
         self._wait_again(job)
 
+    def _Evict(self, command: commands.Evict) -> None:
+        """Who may be stopped leaves a node; no retry is used up."""
+        if command.node not in self.machines:
+            raise Forbidden
+        for job in [job for job in self.jobs.values() if job.state in ("starting", "running")]:
+            there = any(place.node == command.node for place in self.leases[job.lease].places)
+            if there and job.asked.kind == "command" and job.asked.spec.get("preemptible", True):
+                self._take_back(job, self.now)
+
     def _Placed(self, command: commands.Placed) -> None:
         grant = self.leases.get(command.lease)
         if grant is None or grant.state != "bound" or not self.jobs[grant.job].single:

@@ -19,6 +19,7 @@ from raysched.core.commands import (
     Cordon,
     CutRefused,
     Denied,
+    Evict,
     Gone,
     Held,
     HostSeen,
@@ -150,6 +151,10 @@ class Twins(RuleBasedStateMachine):
     @rule(data=st.data(), on=st.booleans())
     def a_node_is_drained(self, data, on):
         self.do(Cordon(self.pick(data, [*self.there, "nowhere"]), on))
+
+    @rule(data=st.data())
+    def who_may_be_stopped_leaves_a_node(self, data):
+        self.do(Evict(self.pick(data, [*self.there, "nowhere"]), "ana"))
 
     @rule(data=st.data())
     def a_node_is_lost(self, data):
