@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raysched.actors.entrance import entrance
 from raysched.actors.remote_ledger import RemoteLedger
 from raysched.actors.settings import Settings, SlurmSite
 from raysched.backends.base import Backend, Cordoning, EngineRefused, Mirroring, Scripted
@@ -34,7 +35,8 @@ class BackendActor:
         self.backend = _open(name, settings, self.ledger)
         self.task = asyncio.create_task(Reconciler(self.backend, self.ledger).run())
         if name == "vm":
-            self.keeper = asyncio.create_task(Keeper(Path(settings.folder), self.ledger).run())
+            keeper = Keeper(Path(settings.folder), self.ledger, entrance)
+            self.keeper = asyncio.create_task(keeper.run())
 
     def __repr__(self) -> str:
         return f"Backend({self.name})"
@@ -160,7 +162,6 @@ def system_id(folder: Path) -> str:
 
 
 def _open_slurm(settings: Settings, ledger: RemoteLedger) -> Backend:
-    from raysched.actors.entrance import entrance
     from raysched.backends.slurm.backend import SlurmBackend
     from raysched.backends.slurm.script import Defaults
 

@@ -4,6 +4,7 @@ starts."""
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from raysched.backends.runner import forget_worker
 from raysched.core.node import NodeInfo
 from raysched.core.request import WHOLE
 from raysched.core.work import Partition
+from raysched.folders import NODE_FOLDER
 from raysched.gpu.driver import Sample, open_driver
 from raysched.gpu.driving import Driving
 from raysched.gpu.processes import Process, send
@@ -33,7 +35,7 @@ class NodeAgent(NodeRuns):
 
     async def __init__(self, settings: Settings, node: str, ray_id: str, simulate: str | None) -> None:
         forget_worker()
-        folder = Path(settings.folder)
+        folder = Path(os.environ.get(NODE_FOLDER, settings.folder))
         super().__init__(folder / "runs-ray", settings.environment, settings.packages, [folder / "runs"])
         self.settings = settings
         self.node = node

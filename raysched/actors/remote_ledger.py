@@ -62,6 +62,10 @@ class RemoteLedger:
         """See `Ledger.remove_host`."""
         return await self._ask("remove_host", key, name)
 
+    async def cordon(self, key: str, node: str, on: bool) -> dict[str, Any]:
+        """See `Ledger.cordon`."""
+        return await self._ask("cordon", key, node, on)
+
     async def known(self, backend: str) -> frozenset[Run]:
         """See `Ledger.known`."""
         return await self._ask("known", backend)

@@ -40,19 +40,22 @@ def up(
     accept_new: AcceptNew = False,
     as_json: AsJson = False,
 ) -> int:
-    """Make the machines that a file names, and use them as hosts.
+    """Make the machines that a file names, and use them as hosts, or as nodes of Ray too.
 
     Those that are there are found again, so it can be run any number of times. The exit code is 1 if one
     can't be used yet.
     """
     from raysched.machines.file import load
     from raysched.machines.up import up as make
+    from raysched.machines.up import wait_joined
 
     asked, client, output = load(file), Client.from_environment(), Output(as_json)
     client.status()  # before anything is made that costs
     cluster, machines = make(state_folder(), asked, client, accept_new, note)
     for host in cluster.hosts.values():
         client.check_host(host, accept_new=accept_new)
+    if cluster.ray:
+        cluster = wait_joined(state_folder(), cluster, client, note)
     shown = [_shown(cluster, machines, client)]
     return _answer(output, shown, client)
 
@@ -116,26 +119,30 @@ def _client() -> Client | None:
 
 def _shown(cluster: Cluster, machines: list[Machine], client: Client | None) -> Json:
     """A cluster as it is told."""
-    from raysched.machines.up import host_name
-
     hosts = {host["name"]: host for host in client.hosts()} if client else {}
+    nodes = {node["name"]: node for node in client.gpus()["nodes"]} if client else {}
     return {
         "name": cluster.name,
         "provider": cluster.asked["provider"]["type"],
+        "ray": cluster.ray,
         "idle_timeout_s": cluster.idle_s,
-        "machines": [
-            {
-                "id": each.id,
-                "type": each.type,
-                "address": each.address,
-                "host": (host := host_name(cluster.name, each.id)),
-                "state": hosts[host]["state"] if host in hosts else "set up" if each.ready else "made",
-                "reason": hosts[host]["reason"] if host in hosts else "",
-                "jobs": hosts[host]["jobs"] if host in hosts else 0,
-            }
-            for each in machines
-        ],
+        "machines": [_machine(cluster, each, hosts, nodes) for each in machines],
     }
+
+
+def _machine(cluster: Cluster, machine: Machine, hosts: dict[str, Json], nodes: dict[str, Json]) -> Json:
+    from raysched.machines.up import host_name
+
+    name = host_name(cluster.name, machine.id)
+    host, node = hosts.get(name), nodes.get(name)
+    told = {"state": "set up" if machine.ready else "made", "reason": "", "jobs": 0}
+    if host is not None:
+        told = {field: host[field] for field in told}
+    if name in cluster.refused:
+        told |= {"state": "out", "reason": cluster.refused[name]}
+    backends = node["backends"] if node is not None and node["alive"] else []
+    place = {"id": machine.id, "type": machine.type, "address": machine.address, "host": name}
+    return {**place, "backends": backends, **told}
 
 
 def _answer(output: Output, clusters: list[Json], client: Client | None) -> int:

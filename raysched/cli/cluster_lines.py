@@ -16,6 +16,7 @@ COLUMNS = (
     Column("host"),
     Column("type", named=True),
     Column("address", named=True),
+    Column("backends", named=True),
     Column("state"),
     Column("jobs", right=True, named=True),
     Column("why", wraps=True),
@@ -36,10 +37,11 @@ def _rows(cluster: Json) -> list[list[str | Text]]:
             each["host"],
             each["type"],
             each["address"] or "-",
+            ", ".join(each["backends"]) or "-",
             Text(each["state"], STYLES.get(each["state"], "dim")),
             str(each["jobs"]),
             clean(each["reason"]),
         ]
         for each in cluster["machines"]
     ]
-    return rows or [[cluster["name"], "-", "-", "-", Text("no machine", "dim"), "0", ""]]
+    return rows or [[cluster["name"], "-", "-", "-", "-", Text("no machine", "dim"), "0", ""]]

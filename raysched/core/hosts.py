@@ -105,7 +105,7 @@ def sweep(state: State, now: int) -> Iterator[Fact]:
     """Take out the hosts that are to go and are free."""
     for name, known in state.hosts.items():
         if known.leaving and not held(state, name):
-            yield facts.HostRemoved(now, name)
+            yield from _gone(state, name, now)
 
 
 def out(state: State) -> str:
@@ -153,11 +153,19 @@ def _put(state: State, host: Host, origin: Origin, now: int) -> Iterator[Fact]:
 
 def _leave(state: State, name: str, now: int) -> Iterator[Fact]:
     if not held(state, name):
-        yield facts.HostRemoved(now, name)
+        yield from _gone(state, name, now)
         return
     yield facts.HostLeaving(now, name)
     if _own_node(state, name) and not state.nodes[name].draining:
         yield facts.Drained(now, name, True)
+
+
+def _gone(state: State, name: str, now: int) -> Iterator[Fact]:
+    """A host is no more, nor is the node of Ray that it was, where that is lost too."""
+    yield facts.HostRemoved(now, name)
+    node = state.nodes.get(state.hosts[name].node)
+    if node is not None and node.lost is not None and not taken(state, node.info.name):
+        yield facts.NodeRemoved(now, node.info.name)
 
 
 def _own_node(state: State, name: str) -> bool:

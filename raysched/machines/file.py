@@ -12,7 +12,7 @@ from raysched.machines.record import Cluster
 from raysched.specs.inventory import check_host, parse_host_name
 
 Json = dict[str, Any]
-OURS = "raysched"
+OURS, RAY = "raysched", "ray"
 HOST_FIELDS = ("port", "jump", "python", "folder", "simulate", "labels", "cpus", "memory")
 NOT_USED = {
     "docker": "say `image:` in the jobs",
@@ -42,6 +42,9 @@ def _cluster(content: Any) -> Cluster:
         raise ValueError("this is no cluster file of Ray: it has no `provider`")
     asked = dict(content)
     host = asked.pop(OURS, None) or {}
+    ray = host.pop(RAY, False) if isinstance(host, dict) else False
+    if not isinstance(ray, bool):
+        raise ValueError(f"{OURS}.{RAY}: must be true or false")
     name = parse_host_name(str(asked.get("cluster_name", "")))
     for field, instead in NOT_USED.items():
         if asked.get(field) and not (field == "min_workers" and asked["provider"].get("type") == "local"):
@@ -50,14 +53,15 @@ def _cluster(content: Any) -> Cluster:
         raise ValueError("auth.ssh_proxy_command: not used by raysched; name the way as raysched.jump")
     _check(host)
     idle = asked.get("idle_timeout_minutes")
-    return Cluster(name, asked, None, host, _setup(asked), None if idle is None else float(idle) * 60)
+    idle_s = None if idle is None else float(idle) * 60
+    return Cluster(name, asked, None, host, _setup(asked), idle_s, ray=ray)
 
 
 def _check(host: Any) -> None:
     """The fields that all hosts of the cluster have. Raises ValueError."""
     unknown = sorted(set(host) - set(HOST_FIELDS)) if isinstance(host, dict) else [repr(host)]
     if unknown:
-        raise ValueError(f"{OURS}: {', '.join(unknown)} is none of {', '.join(HOST_FIELDS)}")
+        raise ValueError(f"{OURS}: {', '.join(unknown)} is none of {', '.join((RAY, *HOST_FIELDS))}")
     check_host({"name": "any", **host})
 
 

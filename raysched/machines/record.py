@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -18,6 +19,7 @@ from raysched.errors import Conflict, NotFound, StorageError
 
 Json = dict[str, Any]
 FOLDER = "clusters"
+PAUSE_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,8 @@ class Cluster:
     """`asked` is the file, `config` what Ray's launcher made of it once it did (None before). `host` has the
     fields of the hosts that are the same for all its machines, `setup` the commands that each kind of machine
     runs once. Machines that nobody uses for `idle_s` seconds are ended; None: never. `hosts` are the names
-    in the inventory, by machine."""
+    in the inventory, by machine. With `ray` they are nodes of raysched's Ray as well: but for the hosts that
+    are `leaving`, and those that `refused` has, with the reason."""
 
     name: str
     asked: Json
@@ -34,6 +37,9 @@ class Cluster:
     setup: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
     idle_s: float | None = None
     hosts: dict[str, str] = field(default_factory=dict[str, str])
+    ray: bool = False
+    leaving: list[str] = field(default_factory=list[str])
+    refused: dict[str, str] = field(default_factory=dict[str, str])
 
     def write(self, home: Path) -> Cluster:
         """Keep it in the state folder. Raises StorageError."""
@@ -44,7 +50,8 @@ class Cluster:
 
     def without(self, machine: str) -> Cluster:
         """The same without a machine's host."""
-        return replace(self, hosts={id: host for id, host in self.hosts.items() if id != machine})
+        left = {id: host for id, host in self.hosts.items() if id != machine}
+        return replace(self, hosts=left, leaving=[host for host in self.leaving if host in left.values()])
 
 
 def read(home: Path, name: str) -> Cluster:
@@ -68,16 +75,21 @@ def delete(home: Path, name: str) -> None:
 
 
 @contextmanager
-def exclusive(home: Path, name: str) -> Generator[None]:
+def exclusive(home: Path, name: str, patience: float = 0) -> Generator[None]:
     """Keep whoever else changes this cluster out for the length of the block. Raises Conflict where somebody
-    is at work."""
+    is at work, and does not end within `patience` seconds."""
     path = _path(home, name).with_suffix(".lock")
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    deadline = time.monotonic() + patience
     with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Conflict(f"somebody changes the cluster {name} just now: try again") from None
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise Conflict(f"somebody changes the cluster {name} just now: try again") from None
+            time.sleep(PAUSE_S)
         yield
 
 

@@ -8,6 +8,7 @@ import shlex
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -16,7 +17,7 @@ import asyncssh
 
 from raysched.backends.ssh.connection import connect
 from raysched.core.host import Host
-from raysched.errors import RayschedError, Unreachable
+from raysched.errors import Conflict, NotFound, RayschedError, Unreachable
 from raysched.machines import record
 from raysched.machines.launcher import Launcher, Machine, resolve
 from raysched.machines.record import Cluster, Json
@@ -27,6 +28,10 @@ REACHED_S = 600.0
 """How long it may take until SSH lets us in."""
 SETUP_S = 3600.0
 """How long one of its setup commands may take."""
+JOINED_S = 300.0
+"""How long a machine may take to be a node of Ray."""
+PATIENCE_S = 60.0
+"""How long whoever else changes the cluster may take."""
 PAUSE_S = 2.0
 LONGEST_NAME = 63
 
@@ -46,15 +51,29 @@ class Hosts(Protocol):
         """Use it no more, once nothing runs there."""
         ...
 
+    def gpus(self) -> Json:
+        """All nodes."""
+        ...
+
+    def cordon(self, node: str, *, on: bool = True) -> Json:
+        """Start nothing new on a node, or use it again. Raises NotFound."""
+        ...
+
 
 def up(
     home: Path, asked: Cluster, hosts: Hosts, accept_new: bool, tell: Callable[[str], None]
 ) -> tuple[Cluster, list[Machine]]:
     """See that the machines of a cluster are there and used; all of them. `accept_new` adds the keys of those
     that are not known yet to the known hosts. Raises RayschedError, and Conflict where somebody is at it."""
-    with record.exclusive(home, asked.name):
-        before = record.read(home, asked.name).hosts if asked.name in record.names(home) else {}
-        cluster = replace(asked, hosts=before).write(home)
+    with record.exclusive(home, asked.name, PATIENCE_S):
+        known = record.read(home, asked.name) if asked.name in record.names(home) else asked
+        if known.ray and not asked.ray:
+            raise Conflict(
+                f"the machines of {asked.name} are nodes of Ray: `raysched cluster down {asked.name}` first"
+            )
+        before = known.hosts
+        # Those that were about to leave stay so until they are used again, below.
+        cluster = replace(asked, hosts=before, leaving=known.leaving).write(home)
         cluster = replace(cluster, config=resolve(cluster)).write(home)
         launcher = Launcher(cluster)
         machines = _all_there(launcher, tell)
@@ -62,10 +81,38 @@ def up(
         cluster = replace(cluster, hosts={each.id: host_name(cluster.name, each.id) for each in machines})
         for name in set(before.values()) - set(cluster.hosts.values()):
             _forget(hosts, name)
-        cluster.write(home)
         for machine in machines:
             hosts.add_host(_fields(host_of(launcher, cluster, machine), cluster))
-        return cluster, machines
+        for name in cluster.leaving:
+            with suppress(NotFound):
+                hosts.cordon(name, on=False)
+        return replace(cluster, leaving=[]).write(home), machines
+
+
+def wait_joined(home: Path, cluster: Cluster, hosts: Hosts, tell: Callable[[str], None]) -> Cluster:
+    """Return when each machine is a node of Ray, or could not become one, which is then noted as `refused`.
+    The one who has them join is the keeper. Raises RayschedError where nothing comes of it."""
+    wanted, told = set(cluster.hosts.values()), False
+    deadline = time.monotonic() + JOINED_S
+    while True:
+        cluster = record.read(home, cluster.name)
+        left = wanted - in_ray(hosts.gpus()) - cluster.refused.keys()
+        if not left:
+            return cluster
+        if not told:
+            tell(f"waiting for {', '.join(sorted(left))} to join Ray")
+            told = True
+        if time.monotonic() > deadline:
+            raise RayschedError(
+                f"{', '.join(sorted(left))} did not join Ray within {JOINED_S:.0f} s: look at ray/ray.log in "
+                "its folder there, and run the command again"
+            )
+        time.sleep(PAUSE_S)
+
+
+def in_ray(gpus: Json) -> set[str]:
+    """The nodes of Ray, as the API shows them, that are there."""
+    return {node["name"] for node in gpus["nodes"] if node["alive"] and "ray" in node["backends"]}
 
 
 def host_name(cluster: str, machine: str) -> str:
@@ -85,6 +132,8 @@ def host_of(launcher: Launcher, cluster: Cluster, machine: Machine) -> Host:
         port=given.get("port"),
         key=launcher.auth.get("ssh_private_key"),
         jump=given.get("jump"),
+        python=given.get("python"),
+        folder=given.get("folder"),
     )
 
 

@@ -270,3 +270,20 @@ def test_a_node_of_ray_has_the_labels_of_its_host() -> None:
     assert world.lease("j").places[0].node == "r"
     with pytest.raises(Refused):
         world.submit("k", replace(VM, node_selector=(("zone", "y"),)))
+
+
+@pytest.mark.parametrize("name", ["a", "r"])
+def test_a_host_that_is_taken_out_after_it_left_ray_is_no_node_any_more(name: str) -> None:
+    world = both(name)
+    world.do(Cordon(name, True))
+    world.do(NodeGone("r"))
+    world.do(RemoveHost(name))
+    assert (world.state.nodes, world.state.hosts) == ({}, {})
+    world.do(NodeSeen(NODE))
+    assert not world.state.nodes["r"].draining
+
+
+def test_a_node_of_ray_that_is_there_stays_when_its_host_is_taken_out() -> None:
+    world = both()
+    world.do(RemoveHost("a"))
+    assert list(world.state.nodes) == ["r"]

@@ -45,7 +45,8 @@ def written(home: Path, content: dict[str, Any]) -> Path:
         ),
         ({"provider": None}, "this is no cluster file of Ray"),
         ({"cluster_name": "a/b"}, "'a/b' is no name of a host"),
-        ({"raysched": {"pyton": "a"}}, "raysched: pyton is none of port, jump"),
+        ({"raysched": {"pyton": "a"}}, "raysched: pyton is none of ray, port, jump"),
+        ({"raysched": {"ray": "yes"}}, "raysched.ray: must be true or false"),
         ({"raysched": {"cpus": "many"}}, "cpus: must be a number of cores"),
         ({"auth": {"ssh_proxy_command": "nc"}}, "auth.ssh_proxy_command: not used"),
     ],
@@ -88,7 +89,8 @@ def test_machines_are_found_again_by_their_tags_alone_and_made_once(home: Path) 
         record.read(home, "lab")
 
 
-def test_only_one_changes_a_cluster_at_a_time(home: Path) -> None:
+def test_only_one_changes_a_cluster_at_a_time(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raysched.machines.down.PATIENCE_S", 0)
     replace(load(written(home, LAB)), hosts={"a": "lab-a"}).write(home)
     with record.exclusive(home, "lab"), pytest.raises(Conflict, match="somebody changes the cluster lab"):
         down(home, "lab", None, True, print)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
 from cloud import REGION, Cloud, cloud
 from running import System, wait_until
-from ssh_hosts import HostWorld, world
+from ssh_hosts import HostWorld, ip, world
 
 pytestmark = pytest.mark.ray
 
@@ -39,9 +40,11 @@ def system(_ray: None, hosts: HostWorld, cloud: Cloud) -> Iterator[System]:
         running.close()
 
 
-def _cluster_file(system: System, hosts: HostWorld, name: str, **fields: Any) -> str:
-    """The file of a cluster whose machines have an L4 each."""
-    own = {"python": "/usr/bin/python3", "simulate": "1xL4", "cpus": 4}
+def _cluster_file(
+    system: System, hosts: HostWorld, name: str, own: Mapping[str, Any] = {}, /, **fields: Any
+) -> str:
+    """The file of a cluster whose machines have an L4 each, and these fields of raysched's."""
+    own = {"python": "/usr/bin/python3", "simulate": "1xL4", "cpus": 4, **own}
     auth = {"ssh_user": "user", "ssh_private_key": str(hosts.key)}
     path = system.folder / f"{name}.yaml"
     path.write_text(json.dumps({"cluster_name": name, "auth": auth, "raysched": own, **fields}))
@@ -141,3 +144,52 @@ def test_machines_in_a_cloud_are_made_used_and_ended_when_idle(
     assert cloud.groups() == {"ray-autoscaler-gpus"}
     assert system.json("cluster", "down", "gpus") == {"cluster": "gpus", "ended": 0}
     assert cloud.groups() == set()
+
+
+def test_a_made_machine_joins_ray_is_one_node_and_leaves_it_before_it_ends(
+    system: System, hosts: HostWorld, submit: Callable[..., str]
+) -> None:
+    """A real raylet on the host, which shares nothing with this machine but the files."""
+    theta = hosts.add("theta", alone=True)
+    ip("-n", theta.space, "route", "add", "default", "via", f"{hosts.net}.1")  # to whatever Ray says it is
+    provider = {"type": "local", "head_ip": theta.address, "worker_ips": []}
+    own = {"ray": True, "python": sys.executable, "simulate": "1xH100-80GB", "memory": "4GB"}
+    file = _cluster_file(system, hosts, "rays", own, provider=provider)
+    first = system.begin("cluster", "up", file)
+    wait_until(lambda: theta.processes("ray_node", "join"), "it is about to join")
+    first.kill()
+    first.communicate()
+    (made,) = system.json("cluster", "up", file)["clusters"]
+    (machine,) = made["machines"]
+    assert (machine["state"], machine["backends"]) == ("ready", ["ray", "vm"]), machine
+    name = machine["host"]
+
+    half = {"gpu_fraction": 0.5}
+    told = 'echo "$(hostname) $CUDA_VISIBLE_DEVICES"; exec sleep 4714'
+    jobs = [submit(told, "H100", resources=half, backend=backend) for backend in ("ray", "vm")]
+    lines = {wait_until(lambda job=job: system.output(job), f"{job} runs") for job in jobs}
+    (node,) = [node for node in system.client().gpus()["nodes"] if node["name"] == name]
+    assert lines == {f"theta {node['gpus'][0]['uuid']}\n"}
+    assert len(node["gpus"][0]["tenants"]) == 2
+    refused = system.cli("cluster", "down", "rays", check=False)
+    assert "2 jobs run on machines of rays" in refused.stderr
+    for job in jobs:
+        system.client().cancel(job)
+
+    idle = _cluster_file(system, hosts, "rays", own, provider=provider, idle_timeout_minutes=0.02)
+    system.cli("cluster", "up", idle)
+    wait_until(lambda: not _nodes_named(system, name), "it is idle, and no node any more", 120)
+    wait_until(lambda: _machines(system, "rays") == {}, "and ended", 120)
+    assert not theta.processes("ray")
+
+    system.cli("cluster", "up", file)
+    job = submit(told, "H100", backend="ray")
+    wait_until(lambda: system.output(job), "it runs")
+    system.cli("cluster", "down", "rays", "--cancel")
+    assert system.ended(job)["state"] == "cancelled"
+    assert not _nodes_named(system, name)
+    wait_until(lambda: not theta.processes("python"), "nothing of raysched or Ray is left there")
+
+
+def _nodes_named(system: System, name: str) -> list[dict[str, Any]]:
+    return [node for node in system.client().gpus()["nodes"] if node["name"] == name]

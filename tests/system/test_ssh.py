@@ -145,6 +145,18 @@ def test_a_cancelled_job_is_gone(system: System, hosts: HostWorld, submit: Calla
     assert not hosts.hosts["beta"].processes("sleep 600")
 
 
+def test_no_key_is_written_down(system: System, hosts: HostWorld, submit: Callable[..., str]) -> None:
+    """Neither in the journal nor in any log of raysched or Ray, also where a host does not let us in."""
+    address = hosts.hosts["omega"].address
+    key = ["--key", str(hosts.key), "--user", "nobody", "--address", address]
+    assert "let us in" in system.cli("vm", "add", "closed", *key, check=False).stdout
+    system.cli("vm", "remove", "closed")
+    secret = hosts.key.read_bytes().splitlines()[2]
+    files = [path for path in system.folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert any(path.name == "journal.sqlite" for path in files)
+    assert [path for path in files if secret in path.read_bytes()] == []
+
+
 def test_killed_actors_find_the_job_again(system: System, tmp_path: Path, submit: Callable[..., str]) -> None:
     work = 'echo started >> "$MARK"; until [ -e "$MARK.go" ]; do sleep 0.1; done; cat "$MARK"; exit 5'
     mark = tmp_path / "mark"
