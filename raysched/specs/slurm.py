@@ -124,7 +124,7 @@ class SlurmOptions(Fields):
     constraint: Word | None = Field(default=None, description="Features that the nodes must have.")
     signal: Annotated[Text, AfterValidator(parse_signal)] | None = Field(
         default=None,
-        description="A warning to the command, that many seconds before the time limit or a preemption.",
+        description="A warning to the command, that many seconds before the time limit.",
         examples=["USR1@60"],
     )
     ray: bool | Literal["join"] = Field(
