@@ -34,9 +34,11 @@ def stays(job: Job) -> str:
 
 
 def staying(state: State, name: str) -> dict[str, str]:
-    """The jobs of a node that are not ended, by id, each with the reason. Raises NotFound."""
-    node = hosts.find_node(state, name).info.name
-    jobs = (state.jobs.get(lease.job) for lease in _there(state, node))
+    """The jobs of a node that are not ended, by id, each with the reason; of a site's node those of the whole
+    site, as it may have put one there a moment ago. Raises NotFound."""
+    info = hosts.find_node(state, name).info
+    at_site = (lease for lease in state.leases.values() if lease.backend in info.backends)
+    jobs = (state.jobs.get(lease.job) for lease in (at_site if info.site else _there(state, info.name)))
     return {job.id: why for job in jobs if job is not None and (why := stays(job))}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from raysched.core.commands import Cancel, Cordon, Evict, Gone, JobRequest, Once, Submit
@@ -47,6 +49,17 @@ def test_what_may_be_stopped_waits_and_starts_elsewhere_and_the_rest_stays() -> 
     other.do(Cordon(place.node, True))
     other.do(Evict(place.node, "ana"))
     assert other.lease("free").places[0].node == ("b" if place.node == "a" else "a")
+
+
+def test_who_stays_at_a_site_is_known_before_the_site_says_where_it_is() -> None:
+    site = replace(node("a", 1), ray_id=None, site=True, backends=("k8s",), containers="k8s")
+    world = World(site, replace(site, name="b", gpus=()))
+    request = Request(gpus=0, backends=("k8s",))
+    asked = JobRequest("fixed", "fixed", "command", request, {"entrypoint": "true", "preemptible": False})
+    world.do(Submit("key", "ana", (asked,)))
+    world.report("fixed", "running")
+    assert world.lease("fixed").places == ()
+    assert list(staying(world.state, "a")) == list(staying(world.state, "b")) == ["fixed"]
 
 
 def test_what_ends_already_is_left_alone() -> None:
