@@ -146,6 +146,7 @@ def test_machines_in_a_cloud_are_made_used_and_ended_when_idle(
     assert cloud.groups() == set()
 
 
+@pytest.mark.timeout(600)  # Ray starts there twice, which takes long on a busy machine
 def test_a_made_machine_joins_ray_is_one_node_and_leaves_it_before_it_ends(
     system: System, hosts: HostWorld, submit: Callable[..., str]
 ) -> None:
@@ -182,6 +183,7 @@ def test_a_made_machine_joins_ray_is_one_node_and_leaves_it_before_it_ends(
     wait_until(lambda: _machines(system, "rays") == {}, "and ended", 120)
     assert not theta.processes("ray")
 
+    file = _cluster_file(system, hosts, "rays", own, provider=provider)  # it is idle for a moment
     system.cli("cluster", "up", file)
     job = submit(told, "H100", backend="ray")
     wait_until(lambda: system.output(job), "it runs")
