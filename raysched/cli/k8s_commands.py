@@ -14,7 +14,7 @@ from raysched.cli.output import Output
 
 app = typer.Typer(
     name="k8s",
-    help="Look at the Kubernetes cluster: sharing, doctor, rbac.",
+    help="A Kubernetes cluster: how its GPUs are shared, doctor, rbac.",
     no_args_is_help=True,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},

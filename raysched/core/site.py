@@ -99,7 +99,7 @@ def demand(site: Site, request: Request) -> Demand:
     for kind, model, share, parts in _devices(nodes, request):
         have = [count for node in room if (count := _count(node, model))]
         try:
-            return _counted(request, kind, _type(nodes, kind, model), share, parts, have)
+            return _counted(request, kind, _type(nodes, model), share, parts, have)
         except Unfit as unfit:
             last = last or unfit
     raise last or Unfit(f"asks for {asks(request)}, and the site has none")
@@ -109,9 +109,8 @@ def _count(node: NodeInfo, model: str) -> int:
     return sum(gpu.model == model for gpu in node.gpus)
 
 
-def _type(nodes: Sequence[NodeInfo], kind: Kind, model: str) -> str:
+def _type(nodes: Sequence[NodeInfo], model: str) -> str:
     """The type to name; none where all that the site has of this kind are one."""
-    del kind
     only = {gpu.model for node in nodes for gpu in node.gpus} == {model}
     return "" if model == UNTYPED or (only and not profile_of(model)) else model
 
