@@ -167,8 +167,11 @@ class System:
 
         try:
             wait_until(none, "Ray waits for nothing")
-        finally:
-            print(said, self.ray("status").stdout)
+        except AssertionError:
+            print(said)
+            for kind, state in (("tasks", "PENDING_NODE_ASSIGNMENT"), ("actors", "PENDING_CREATION")):
+                print(self.ray("list", kind, "--detail", "--filter", f"state={state}").stdout)
+            raise
 
     # ------------------------------------------------------------ its processes
 

@@ -33,7 +33,7 @@ READY_S = 3.0
 """How long Ray may take to make a group before that counts as a no. What was just freed reaches a waiting
 group after up to 0.8 s."""
 
-PROBE_S = 30.0
+PROBE_S = 60.0
 """How long a probe may take: the first one on a node starts a worker process."""
 
 MIB = 1 << 20
@@ -93,15 +93,18 @@ async def probe(group: PlacementGroup, bundles: Sequence[Bundle]) -> list[frozen
     """The indices of the GPUs that each bundle of an empty group holds, or None where no answer comes."""
     looks = [_look(group, place, bundle.gpus) for place, bundle in enumerate(bundles)]
     try:
-        return list(await asyncio.wait_for(asyncio.gather(*looks), PROBE_S))
+        answers = await asyncio.wait_for(asyncio.gather(*looks), PROBE_S)
     except (RayError, asyncio.TimeoutError):
         return None
+    finally:
+        for look in looks:  # once its group is gone, Ray would let one wait for ever that has not ended
+            ray.cancel(look)
+    return [frozenset(indices) for indices in answers]
 
 
-async def _look(group: PlacementGroup, place: int, gpus: int) -> frozenset[int]:
+def _look(group: PlacementGroup, place: int, gpus: int) -> Any:
     # The GPUs are asked for in the options: in the decorator they would cost a process for each call.
-    options = _indices.options(num_gpus=gpus, scheduling_strategy=inside(group, place))
-    return frozenset(await options.remote())
+    return _indices.options(num_gpus=gpus, scheduling_strategy=inside(group, place)).remote()
 
 
 @ray.remote(num_cpus=0)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import ray
 from ray._private.state import available_resources_per_node
+from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.util.placement_group import placement_group_table
 
 from raysched.backends.base import HoldAnswer
@@ -115,6 +116,11 @@ class World:
     def free(self, node: str, resource: str = "GPU") -> float:
         """How much of a resource Ray could give away on a node."""
         return available_resources_per_node()[self.nodes[node].ray_id].get(resource, 0.0)
+
+    def demands(self) -> list[Any]:
+        """What waits in Ray for a place."""
+        demands = get_cluster_status(ray.get_runtime_context().gcs_address).resource_demands
+        return [*demands.placement_group_demand, *demands.ray_task_actor_demand]
 
     def groups(self, *states: str) -> dict[str, dict[str, Any]]:
         """Ray's placement groups in these states, all that are there if none is named."""

@@ -265,6 +265,21 @@ def test_a_gpu_that_another_has_in_ray_is_refused_and_nothing_stays_behind(world
         ray.kill(other)
 
 
+def test_a_probe_that_brought_no_answer_does_not_wait_in_ray_for_ever(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does it once its group is gone: an autoscaler would take it for work that needs a GPU."""
+    monkeypatch.setattr(groups, "PROBE_S", 0.0)
+    (answer,) = world.hold(world.lease(world.place("node-a", "0", QUARTER)))
+    assert answer.refused == "node-a did not answer in time"
+    world.until(lambda: world.demands() == [])
+    made = world.do(groups.make("gone", [groups.Bundle(world.nodes["node-a"].ray_id, gpus=1)]))
+    world.do(groups.remove(made))
+    monkeypatch.setattr(groups, "PROBE_S", 1.0)
+    assert world.do(groups.probe(made, [groups.Bundle("", gpus=1)])) is None
+    world.until(lambda: world.demands() == [])
+
+
 def test_cpus_that_another_has_in_ray_are_refused(world: Any) -> None:
     other = Loader.options(num_cpus=4, label_selector={"ray.io/node-id": world.nodes["node-b"].ray_id})
     actor = other.remote()
