@@ -7,7 +7,8 @@ long life, beside Ray's own placement groups in the same run.
 The callers are Ray actors on this machine; each asks for a batch of leases, has the answer once the grants
 are on the disk, gives the batch back, and goes on. The leases are of nodes that Ray does not manage, so that
 the ledger alone is measured, not Ray's placement groups. A round trip is one lease, asked for and seen
-granted by an otherwise idle ledger, in turns with a bare call of an actor, which is the least that Ray takes.
+granted by an otherwise idle ledger, in turns with a bare call of an actor, which is the least that Ray takes,
+and with a small write brought to the disk, which is the least that durable takes.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from typing import Any
 SHARE = 0.01
 """The part of a GPU that each lease asks for."""
 PER_NODE = 8
+PAGE = 4096
 
 
 def nodes(gpus: int) -> list[Any]:
@@ -84,23 +86,27 @@ class Caller:
             self.give_back(leases)
         return granted
 
-    def round_trips(self, times: int, idle: Any) -> tuple[list[float], list[float]]:
-        """Milliseconds until a single lease was seen granted, and of a call of an actor that does nothing, in
-        turns: what else the machine does hits both."""
+    def round_trips(self, times: int, idle: Any, folder: str) -> dict[str, list[float]]:
+        """Milliseconds until a single lease was seen granted, of a call of an actor that does nothing, and of
+        a small write to the disk, in turns: what else the machine does hits all."""
         import ray
 
-        took: list[float] = []
-        bare: list[float] = []
-        for _ in range(times):
+        took: dict[str, list[float]] = {"lease": [], "call": [], "write": []}
+
+        def timed(name: str, step: Callable[[], Any]) -> Any:
             start = time.perf_counter()
-            (lease,) = self.ask(1)
-            took.append(1000 * (time.perf_counter() - start))
-            assert lease.state == "bound"
-            self.give_back([lease])
-            start = time.perf_counter()
-            ray.get(idle.nothing.remote())
-            bare.append(1000 * (time.perf_counter() - start))
-        return took, bare
+            done = step()
+            took[name].append(1000 * (time.perf_counter() - start))
+            return done
+
+        with open(f"{folder}/write", "wb", buffering=0) as file:
+            for _ in range(times):
+                (lease,) = timed("lease", lambda: self.ask(1))
+                assert lease.state == "bound"
+                self.give_back([lease])
+                timed("call", lambda: ray.get(idle.nothing.remote()))
+                timed("write", lambda: (file.write(bytes(PAGE)), os.fsync(file.fileno())))
+        return took
 
 
 class Idle:
@@ -139,12 +145,14 @@ def through_the_actor(gpus: int, callers: int, batch: int, seconds: float) -> di
         granted = sum(ray.get([each.work.remote(batch, seconds) for each in crew]))
         took = time.perf_counter() - start
         idle = ray.remote(Idle).options(num_cpus=0, max_concurrency=1000).remote()
-        trips, bare = map(sorted, ray.get(crew[0].round_trips.remote(300, idle)))
+        trips = ray.get(crew[0].round_trips.remote(300, idle, str(folder)))
+        leases = sorted(trips["lease"])
         return {
             "grants_per_s": granted / took,
-            "round_trip_p50_ms": statistics.median(trips),
-            "round_trip_p99_ms": trips[int(len(trips) * 0.99)],
-            "bare_call_p50_ms": statistics.median(bare),
+            "round_trip_p50_ms": statistics.median(leases),
+            "round_trip_p99_ms": leases[int(len(leases) * 0.99)],
+            "bare_call_p50_ms": statistics.median(trips["call"]),
+            "write_p50_ms": statistics.median(trips["write"]),
             "placement_groups_per_s": placement_groups(seconds),
         }
     finally:
@@ -233,6 +241,7 @@ def table(found: dict[str, Any]) -> str:
             "a call of an actor that does nothing, in turns with it",
             f"{actor['bare_call_p50_ms']:.2f} ms (median)",
         ),
+        ("4 KiB brought to the disk, in turns with it", f"{actor['write_p50_ms']:.2f} ms (median)"),
         ("Ray's placement groups, made and removed", f"{actor['placement_groups_per_s']:,.0f} a second"),
         (f"a job's life in the core, first of {life['jobs']:,}", f"{life['first_ms']:.3f} ms (median)"),
         ("the same, the last ones", f"{life['last_ms']:.3f} ms (median)"),
