@@ -16,7 +16,7 @@ from raysched.actors.settings import Settings
 from raysched.client import Client
 from raysched.cluster import own_ray
 from raysched.cluster.own_ray import RayLost
-from raysched.errors import RayschedError, Unreachable
+from raysched.errors import RayschedError, Unauthorized, Unreachable
 
 READY_S = 90.0
 """How long the nodes may take to report and the gateway to answer."""
@@ -127,6 +127,8 @@ def wait_ready(address: str, token: str) -> dict[str, Any]:
                 return client.status()
         except Unreachable as error:
             missing = str(error)
+        except Unauthorized:
+            missing = f"another program has taken {address}: end it, or name another --port"
         if time.monotonic() > deadline:
             raise Unreachable(f"raysched is not ready after {READY_S:.0f} s: {missing}")
         time.sleep(0.1)

@@ -73,6 +73,26 @@ def test_a_busy_port_is_named_and_nothing_is_started(make_system: MakeSystem) ->
     assert not system.processes()
 
 
+def test_a_port_that_was_taken_meanwhile_is_named(system: System) -> None:
+    """Between the look at the port and the gateway's start: the answer comes from somebody else."""
+    done = system.python("-c", WAIT_FOR_ANOTHER, json.loads((system.home / "up.json").read_text())["ray"])
+    assert f"another program has taken {system.address}: end it, or name another --port" in done.stdout
+
+
+WAIT_FOR_ANOTHER = """
+import json, os, sys
+from raysched.cluster import system
+from raysched.errors import Unreachable
+system.READY_S = 0
+system.connect(sys.argv[1])
+address = json.load(open(os.environ["RAYSCHED_HOME"] + "/gateway.json"))["address"]
+try:
+    system.wait_ready(address, "the token of this one")
+except Unreachable as error:
+    print(error)
+"""
+
+
 def test_a_ray_that_was_there_is_used_and_left_as_it_was(make_system: MakeSystem) -> None:
     system = make_system(None)
     system.folder.joinpath("ray-files").mkdir()
