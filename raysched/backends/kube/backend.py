@@ -131,11 +131,11 @@ class KubeBackend:
         return [*seen, *self._without_record({record.run for record in found.values()})]
 
     def _without_pods(self, found: Mapping[str, Record]) -> list[Object]:
-        """The Jobs of runs that go on and have no pod. Of a RayJob, KubeRay says why itself."""
+        """The Jobs of runs that go on and have no pod."""
         waiting = [
             self._objects.known_job(record)
             for name, record in found.items()
-            if record.end is None and not record.ray and not self._objects.pods(name)
+            if record.end is None and not self._objects.pods(name)
         ]
         return [job for job in waiting if job is not None]
 

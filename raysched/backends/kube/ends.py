@@ -74,6 +74,8 @@ class Ends:
         for pod in await self._objects.all_pods(record.name):
             if not has_ended(pod):
                 await self._objects.delete_pod(pod, seconds(int(grace * 1000)))
+        if record.ray and in_kueue(job):  # else KubeRay would make its pods anew
+            await self._objects.delete_job(record.name, ray=True)
 
     # ------------------------------------------------------------ making sure
 

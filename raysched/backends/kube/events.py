@@ -13,7 +13,7 @@ from raysched.backends.kube.moments import moment
 from raysched.backends.kube.objects import Objects, is_over
 from raysched.backends.kube.reasons import in_kueue as kueue_says
 from raysched.backends.kube.reasons import not_made
-from raysched.backends.kube.verdict import halted, in_kueue
+from raysched.backends.kube.verdict import halted, waits_in_kueue
 from raysched.errors import Unreachable
 
 EVENTS_S = 3.0
@@ -37,7 +37,7 @@ class Events:
         that Kueue lets wait."""
         now = int(time.time() * 1000)
         empty = [job["metadata"]["name"] for job in jobs if _waits_for_pods(job, now)]
-        queued = [job["metadata"]["name"] for job in jobs if in_kueue(job) and job["spec"].get("suspend")]
+        queued = [job["metadata"]["name"] for job in jobs if waits_in_kueue(job)]
         names = {*empty, *queued}
         if not names or time.monotonic() - self._asked < EVENTS_S:
             self.why = {name: why for name, why in self.why.items() if name in names}
@@ -65,11 +65,13 @@ class Events:
                 owner["name"]: kueue_says(workload)
                 for workload in workloads
                 for owner in workload["metadata"].get("ownerReferences") or []
-                if owner["kind"] == "Job"
+                if owner["kind"] in ("Job", "RayJob")
             }
         return {}
 
 
 def _waits_for_pods(job: Object, now: int) -> bool:
+    """Of a RayJob, KubeRay says itself why there is none."""
     since = moment(job.get("status", {}).get("startTime")) or now
-    return not halted(job) and not is_over(job) and now - since > EVENTS_S * 1000
+    plain = job.get("kind") != "RayJob"
+    return plain and not halted(job) and not is_over(job) and now - since > EVENTS_S * 1000

@@ -12,7 +12,7 @@ from typing import Any
 
 from raysched.backends.base import EngineRefused
 from raysched.backends.kube.command import as_is, command
-from raysched.backends.kube.names import KUEUE_QUEUE, NAME, files_name, labels, name_of
+from raysched.backends.kube.names import KAI_QUEUE, KUEUE_QUEUE, NAME, files_name, labels, name_of
 from raysched.backends.kube.overlay import laid_over
 from raysched.backends.kube.ray_job import ray_job
 from raysched.core.asking import GPU, PRODUCT, Claim, PodAsk, pod_ask
@@ -23,8 +23,6 @@ from raysched.specs.k8s import MAIN
 from raysched.specs.units import parse_duration
 from raysched.specs.values import SECRET
 
-KAI_QUEUE = "kai.scheduler/queue"
-"""The label with the leaf queue that KAI Scheduler serves a job from."""
 KAI_GANG = "kai.scheduler/batch-min-member"
 """The annotation of a Job that says how many of its pods must have room before the first one starts."""
 CLAIM = "gpus"
@@ -179,19 +177,19 @@ def _job(launch: Launch, order: Order, target: Target, parts: int) -> Manifest:
 
 
 def _ray_job(launch: Launch, order: Order, target: Target, parts: int) -> Manifest:
-    """Its pods are alike: no rank tells them apart, and Ray lets them find each other. Neither KAI Scheduler
-    takes what submits to it, nor is it known how often Kueue let it go: it waits in no queue of theirs."""
+    """Its pods are alike: no rank tells them apart, and Ray lets them find each other. KAI Scheduler starts
+    them all together; what submits comes after them, has no GPU, and goes past it."""
     demand = order.demand
-    target = replace(target, kai={}, kueue={})
-    if demand.way == "kai" and not pod_ask(demand).limits:
-        raise EngineRefused(
-            "k8s.ray: the GPUs of this cluster are shared by KAI Scheduler, which takes no Ray job that is "
-            "submitted so: ask for whole GPUs",
-            final=True,
-        )
+    metadata = _metadata(launch, target)
+    metadata["labels"] = {**metadata["labels"], **_queue_labels(order, target)}
     each = replace(order, demand=replace(demand, nodes=1), ranks=())
     template = _template(launch, each, target, parts)
-    return ray_job(_metadata(launch, target), template, launch.entrypoint, demand.nodes, demand.count)
+    if KAI_QUEUE in metadata["labels"]:
+        past = replace(each, demand=replace(each.demand, way=""))
+        submits = _template(launch, past, replace(target, kai={}), parts)
+    else:
+        submits = template
+    return ray_job(metadata, template, submits, launch.entrypoint, demand.nodes, demand.count)
 
 
 def _template(launch: Launch, order: Order, target: Target, parts: int) -> Manifest:

@@ -23,6 +23,8 @@ GOES_ON = "raysched.io/sharing"
 """The annotation of a node whose GPUs are about to be shared in another way (`sharing.py`)."""
 KUEUE_QUEUE = "kueue.x-k8s.io/queue-name"
 """The label with the local queue in which Kueue lets a Job wait until it is its turn."""
+KAI_QUEUE = "kai.scheduler/queue"
+"""The label with the leaf queue that KAI Scheduler serves a job from."""
 SLUG = 28
 """Characters of a job's id in a name: with what Kubernetes puts behind it, it has to stay below 63, and a
 RayJob's may have 47."""

@@ -80,10 +80,16 @@ Manifest = dict[str, Any]
 
 
 def ray_job(
-    metadata: Manifest, template: Manifest, entrypoint: str | tuple[str, ...], nodes: int, gpus: int
+    metadata: Manifest,
+    template: Manifest,
+    submits: Manifest,
+    entrypoint: str | tuple[str, ...],
+    nodes: int,
+    gpus: int,
 ) -> Manifest:
     """The RayJob of a driver on so many pods, each with `gpus` devices. `template` is that of a Job's pod
-    with the same resources. It is suspended until its record knows of it."""
+    with the same resources, `submits` that of one which is put somewhere as the submitter shall be. It is
+    suspended until its record knows of it, and Kueue, where it has a say, lets it go."""
     parameters = {"num-gpus": str(gpus)}
     main = template["spec"]["containers"][0]
     group: Manifest = {
@@ -108,7 +114,7 @@ def ray_job(
             "backoffLimit": 0,
             "submitterConfig": {"backoffLimit": 0},
             "shutdownAfterJobFinishes": True,
-            "submitterPodTemplate": _submitter(template),
+            "submitterPodTemplate": _submitter(submits),
             "rayClusterSpec": {
                 "headGroupSpec": {"rayStartParams": parameters, "template": head},
                 **({"workerGroupSpecs": [group]} if nodes > 1 else {}),

@@ -7,12 +7,16 @@ from typing import Any
 
 from raysched.backends.kube import reasons
 from raysched.backends.kube.moments import moment
-from raysched.backends.kube.names import ROLE
+from raysched.backends.kube.names import KAI_QUEUE, ROLE
 from raysched.backends.kube.records import Record
-from raysched.backends.kube.verdict import CODE, TOLD_TO_END, Kind, over, started_at
+from raysched.backends.kube.verdict import CODE, TOLD_TO_END, Kind, over, started_at, waits_in_kueue
 from raysched.core.work import Seen
 
 STOPPED = "its Ray job was stopped in Ray, not by raysched"
+NOT_WITH_KAI = (
+    " (it never does where it runs with --batch-scheduler=kai-scheduler: that refuses Ray jobs which a pod "
+    "submits, and is not needed)"
+)
 
 Object = dict[str, Any]
 
@@ -26,15 +30,18 @@ def _submitters(pods: Sequence[Object]) -> list[Object]:
     return of_role(pods, "submitter")
 
 
-def _waits(job: Object, _: str) -> str:
+def _waits(job: Object, not_made: str) -> str:
     """Why there is none of its pods that waits."""
+    if waits_in_kueue(job):
+        return not_made or "waits in Kueue"
     status = job.get("status") or {}
     if not status.get("jobDeploymentStatus"):
         return "waits for the KubeRay operator, which has not looked at it yet"
     failure = reasons.condition({"status": status.get("rayClusterStatus") or {}}, "ReplicaFailure")
     if failure is not None and failure["status"] == "True":
         return reasons.not_made(failure.get("message", ""))
-    return "KubeRay is starting its Ray"
+    in_kai = KAI_QUEUE in (job["metadata"].get("labels") or {})
+    return f"KubeRay is starting its Ray{NOT_WITH_KAI if in_kai else ''}"
 
 
 def _ended(record: Record, job: Object, pods: Sequence[Object]) -> Seen | None:
@@ -67,8 +74,11 @@ def _exit_code(code: int) -> int:
 
 def _headless(record: Record, pods: Sequence[Object]) -> Seen | None:
     """The end of a run whose head is gone, and its driver with it: KubeRay would make another head, which
-    knows nothing of the driver. One that ended before the driver was submitted took nothing along."""
+    knows nothing of the driver. One that ended before the driver was submitted took nothing along; one that
+    ends as the run was told to is not missed."""
     submitters = _submitters(pods)
+    if record.stop:
+        return None
     if not submitters:
         return None
     submitted = min(_made(pod) for pod in submitters)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from raysched.backends.kube import reasons
 from raysched.backends.kube.moments import moment
-from raysched.backends.kube.names import KUEUE_QUEUE, LET_GO
+from raysched.backends.kube.names import KUEUE_QUEUE, LET_GO, MANAGER
 from raysched.backends.kube.records import Record
 from raysched.core.work import Seen
 
@@ -74,12 +74,20 @@ def verdict(
 
 
 def fresh(job: Object) -> bool:
-    """Whether a Job was never let go, so that nothing of it can have run. (KubeRay writes into the spec of a
-    RayJob by itself, so that its generation does not tell.)"""
+    """Whether a Job was never let go, so that nothing of it can have run."""
     metadata = job["metadata"]
-    plain = job.get("kind") != "RayJob"
-    changed = LET_GO in (metadata.get("annotations") or {}) or (plain and metadata.get("generation", 1) > 1)
-    return not changed and halted(job)
+    if not halted(job) or LET_GO in (metadata.get("annotations") or {}):
+        return False
+    return _suspended_by_us(job) if job.get("kind") == "RayJob" else metadata.get("generation", 1) <= 1
+
+
+def _suspended_by_us(job: Object) -> bool:
+    """Whether a RayJob is still suspended as it was made. KubeRay writes into its spec by itself, so that its
+    generation does not tell; but the API server knows who said `suspend` last."""
+    return any(
+        owner["manager"] == MANAGER and "f:suspend" in owner.get("fieldsV1", {}).get("f:spec", {})
+        for owner in job["metadata"].get("managedFields") or ()
+    )
 
 
 def halted(job: Object) -> bool:
@@ -133,9 +141,13 @@ def _now(
     return Seen(record.run, "queued", reason=waits)
 
 
+def waits_in_kueue(job: Object) -> bool:
+    """Whether Kueue has not let a Job go."""
+    return in_kueue(job) and bool(job["spec"].get("suspend"))
+
+
 def _waits(job: Object, not_made: str) -> str:
-    kueue = in_kueue(job) and job["spec"].get("suspend")
-    return not_made or ("waits in Kueue" if kueue else "waits in Kubernetes")
+    return not_made or ("waits in Kueue" if waits_in_kueue(job) else "waits in Kubernetes")
 
 
 def started_at(pods: Sequence[Object]) -> int | None:

@@ -9,12 +9,17 @@ from typing import Any
 
 import plugin_play
 import pytest
+from documented import KUEUE, WORKLOADS
 from kube_cluster import KubeCluster
-from orders import NAMESPACE, KubeHands
+from orders import NAMESPACE, KubeHands, ordered
+from running import wait_until
 
-from raysched.backends.base import Backend
+from raysched.backends.base import Backend, EngineRefused
 from raysched.backends.kube.backend import KubeBackend
 from raysched.backends.kube.cluster import Access, Cluster
+from raysched.core.site import NOWHERE
+from raysched.testing import RayDashboard
+from raysched.testing.conformance import new_launch
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +38,43 @@ def cluster() -> Iterator[KubeCluster]:
 def installed(cluster: KubeCluster) -> None:
     """NVIDIA's device plugin and MIG manager, as an administrator has them."""
     plugin_play.install(cluster)
+
+
+@pytest.fixture(scope="session")
+def dashboard() -> Iterator[RayDashboard]:
+    running = RayDashboard()
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="session")
+def refused(cluster: KubeCluster, tmp_path_factory: pytest.TempPathFactory) -> EngineRefused:
+    """What is said of a Ray job before the cluster has KubeRay."""
+    folder = tmp_path_factory.mktemp("refused")
+    access = Access(str(cluster.kubeconfig), namespace=NAMESPACE)
+    hands = KubeHands(lambda: KubeBackend(Cluster(access), "early", folder, folder / "runs"), cluster)
+    try:
+        with pytest.raises(EngineRefused) as said:
+            hands.start(ordered(new_launch("python train.py", NOWHERE), ray=True))
+        assert not hands.do(hands.backend.observe())
+    finally:
+        hands.close()
+    return said.value
+
+
+@pytest.fixture(scope="session")
+def kuberay(cluster: KubeCluster, dashboard: RayDashboard, refused: EngineRefused) -> KubeCluster:
+    """The control plane, with KubeRay from here on."""
+    cluster.add_ray(dashboard.url)
+    return cluster
+
+
+@pytest.fixture(scope="module")
+def kueue(cluster: KubeCluster) -> Iterator[None]:
+    """The kinds of Kueue; whoever needs it does what its controller would."""
+    with cluster.made(("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", WORKLOADS)):
+        wait_until(lambda: cluster.get(f"{KUEUE}/workloads"), "the kind is known", 60)
+        yield
 
 
 @pytest.fixture

@@ -139,3 +139,38 @@ CLAIMED = node("claimed", {}, {})
 SLICES = [
     resource_slice("claimed", dra_gpu(0), *(dra_mig(1, start) for start in range(7))),
 ]
+
+# Kueue: the part of what it makes for each Job that is looked at.
+KUEUE = "/apis/kueue.x-k8s.io/v1beta2"
+KUEUE_QUEUE = "kueue.x-k8s.io/queue-name"
+_LISTED = {"type": "array", "items": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
+WORKLOADS = {
+    "apiVersion": "apiextensions.k8s.io/v1",
+    "kind": "CustomResourceDefinition",
+    "metadata": {"name": "workloads.kueue.x-k8s.io"},
+    "spec": {
+        "group": "kueue.x-k8s.io",
+        "names": {"kind": "Workload", "plural": "workloads", "singular": "workload"},
+        "scope": "Namespaced",
+        "versions": [
+            {
+                "name": "v1beta2",
+                "served": True,
+                "storage": True,
+                "subresources": {"status": {}},
+                "schema": {
+                    "openAPIV3Schema": {
+                        "type": "object",
+                        "properties": {
+                            "spec": {
+                                "type": "object",
+                                "properties": {"queueName": {"type": "string"}, "podSets": _LISTED},
+                            },
+                            "status": {"type": "object", "properties": {"conditions": _LISTED}},
+                        },
+                    }
+                },
+            }
+        ],
+    },
+}

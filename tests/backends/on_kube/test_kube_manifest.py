@@ -409,13 +409,23 @@ def test_a_driver_is_told_to_end_and_waited_for(tmp_path: Path, as_list: bool) -
     assert again.returncode == 0
 
 
-def test_a_ray_job_has_shares_in_every_way_but_kai_schedulers() -> None:
-    """Which takes none that is submitted so. It waits in no queue of the cluster."""
-    for way in ("plugin", "hami", "volcano", "dra"):
-        made = manifests(launch(kind="gpu", count=1, ray=True, **WAYS[way]), WITH_QUEUES)
+def test_a_ray_job_has_shares_in_every_way_and_waits_in_the_queues_of_the_cluster() -> None:
+    """As any job does; but what submits is not KAI Scheduler's, as it comes after the others."""
+    for way in ("plugin", "hami", "volcano", "dra", "kai"):
+        asked = launch(kind="gpu", count=1, nodes=2, ray=True, **WAYS[way])
+        made = manifests(asked, WITH_QUEUES)
         beside = ["ResourceClaimTemplate"] if way == "dra" else []
         assert [one["kind"] for one in made] == ["RayJob", *beside]
-        assert "team-a" not in json.dumps([one["spec"] for one in made])
-        assert "user-queue" not in json.dumps(made)
-    with pytest.raises(EngineRefused, match=r"k8s\.ray: the GPUs .* are shared by KAI Scheduler"):
-        manifests(launch(kind="gpu", count=1, ray=True, **WAYS["kai"]), WITH_QUEUES)
+        plain, *_ = manifests(launch(kind="gpu", count=1, **WAYS[way]), WITH_QUEUES)
+        assert made[0]["metadata"]["labels"] == plain["metadata"]["labels"]
+        *members, submitter = ray_pods(made[0])
+        for pod in members:
+            assert pod["metadata"]["labels"]["kai.scheduler/queue"] == "team-a"
+            assert pod["spec"]["schedulerName"] == "kai-scheduler"
+            gpus = plain["spec"]["template"]["spec"]["containers"][0]["resources"]
+            assert pod["spec"]["containers"][0]["resources"] == gpus
+        assert "kai" not in json.dumps(submitter)
+        assert "gpu-fraction" not in json.dumps(submitter)
+        assert submitter["spec"]["tolerations"] == members[0]["spec"]["tolerations"]
+    with pytest.raises(EngineRefused, match="no queue of it serves"):
+        manifests(launch(kind="gpu", count=1, ray=True, **WAYS["kai"]), TARGET)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from documented import KUEUE, KUEUE_QUEUE
 from kube_cluster import KubeCluster
 from orders import NAMESPACE, KubeHands, ordered
 from running import wait_until
@@ -14,48 +15,6 @@ from raysched.backends.base import Backend
 from raysched.core.site import NOWHERE
 from raysched.core.work import Run
 from raysched.testing.conformance import LASTS, new_launch
-
-KUEUE = "/apis/kueue.x-k8s.io/v1beta2"
-QUEUE = "kueue.x-k8s.io/queue-name"
-LISTED = {"type": "array", "items": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
-WORKLOADS = {
-    "apiVersion": "apiextensions.k8s.io/v1",
-    "kind": "CustomResourceDefinition",
-    "metadata": {"name": "workloads.kueue.x-k8s.io"},
-    "spec": {
-        "group": "kueue.x-k8s.io",
-        "names": {"kind": "Workload", "plural": "workloads", "singular": "workload"},
-        "scope": "Namespaced",
-        "versions": [
-            {
-                "name": "v1beta2",
-                "served": True,
-                "storage": True,
-                "subresources": {"status": {}},
-                "schema": {
-                    "openAPIV3Schema": {
-                        "type": "object",
-                        "properties": {
-                            "spec": {
-                                "type": "object",
-                                "properties": {"queueName": {"type": "string"}, "podSets": LISTED},
-                            },
-                            "status": {"type": "object", "properties": {"conditions": LISTED}},
-                        },
-                    }
-                },
-            }
-        ],
-    },
-}
-"""The part of what Kueue makes for each Job that is looked at."""
-
-
-@pytest.fixture(scope="module")
-def kueue(cluster: KubeCluster) -> Iterator[None]:
-    with cluster.made(("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", WORKLOADS)):
-        wait_until(lambda: cluster.get(f"{KUEUE}/workloads"), "the kind is known", 60)
-        yield
 
 
 @pytest.fixture
@@ -79,14 +38,19 @@ def suspend(cluster: KubeCluster, run: Run, on: bool) -> None:
     cluster.patch(path, {"spec": {"suspend": on}})
 
 
-def says(cluster: KubeCluster, run: Run, message: str) -> None:
-    """Make the workload of a run's Job, which waits for this reason."""
-    metadata = job_of(cluster, run)["metadata"]
-    owner = {"apiVersion": "batch/v1", "kind": "Job", "name": metadata["name"], "uid": metadata["uid"]}
+def says(cluster: KubeCluster, job: Any, message: str) -> None:
+    """Make the workload of a Job, which waits for this reason."""
+    metadata = job["metadata"]
+    owner = {
+        "apiVersion": job.get("apiVersion", "batch/v1"),
+        "kind": job.get("kind", "Job"),
+        "name": metadata["name"],
+        "uid": metadata["uid"],
+    }
     name = f"job-{metadata['name']}"
     path = f"{KUEUE}/namespaces/{NAMESPACE}/workloads"
     body = {"apiVersion": "kueue.x-k8s.io/v1beta2", "kind": "Workload"}
-    spec = {"queueName": metadata["labels"][QUEUE]}
+    spec = {"queueName": metadata["labels"][KUEUE_QUEUE]}
     cluster.call("POST", path, {**body, "metadata": {"name": name, "ownerReferences": [owner]}, "spec": spec})
     condition = {"type": "QuotaReserved", "status": "False", "reason": "Pending", "message": message}
     status = {"status": {"conditions": [condition]}}
@@ -100,9 +64,9 @@ def test_a_job_waits_in_kueue_runs_when_it_is_let_go_and_is_taken_away_for_other
     assert hands.until(run, "queued").reason == "waits in Kueue"
     hands.start(hands._started[run])  # whoever starts it again lets nothing go
     job = job_of(cluster, run)
-    assert (job["metadata"]["labels"][QUEUE], job["spec"]["suspend"]) == ("team-a", True)
+    assert (job["metadata"]["labels"][KUEUE_QUEUE], job["spec"]["suspend"]) == ("team-a", True)
     why = "couldn't assign flavors to pod set main: insufficient quota for nvidia.com/gpu"
-    says(cluster, run, why)
+    says(cluster, job, why)
     wait_until(lambda: hands.until(run, "queued").reason == f"waits in Kueue: {why}", "it is told why", 60)
     assert not hands.pods(run)
     suspend(cluster, run, False)
@@ -137,7 +101,7 @@ def test_a_job_is_not_kueues_before_its_record_knows_of_it(cluster: KubeCluster,
 
     async def watched(record: Any, **data: str) -> Any:
         if "job" in data:
-            seen.append(QUEUE in job_of(cluster, record.run)["metadata"]["labels"])
+            seen.append(KUEUE_QUEUE in job_of(cluster, record.run)["metadata"]["labels"])
         return await write(record, **data)
 
     hands.backend._objects.write = watched  # type: ignore[attr-defined]

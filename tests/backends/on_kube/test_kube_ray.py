@@ -8,14 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-import pytest
 from kube_cluster import KubeCluster
 from orders import NAMESPACE, SOON, KubeHands, ordered
 from running import wait_until
 from test_kube_backend import GPU, Dies
 
 from raysched.backends.base import Backend, EngineRefused
-from raysched.backends.kube.backend import KubeBackend
 from raysched.backends.kube.cluster import Access
 from raysched.core.commands import Placed
 from raysched.core.site import NOWHERE
@@ -27,37 +25,6 @@ from raysched.testing.conformance import new_launch
 RAY = f"/apis/ray.io/v1/namespaces/{NAMESPACE}"
 PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
 LONG = 120
-
-
-@pytest.fixture(scope="session")
-def dashboard() -> Iterator[RayDashboard]:
-    running = RayDashboard()
-    yield running
-    running.close()
-
-
-@pytest.fixture(scope="session")
-def refused(cluster: KubeCluster, tmp_path_factory: pytest.TempPathFactory) -> EngineRefused:
-    """What is said of a Ray job before the cluster has KubeRay."""
-    from raysched.backends.kube.cluster import Cluster
-
-    folder = tmp_path_factory.mktemp("refused")
-    access = Access(str(cluster.kubeconfig), namespace=NAMESPACE)
-    hands = KubeHands(lambda: KubeBackend(Cluster(access), "early", folder, folder / "runs"), cluster)
-    try:
-        with pytest.raises(EngineRefused) as said:
-            hands.start(order())
-        assert not hands.do(hands.backend.observe())
-    finally:
-        hands.close()
-    return said.value
-
-
-@pytest.fixture(scope="session")
-def kuberay(cluster: KubeCluster, dashboard: RayDashboard, refused: EngineRefused) -> KubeCluster:
-    """The control plane, with KubeRay from here on."""
-    cluster.add_ray(dashboard.url)
-    return cluster
 
 
 def order(**fields: Any) -> Launch:

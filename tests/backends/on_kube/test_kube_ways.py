@@ -104,6 +104,13 @@ def asking(hands: KubeHands, name: str, request: Request) -> Launch:
 def put(cluster: KubeCluster, hands: KubeHands, run: Run, where: str, **marks: str) -> Any:
     """Put the pod of a run on a node, as another scheduler would."""
     pod = wait_until(lambda: hands.pods(run), "its pod is made", 60)[0]
+    bind(cluster, pod, where, **marks)
+    hands.until(run, "running")
+    return pod
+
+
+def bind(cluster: KubeCluster, pod: Any, where: str, **marks: str) -> None:
+    """Put a pod on a node."""
     assert "nodeName" not in pod["spec"], "another scheduler took it"
     path = f"/api/v1/namespaces/{NAMESPACE}/pods/{pod['metadata']['name']}"
     cluster.patch(path, {"metadata": {"annotations": marks}})
@@ -114,8 +121,6 @@ def put(cluster: KubeCluster, hands: KubeHands, run: Run, where: str, **marks: s
         "target": {"apiVersion": "v1", "kind": "Node", "name": where},
     }
     cluster.call("POST", f"{path}/binding", binding)
-    hands.until(run, "running")
-    return pod
 
 
 def slices(hands: KubeHands, run: Run) -> tuple[Slice, ...]:
