@@ -21,6 +21,12 @@ from raysched.errors import RayschedError
 MARKER = "RAYSCHED_LEASE"
 """The environment variable that names the lease of a process."""
 
+WORKER_START_S = 60.0
+"""How long Ray waits for a worker that it started (`worker_register_timeout_seconds`)."""
+
+LISTEN = "0A"
+"""The state of a socket that waits for connections, in /proc/net/tcp."""
+
 _STUBBORN_S = 10.0
 """Seconds after SIGKILL in which a process has to be gone; only one that hangs in the kernel is not."""
 
@@ -63,9 +69,10 @@ def processes_of(lease_id: str) -> frozenset[Process]:
 def end_processes(lease_id: str, grace_s: float, exclude: Iterable[int] = ()) -> None:
     """End every process of a lease, and return when none is left; at once if there is none.
 
-    Each gets SIGTERM, children that appear meanwhile as well, and after `grace_s` seconds SIGKILL. The
-    calling process and the ids in `exclude` are left alone. Raises RayschedError if one is still there
-    ten seconds after that: it hangs in the kernel, or belongs to another user. Blocks: call it in a thread.
+    Each gets SIGTERM, children that appear meanwhile as well, and after `grace_s` seconds SIGKILL; a worker
+    of Ray not before Ray knows it. The calling process and the ids in `exclude` are left alone. Raises
+    RayschedError if one is still there ten seconds after that: it hangs in the kernel, or belongs to another
+    user. Blocks: call it in a thread.
     """
     spared = {os.getpid(), *exclude}
     deadline = time.monotonic() + grace_s
@@ -76,13 +83,14 @@ def end_processes(lease_id: str, grace_s: float, exclude: Iterable[int] = ()) ->
         overdue = time.monotonic() - deadline
         if not left:
             return
-        if overdue > _STUBBORN_S:
-            raise RayschedError(_stuck(lease_id, left))
+        ready = frozenset(process for process in left if not _is_starting_worker(process))
+        if ready and overdue > _STUBBORN_S:
+            raise RayschedError(_stuck(lease_id, ready))
         if overdue >= 0:
-            send(left, signal.SIGKILL)
+            send(ready, signal.SIGKILL)
         else:
-            send(left - asked, signal.SIGTERM)
-            asked |= left
+            send(ready - asked, signal.SIGTERM)
+            asked |= ready
         time.sleep(pause)
 
 
@@ -141,6 +149,37 @@ def mark(pid: int) -> str | None:
     start = f"\0{MARKER}=".encode()
     value = (b"\0" + environment).partition(start)[2].partition(b"\0")[0]
     return value.decode(errors="replace") or None
+
+
+def _is_starting_worker(process: Process) -> bool:
+    """Whether a process is a worker of Ray that its raylet does not know yet, and waits for.
+
+    One that is killed then counts as starting for the rest of that time, and Ray starts no more at once than
+    the node has CPUs: two such deaths keep a node of two CPUs from starting anything. A worker opens a port
+    of its own once the raylet knows it.
+    """
+    parent = find(process.parent)
+    if parent is None or parent.name != "raylet" or _listens(process.pid):
+        return False
+    age = time.clock_gettime(time.CLOCK_BOOTTIME) - process.started / os.sysconf("SC_CLK_TCK")
+    return age < WORKER_START_S
+
+
+def _listens(pid: int) -> bool:
+    """Whether a process has a TCP port open for others."""
+    with suppress(OSError):  # it is gone, or another user's
+        tables = (Path(f"/proc/{pid}/net/{kind}").read_text().splitlines()[1:] for kind in ("tcp", "tcp6"))
+        rows = [line.split() for line in chain(*tables)]
+        listening = {f"socket:[{row[9]}]" for row in rows if row[3] == LISTEN}
+        return any(_target(entry) in listening for entry in Path(f"/proc/{pid}/fd").iterdir())
+    return False
+
+
+def _target(entry: Path) -> str:
+    """What a file descriptor leads to; nothing where it is closed by now."""
+    with suppress(FileNotFoundError):
+        return os.readlink(entry)
+    return ""
 
 
 def send(processes: Iterable[Process], number: signal.Signals) -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
-from ray._private.state import available_resources_per_node
+from ray._private.state import available_resources_per_node, state
 from ray.autoscaler.v2.sdk import get_cluster_status
+from ray.core.generated import gcs_pb2
 from ray.util.placement_group import placement_group_table
 
 from raysched.backends.base import HoldAnswer
@@ -33,6 +34,7 @@ RAY_LEAVES_SOCKETS = "ignore:unclosed:ResourceWarning"
 """Ray's cluster in this process drops sockets without closing them."""
 
 T = TypeVar("T")
+WorkerTableData: Any = vars(gcs_pb2)["WorkerTableData"]  # generated: no checker sees these names
 
 
 def describe(name: str, ray_id: str, gpus: int) -> NodeInfo:
@@ -121,6 +123,11 @@ class World:
         """What waits in Ray for a place."""
         demands = get_cluster_status(ray.get_runtime_context().gcs_address).resource_demands
         return [*demands.placement_group_demand, *demands.ray_task_actor_demand]
+
+    def known_workers(self) -> set[int]:
+        """The process ids of all workers that have made themselves known to Ray, the dead ones too."""
+        rows = state._connect_and_get_accessor().get_worker_table()
+        return {WorkerTableData.FromString(row).pid for row in rows}
 
     def groups(self, *states: str) -> dict[str, dict[str, Any]]:
         """Ray's placement groups in these states, all that are there if none is named."""

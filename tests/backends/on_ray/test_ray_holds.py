@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import subprocess
+import uuid
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from raysched.core.node import NodeInfo
 from raysched.core.request import WHOLE
 from raysched.core.work import Hold
 from raysched.errors import Unreachable
+from raysched.gpu.processes import Process, end_processes, processes_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings(RAY_LEAVES_SOCKETS)]
 
@@ -374,6 +376,19 @@ def test_a_share_is_free_only_when_its_processes_are_gone(world: Any, share: int
     assert [alive(pid) for pid in pids] == [False, True]
     world.release(other)
     assert not alive(pids[1])
+
+
+def test_a_worker_that_is_still_starting_is_not_killed_before_ray_knows_it(world: Any) -> None:
+    """Else Ray counts it as starting for a minute, and starts no other meanwhile on a node of few CPUs."""
+    lease = f"lease-{uuid.uuid4().hex}"
+    loader = Loader.options(runtime_env={"env_vars": {"RAYSCHED_LEASE": lease}}).remote()
+    found: frozenset[Process] = frozenset()
+    while not found:
+        found = processes_of(lease)
+    ray.kill(loader)
+    end_processes(lease, 0)
+    assert not processes_of(lease)
+    world.until(lambda: world.known_workers() & {process.pid for process in found})
 
 
 def alive(pid: int) -> bool:
