@@ -72,9 +72,12 @@ def kuberay(cluster: KubeCluster, dashboard: RayDashboard, refused: EngineRefuse
 @pytest.fixture(scope="module")
 def kueue(cluster: KubeCluster) -> Iterator[None]:
     """The kinds of Kueue; whoever needs it does what its controller would."""
-    with cluster.made(("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", WORKLOADS)):
+    crds = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+    with cluster.made((crds, WORKLOADS)):
         wait_until(lambda: cluster.get(f"{KUEUE}/workloads"), "the kind is known", 60)
         yield
+    name = WORKLOADS["metadata"]["name"]
+    wait_until(lambda: cluster.get(f"{crds}/{name}") is None, "the kind is gone, and can be made again", 60)
 
 
 @pytest.fixture
