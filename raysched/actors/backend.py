@@ -146,8 +146,8 @@ def _open(name: str, settings: Settings, ledger: RemoteLedger) -> Backend:
         return VMBackend(folder / "runs", settings.environment, settings.packages, hosts)
     if name == "slurm":
         return _open_slurm(settings, ledger)
-    if name == "k8s":
-        return _open_kube(settings, ledger)
+    if name in settings.k8s:
+        return _open_kube(name, settings, ledger)
     from raysched.backends.ray.backend import RayBackend
 
     return RayBackend(settings.packages, ledger.nodes)
@@ -197,18 +197,18 @@ def _controller(site: SlurmSite, environment: Mapping[str, str]) -> Controller:
     return RestController(site.rest, token, environment)
 
 
-def _open_kube(settings: Settings, ledger: RemoteLedger) -> Backend:
+def _open_kube(name: str, settings: Settings, ledger: RemoteLedger) -> Backend:
     from raysched.backends.kube.backend import KubeBackend
     from raysched.backends.kube.cluster import Access, Cluster
 
-    site = settings.k8s
-    assert site is not None, "no Kubernetes cluster is configured"
+    site = settings.k8s[name]
     folder = Path(settings.folder)
     return KubeBackend(
         Cluster(Access(site.kubeconfig, site.context, site.namespace, settings.environment)),
         system_id(folder),
         settings.packages,
-        folder / "runs-k8s",
+        folder / f"runs-{name}",
+        name=name,
         image=site.image,
         kai=site.kai,
         kueue=site.kueue,

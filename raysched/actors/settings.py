@@ -64,7 +64,8 @@ class Settings:
     """The machines behind SSH that the configuration names."""
     store: str | None = field(default=None, repr=False)  # it may hold a password
     slurm: SlurmSite | None = None
-    k8s: KubeSite | None = None
+    k8s: dict[str, KubeSite] = field(default_factory=dict[str, KubeSite])
+    """Kubernetes clusters by backend."""
 
     @property
     def on_nodes(self) -> tuple[str, ...]:
@@ -74,7 +75,7 @@ class Settings:
     @property
     def sites(self) -> tuple[str, ...]:
         """The backends whose nodes have a scheduler of their own."""
-        return tuple(name for name in self.backends if name in ("slurm", "k8s"))
+        return tuple(name for name in self.backends if name == "slurm" or name in self.k8s)
 
     @property
     def journal(self) -> str:

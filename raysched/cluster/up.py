@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from raysched.cluster.interrupts import held, interruptible
 from raysched.cluster.listening import listen, url_host
 from raysched.cluster.own_ray import RayLost
 from raysched.cluster.record import Record
+from raysched.core.clusters import backend_of
 from raysched.core.compile import compile_host
 from raysched.core.measured import Policy
 from raysched.errors import AlreadyUp, ConfigError, Conflict, PortBusy, RayschedError, Unreachable
@@ -79,6 +79,7 @@ def _plan(home: Path, config: Config, simulate: str | None, address: str | None,
     ray = before.ray if before else _given_ray(config, address, simulate)
     host = config.gateway.host
     number = config.gateway.port if port is None else port
+    slurm, k8s = _slurm(config), _k8s(config)
     settings = Settings(
         folder=str(homes.prepare(data_folder(config))),
         host=host,
@@ -91,34 +92,28 @@ def _plan(home: Path, config: Config, simulate: str | None, address: str | None,
         environment=dict(os.environ) | {"RAYSCHED_HOME": str(home)},
         hosts=tuple(compile_host(spec) for spec in config.backends.vm.hosts),
         store=config.store.url,
-        backends=("ray", "vm", *_sites(config)),
-        slurm=_slurm(config),
-        k8s=_k8s(config),
+        backends=("ray", "vm", *(("slurm",) if slurm is not None else ()), *k8s),
+        slurm=slurm,
+        k8s=k8s,
     )
     return Plan(home, settings, _token(home), ray, before, _count(simulate))
 
 
-def _sites(config: Config) -> Iterator[str]:
-    """The backends beside Ray's and this machine's own."""
-    if config.backends.slurm is not None:
-        yield "slurm"
-    if config.backends.k8s is not None:
-        yield "k8s"
-
-
-def _k8s(config: Config) -> KubeSite | None:
-    site = config.backends.k8s
-    if site is None:
-        return None
-    return KubeSite(
-        kubeconfig=site.kubeconfig,
-        context=site.context,
-        namespace=site.namespace,
-        image=site.image,
-        patience=site.pull_timeout,
-        kai=site.kai,
-        kueue=site.kueue,
-    )
+def _k8s(config: Config) -> dict[str, KubeSite]:
+    """The Kubernetes clusters of the configuration, by backend."""
+    clusters = config.backends.k8s.each() if config.backends.k8s is not None else {}
+    return {
+        backend_of(name): KubeSite(
+            kubeconfig=one.kubeconfig,
+            context=one.context,
+            namespace=one.namespace,
+            image=one.image,
+            patience=one.pull_timeout,
+            kai=one.kai,
+            kueue=one.kueue,
+        )
+        for name, one in clusters.items()
+    }
 
 
 def _slurm(config: Config) -> SlurmSite | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from raysched.core.clusters import backend_of
 from raysched.core.commands import JobRequest
 from raysched.core.host import Host
 from raysched.core.request import WHOLE, Request
@@ -36,8 +37,11 @@ def compile_job(spec: JobSpec, id: str, package: str | None) -> JobRequest:
 def compile_request(spec: JobSpec) -> Request:
     """What one element of the job asks for."""
     boxed = spec.image is not None
+    at_cluster = spec.backend == "k8s" and spec.k8s.cluster is not None
+    request = compile_resources(spec.resources, spec.backend)
     return replace(
-        compile_resources(spec.resources, spec.backend),
+        request,
+        backends=(backend_of(spec.k8s.cluster or ""),) if at_cluster else request.backends,
         container=boxed,
         limitable=not boxed,
         node_selector=tuple(sorted(spec.vm.node_selector.items())),

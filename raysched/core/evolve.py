@@ -42,7 +42,7 @@ def _node_joined(state: State, fact: facts.NodeJoined) -> None:
         for gpu in node.gpus.values():
             gpu.outside = False
     node.changed(described=True)
-    state.sites.clear()
+    state.sites = None
 
 
 def _move_in(state: State, uuid: str, name: str) -> None:
@@ -131,7 +131,7 @@ def _node_renamed(state: State, fact: facts.NodeRenamed) -> None:
             if job is not None and job.lease == lease.id:
                 job.places = lease.places
     node.changed(described=True)
-    state.sites.clear()
+    state.sites = None
 
 
 def _remove_node(state: State, name: str) -> None:
@@ -311,6 +311,7 @@ def _granted(state: State, fact: facts.Granted) -> None:
     job.sharing, job.mechanism, job.warning = lease.sharing, lease.mechanism, ""
     job.granted, job.started = fact.at, None
     job.single = not lease.places
+    state.unplaced[lease.backend] += not lease.places
     _move_in_tenant(state, lease)
 
 
@@ -331,6 +332,7 @@ def _move_in_tenant(state: State, lease: Lease) -> None:
 def _placed(state: State, fact: facts.Placed) -> None:
     lease = state.leases[fact.lease]
     _free(state, lease.id, lease.places)
+    state.unplaced[lease.backend] += (not fact.places) - (not lease.places)
     lease.places = fact.places
     state.jobs[lease.job].places = fact.places
     _move_in_tenant(state, lease)
@@ -428,6 +430,7 @@ def _cleared(state: State, fact: facts.Cleared) -> None:
 
 def _released(state: State, fact: facts.Released) -> None:
     lease = state.leases[fact.lease]
+    state.unplaced[lease.backend] -= not lease.places
     freed = [place for place in lease.places if not fact.nodes or place.node in fact.nodes]
     lease.places = tuple(place for place in lease.places if place not in freed)
     if not lease.places:

@@ -14,6 +14,7 @@ from raysched.core.placement import (
     LASTING,
     NOTHING_KEPT,
     Kept,
+    backends,
     lack,
     matches,
     nearest,
@@ -50,7 +51,7 @@ def waiting(state: State, look: Look, *, change: bool = False) -> Explanation:
         return Explanation(f"looked at again in a moment: {job.reason}", "engine")
     if look.placement is not None:
         return Explanation("starts now")
-    if site_of(state, job.request.backends[0]):
+    if site_of(state, backends(state, job.request)[0]):
         known = f" ({job.reason})" if job.reason else ""
         return Explanation(f"can't be given as things are: {impossible(state, job.request)}{known}", "gpus")
     request = possible(state, job.request) or job.request

@@ -6,6 +6,7 @@ from raysched.core import site
 from raysched.core.node import GPU, Node
 from raysched.core.placement import (
     NOTHING_KEPT,
+    backends,
     demand,
     emptied,
     has_host_room,
@@ -24,11 +25,13 @@ from raysched.core.words import asks, at_least, listing, number
 
 def impossible(state: State, request: Request) -> str:
     """Why no node could ever serve the request, naming the most there is and what to ask for instead."""
-    reached = [node for node in state.nodes.values() if set(request.backends) & set(node.backends)]
+    meant = backends(state, request)
+    reached = [node for node in state.nodes.values() if set(meant) & set(node.backends)]
     if not reached:
         return _no_backend(state, request)
-    if there := site_of(state, request.backends[0]):
-        return _no_site(there, request)
+    if refusals := {name: _no_site(there, request) for name in meant if (there := site_of(state, name))}:
+        several = len(refusals) > 1
+        return "; ".join(f"{name}: {why}" if several else why for name, why in sorted(refusals.items()))
     if request.backends == ("vm",) and request.node_selector:
         reached = [node for node in reached if selected(node, request)]
         if not reached:

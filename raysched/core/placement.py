@@ -20,10 +20,11 @@ from itertools import count
 from typing import Literal, NamedTuple
 
 from raysched.core import cuts, pods, site
+from raysched.core.clusters import among
 from raysched.core.isolation import mechanism
 from raysched.core.lease import Place, Slice
 from raysched.core.mig import DAEMON, Cut, Layout, Profile
-from raysched.core.node import GPU, GPUInfo, Node
+from raysched.core.node import GPU, GPUInfo, Node, NodeInfo
 from raysched.core.product import matches
 from raysched.core.profiles import profile_named, share_of, smallest_profile
 from raysched.core.request import WHOLE, Request, Sharing, memory_of_share, share_of_memory
@@ -114,7 +115,7 @@ def ways(request: Request) -> tuple[Request, ...]:
 def place(state: State, request: Request, kept: Kept = NOTHING_KEPT) -> Placement | None:
     """The best place for `request` now, or None where there is none."""
     for way in ways(request):
-        for backend in way.backends:
+        for backend in backends(state, way):
             if there := site_of(state, backend):
                 if asked(there, way) is not None:
                     return Placement(backend, site.sharing_at(way), ())
@@ -125,13 +126,29 @@ def place(state: State, request: Request, kept: Kept = NOTHING_KEPT) -> Placemen
     return None
 
 
+def sites(state: State) -> dict[str, site.Site]:
+    """The sites that are reached, by backend."""
+    if state.sites is None:
+        found: dict[str, list[NodeInfo]] = {}
+        for node in state.nodes.values():
+            for backend in node.info.backends if node.info.site else ():
+                found.setdefault(backend, []).append(node.info)
+        state.sites = {backend: site.Site(tuple(nodes)) for backend, nodes in sorted(found.items())}
+    return state.sites
+
+
 def site_of(state: State, backend: str) -> site.Site | None:
     """The site that a backend reaches, if it reaches one."""
-    if backend not in state.sites:
-        infos = (node.info for node in state.nodes.values() if node.info.site)
-        nodes = tuple(info for info in infos if backend in info.backends)
-        state.sites[backend] = site.Site(nodes) if nodes else None
-    return state.sites[backend]
+    return sites(state).get(backend)
+
+
+def backends(state: State, request: Request) -> list[str]:
+    """The backends that a request may be for, the preferred one first: of several clusters the one that has
+    to find places for the fewest jobs of ours."""
+    meant = [name for backend in request.backends for name in among(backend, sites(state))]
+    return (
+        sorted(meant, key=lambda name: state.unplaced[name]) if len(meant) > len(request.backends) else meant
+    )
 
 
 def asked(there: site.Site, request: Request) -> site.Demand | None:
@@ -171,7 +188,7 @@ def selected(node: Node, request: Request) -> bool:
 def possible(state: State, request: Request) -> Request | None:
     """The way in which `request` would fit if nothing else ran, on the nodes that are known, or None."""
     for way in ways(request):
-        for backend in way.backends:
+        for backend in backends(state, way):
             if there := site_of(state, backend):
                 if asked(there, way) is not None:
                     return way
@@ -488,7 +505,7 @@ def nearest(state: State, request: Request, kept: Kept = NOTHING_KEPT) -> Iterat
     """The GPUs that the request would take soonest: those of the places it would have with nothing else
     running, the ones first that lack nothing or the least. A site's are its own to choose."""
     way = possible(state, request) or request
-    for backend in way.backends:
+    for backend in backends(state, way):
         if site_of(state, backend):
             continue
         nodes = open_nodes(state, backend, way)

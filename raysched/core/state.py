@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from raysched.core.host import KnownHost
@@ -31,7 +32,8 @@ class State:
     holds; `homes` the node that each GPU was last seen on; `hosts` the inventory of
     machines behind SSH, by name. `count` numbers jobs as they come. `clock` is the
     last reading of the ledger's clock, `latest` the latest time of a fact. `sites` are those that backends
-    reach, as `placement` worked it out; they are neither compared nor written down.
+    reach, as `placement` worked it out, and `unplaced` counts by backend the leases of which no site has told
+    where they are; neither is compared or written down.
     """
 
     nodes: dict[str, Node] = field(default_factory=dict[str, Node])
@@ -46,13 +48,13 @@ class State:
     homes: dict[str, str] = field(default_factory=dict[str, str])
     hosts: dict[str, KnownHost] = field(default_factory=dict[str, KnownHost])
     count: int = 0
-    sites: dict[str, Site | None] = field(
-        default_factory=dict[str, "Site | None"], init=False, repr=False, compare=False
-    )
+    sites: dict[str, Site] | None = field(default=None, init=False, repr=False, compare=False)
+    unplaced: Counter[str] = field(default_factory=Counter[str], init=False, repr=False, compare=False)
     clock: Reading | None = None
     latest: int = 0
 
     def __post_init__(self) -> None:
-        """Fill in the homes of a state that was written down without them."""
+        """Work out what a state is written down without."""
+        self.unplaced = Counter(lease.backend for lease in self.leases.values() if not lease.places)
         if not self.homes:
             self.homes = {uuid: name for name, node in self.nodes.items() for uuid in node.gpus}

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from raysched.core import cutting, twins
+from raysched.core.clusters import kind_of
 from raysched.core.cuts import free_instances, overlapping
 from raysched.core.decide import HOLDER, keeper
 from raysched.core.environment import advice, job_variables, site_ranks, site_variables, variables
@@ -116,7 +117,7 @@ def _ordered(state: State, job: Job, lease: Lease, run: Run) -> Launch:
     """A launch at a site, which finds the place itself."""
     entrypoint = job.spec["entrypoint"]
     demand = demand_of(state, job, lease.backend)
-    options = job.spec.get(lease.backend) or {}
+    options = job.spec.get(kind_of(lease.backend)) or {}
     return Launch(
         run=run,
         lease=lease.id,

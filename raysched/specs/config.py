@@ -120,7 +120,7 @@ class Backends(Fields):
     ray: Section[RayBackend] = Field(default=RayBackend(), description="The Ray cluster.")
     vm: Section[VMBackend] = Field(default=VMBackend(), description="This machine and others.")
     slurm: SlurmBackend | None = Field(default=None, description="A Slurm site; null: none.")
-    k8s: K8sBackend | None = Field(default=None, description="A Kubernetes cluster; null: none.")
+    k8s: K8sBackend | None = Field(default=None, description="Kubernetes clusters; null: none.")
 
 
 class Watchdog(Fields):

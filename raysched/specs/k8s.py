@@ -53,6 +53,7 @@ _LABEL_KEY = re.compile(
     r"([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
 )
 _LABEL = re.compile(r"([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?")
+_CLUSTER = re.compile(r"[a-z]([a-z0-9-]{0,18}[a-z0-9])?")
 _DNS = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 
 
@@ -60,6 +61,16 @@ def parse_dns_name(value: str) -> str:
     """The name of an object of Kubernetes. Raises ValueError."""
     if not _DNS.fullmatch(value):
         raise ValueError(f"{quoted(value)} is no name of Kubernetes: use a-z, 0-9, dots and dashes")
+    return value
+
+
+def parse_cluster_name(value: str) -> str:
+    """What we call a cluster. Raises ValueError."""
+    if not _CLUSTER.fullmatch(value):
+        raise ValueError(
+            f"{quoted(value)} can't be the name of a cluster: use up to 20 of a-z, 0-9 and dashes, beginning "
+            "with a letter"
+        )
     return value
 
 
@@ -216,11 +227,15 @@ Queues = Annotated[
     BeforeValidator(filled),
 ]
 """Which queue of a cluster serves each queue of ours."""
+ClusterName = Annotated[Text, AfterValidator(parse_cluster_name)]
 
 
 class K8sOptions(Fields):
     """What a job says to Kubernetes."""
 
+    cluster: ClusterName | None = Field(
+        default=None, description="One of backends.k8s.clusters; null: any that can give what is asked for."
+    )
     service_account: DNSName | None = Field(default=None, description="The pod's service account.")
     node_selector: _Selector = Field(default_factory=dict, description="Labels that the nodes must have.")
     tolerations: Annotated[
@@ -249,7 +264,7 @@ class K8sOptions(Fields):
     )
 
 
-class K8sBackend(Fields):
+class K8sCluster(Fields):
     """A Kubernetes cluster."""
 
     kubeconfig: Annotated[Text, AfterValidator(parse_file)] | None = Field(
@@ -278,3 +293,28 @@ class K8sBackend(Fields):
         description="How long an image may fail to be pulled before its job fails.",
         json_schema_extra={"default": "10m"},
     )
+
+
+class K8sBackend(K8sCluster):
+    """One Kubernetes cluster, or several."""
+
+    clusters: Annotated[
+        dict[ClusterName, Annotated[K8sCluster, BeforeValidator(filled)]], BeforeValidator(filled)
+    ] = Field(
+        default_factory=dict,
+        description="Several clusters by name; what is said beside them holds for each that does not say "
+        "otherwise.",
+        examples=[{"east": {"context": "east"}, "west": {"context": "west"}}],
+    )
+
+    def each(self) -> dict[str, K8sCluster]:
+        """The clusters by name, with all that holds for each; one that has no name is called ""."""
+        if not self.clusters:
+            return {"": self}
+        usual = {name: getattr(self, name) for name in K8sCluster.model_fields}
+        return {
+            name: one.model_copy(
+                update={field: usual[field] for field in usual.keys() - one.model_fields_set}
+            )
+            for name, one in self.clusters.items()
+        }

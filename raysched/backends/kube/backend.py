@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
@@ -27,6 +28,7 @@ from raysched.backends.kube.sharing import Look, Setter
 from raysched.backends.kube.sights import Sights
 from raysched.backends.kube.starts import Starts
 from raysched.backends.kube.verdict import PLAIN, Verdict, verdict
+from raysched.core.clusters import K8S, cluster_of
 from raysched.core.commands import Command
 from raysched.core.work import Launch, Run, Seen
 from raysched.errors import Unreachable
@@ -37,12 +39,11 @@ LEFT_MS = 600_000
 
 
 class KubeBackend:
-    """Runs Jobs in a cluster. `system` tells the objects of this raysched from another's, `packages` holds
-    packed working directories as `DIGEST.tar.gz`, `folder` the output of runs. `image` is that of jobs which
-    name none, `kai` and `kueue` say which queue there serves a queue of ours. A pod whose image can't be had
-    is given up after `patience` ms. `names` tells how the ledger's nodes are called."""
-
-    name = "k8s"
+    """Runs Jobs in a cluster, under the `name` that this has as a backend. `system` tells the objects of this
+    raysched from another's, `packages` holds packed working directories as `DIGEST.tar.gz`, `folder` the
+    output of runs. `image` is that of jobs which name none, `kai` and `kueue` say which queue there serves a
+    queue of ours. A pod whose image can't be had is given up after `patience` ms. `names` tells how the
+    ledger's nodes are called."""
 
     def __init__(
         self,
@@ -51,13 +52,17 @@ class KubeBackend:
         packages: Path,
         folder: Path,
         *,
+        name: str = K8S,
         image: str | None = None,
         kai: Mapping[str, str] | None = None,
         kueue: Mapping[str, str] | None = None,
         patience: int = 600_000,
         names: Names | None = None,
     ) -> None:
+        self.name = name
         self._cluster = cluster
+        # Two clusters may turn out to be one: each has its own objects there.
+        system = system if name == K8S else f"{system}-{cluster_of(name)}"
         self._system = system
         self._image = image
         self._kai, self._kueue = kai or {}, kueue or {}
@@ -67,7 +72,7 @@ class KubeBackend:
         self._output = Output(folder, cluster)
         self._sent = Sent(folder)
         self._objects = Objects(cluster, system, self._wake)
-        self._mirror = Mirror(cluster, self._wake, names, kai=bool(kai))
+        self._mirror = Mirror(cluster, self._wake, names, name, kai=bool(kai))
         self._events = Events(self._objects)
         self._starts = Starts(self._objects, self._files, self._sent, self._target)
         self._sights = Sights(self._objects, self._judge)
@@ -223,14 +228,16 @@ class KubeBackend:
         )
 
     def way_in(self, run: Run) -> str | None:
-        """The command with which one gets into the first pod of a run; None where none runs. The shell that
-        runs it has the same cluster as its current one."""
+        """The command with which one gets into the first pod of a run; None where none runs. Where the
+        configuration names no context, the shell that runs it has the same cluster as its current one."""
         record = self._objects.record(run)
         pods = self._objects.pods(record.name) if record is not None else []
         names = [pod["metadata"]["name"] for pod in sorted(pods, key=_rank) if _can_be_entered(pod)]
         if not names:
             return None
-        return f"kubectl exec -it -n {self._cluster.namespace} {names[0]} -c {MAIN} -- sh"
+        context = self._cluster.context
+        where = f"--context {shlex.quote(context)} " if context else ""
+        return f"kubectl {where}exec -it -n {self._cluster.namespace} {names[0]} -c {MAIN} -- sh"
 
     # ------------------------------------------------------------ its nodes
 

@@ -94,6 +94,11 @@ class Cluster:
         """The namespace of our jobs; known once `open` was called."""
         return self._namespace
 
+    @property
+    def context(self) -> str | None:
+        """The context by which it is reached; None: the current one."""
+        return self._access.context
+
     async def open(self) -> None:
         """Read how the cluster is reached, and log in. Raises Unreachable."""
         await self._opened()

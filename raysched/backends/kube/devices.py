@@ -15,6 +15,7 @@ from typing import Any
 from raysched.backends.kube.found import Found
 from raysched.backends.kube.quantities import cores, mebibytes
 from raysched.core.asking import GPU, GPU_CLASS, MIG_CLASS, PRODUCT, VOLCANO
+from raysched.core.clusters import K8S
 from raysched.core.node import GPUInfo, Mechanism, NodeInfo, Way
 from raysched.core.request import WHOLE
 from raysched.core.site import UNTYPED, profile_of
@@ -35,13 +36,13 @@ VOLCANO_GIVEN = "volcano.sh/vgpu-ids-new"
 _MIG = re.compile(r"nvidia\.com/mig-(?P<profile>\d+g\.\d+gb(\.[a-z.]+)?)")
 
 
-def node_info(node: Object, name: str, found: Found = Found()) -> NodeInfo:  # noqa: B008
-    """A node for the ledger, under `name`."""
+def node_info(node: Object, name: str, found: Found = Found(), backend: str = K8S) -> NodeInfo:  # noqa: B008
+    """A node for the ledger, under `name`, of the cluster of a backend."""
     room = node["status"].get("allocatable") or {}
     return NodeInfo(
         name=name,
-        backends=("k8s",),
-        gpus=tuple(_gpus(node, room, found)),
+        backends=(backend,),
+        gpus=tuple(_gpus(node, among_all(node["metadata"]["name"], backend), room, found)),
         cpus=cores(room.get("cpu", "0")),
         memory=mebibytes(room.get("memory", "0")),
         containers="kubernetes",
@@ -60,14 +61,19 @@ def _closed(node: Object) -> str:
     return "cordoned" if node["spec"].get("unschedulable") else ""
 
 
+def among_all(node: str, backend: str) -> str:
+    """A node of the cluster of a backend, told from those of other clusters."""
+    return node if backend == K8S else f"{backend}/{node}"
+
+
 def gpu_id(node: str, device: object) -> str:
-    """What we call a device of a node: Kubernetes' own names for it are not unique."""
+    """What we call a device of a node among all: Kubernetes' own names for it are not unique."""
     return f"K8S-{hashlib.sha256(f'{node}/{device}'.encode()).hexdigest()[:16]}"
 
 
-def _gpus(node: Object, room: Mapping[str, str], found: Found) -> Iterator[GPUInfo]:
+def _gpus(node: Object, name: str, room: Mapping[str, str], found: Found) -> Iterator[GPUInfo]:
     """What a node offers: each GPU once, whatever number of pods it can serve."""
-    name, metadata = node["metadata"]["name"], node["metadata"]
+    metadata = node["metadata"]
     marks = metadata.get("annotations") or {}
     if registered := read_register(marks.get(HAMI, "")):
         yield from _virtual(name, registered, GPU, "hami")
@@ -76,7 +82,7 @@ def _gpus(node: Object, room: Mapping[str, str], found: Found) -> Iterator[GPUIn
         yield from _virtual(name, registered, VOLCANO, "volcano")
         return
     offered = list(_plugin(name, metadata.get("labels") or {}, room, found))
-    yield from offered or _claimed(name, found.slices.get(name, ()))
+    yield from offered or _claimed(name, found.slices.get(metadata["name"], ()))
 
 
 # ---------------------------------------------------------------- device plugins

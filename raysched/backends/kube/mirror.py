@@ -8,7 +8,7 @@ from typing import Any
 
 from raysched.backends.base import Names
 from raysched.backends.kube.cluster import Answered, Cluster
-from raysched.backends.kube.devices import Has, claims_of, devices_of, gpu_id, node_info
+from raysched.backends.kube.devices import Has, among_all, claims_of, devices_of, gpu_id, node_info
 from raysched.backends.kube.found import CLAIMS, Found, find, listed
 from raysched.backends.kube.names import GOES_ON, ROLE, SYSTEM
 from raysched.backends.kube.quantities import cores, mebibytes
@@ -29,13 +29,20 @@ Object = dict[str, Any]
 
 
 class Mirror:
-    """Watches the nodes, and asks now and then what others use. `beside` tells which nodes the ledger has;
-    `kai`: KAI Scheduler may be used."""
+    """Watches the nodes, and asks now and then what others use. `names` tells which nodes the ledger has,
+    `backend` is ours; `kai`: KAI Scheduler may be used."""
 
     def __init__(
-        self, cluster: Cluster, changed: Callable[[], None], names: Names | None, *, kai: bool = False
+        self,
+        cluster: Cluster,
+        changed: Callable[[], None],
+        names: Names | None,
+        backend: str,
+        *,
+        kai: bool = False,
     ) -> None:
         self._cluster = cluster
+        self._backend = backend
         self._names = names
         self._kai = kai
         self._nodes = Watch(cluster, lambda: "/api/v1/nodes", {}, changed)
@@ -57,11 +64,11 @@ class Mirror:
         taken = await self._names() if self._names else {}
         await self._ask_others(ours)
         infos = {
-            name: node_info(node, own_name(name, "k8s", taken), self._found)
+            name: node_info(node, own_name(name, self._backend, taken), self._found, self._backend)
             for name, node in self._nodes.objects.items()
         }
         names = {info.name for info in infos.values()}
-        gone = [NodeGone(name, "k8s") for name in self._told - names]
+        gone = [NodeGone(name, self._backend) for name in self._told - names]
         self._told = names
         placed = self._put(ours, infos)
         return [
@@ -122,6 +129,9 @@ class Mirror:
         claimed = [Has("", 1, ids=(device,)) for _, device in self._claims.get(pod["metadata"]["uid"], ())]
         return [*devices_of(pod), *claimed]
 
+    def _gpu_id(self, node: str, device: str) -> str:
+        return gpu_id(among_all(node, self._backend), device)
+
     def _outside(self, name: str, info: NodeInfo) -> tuple[str, ...]:
         """The GPUs that others have whole. Where nobody tells which they are, these are the last ones of each
         kind."""
@@ -129,7 +139,8 @@ class Mirror:
         counts: dict[str, int] = {}
         for has in self._others.get(name, ()):
             if has.ids:
-                found += [gpu_id(name, id) for id in has.ids if has.share in (0, WHOLE) and not has.memory]
+                whole = has.share in (0, WHOLE) and not has.memory
+                found += [self._gpu_id(name, id) for id in has.ids if whole]
             elif not has.share and not has.memory:
                 counts[has.resource] = counts.get(has.resource, 0) + has.count
         for resource, count in counts.items():
@@ -166,29 +177,28 @@ class Mirror:
                 used[slice.gpu] = used.get(slice.gpu, 0) + slice.share
         slices: list[Slice] = []
         for has in self.has(pod):
-            slices += _slices(has, info, pod["spec"]["nodeName"], used)
+            slices += self._slices(has, info, pod["spec"]["nodeName"], used)
         asked = [
             container.get("resources", {}).get("requests") or {} for container in pod["spec"]["containers"]
         ]
         cpus = sum(cores(one.get("cpu", "0")) for one in asked)
         return Place(info.name, tuple(slices), cpus, sum(mebibytes(one.get("memory", "0")) for one in asked))
 
+    def _slices(self, has: Has, info: NodeInfo, node: str, used: Mapping[str, int]) -> list[Slice]:
+        """The GPUs of a node that a pod has, or is taken to have."""
+        if has.ids:
+            ids = {self._gpu_id(node, id) for id in has.ids}
+            return [_slice(gpu, has) for gpu in info.gpus if gpu.uuid in ids]
+        of_kind = [gpu for gpu in info.gpus if gpu.resource == has.resource]
+        # Parts go where most is taken already: nobody can tell, and so a GPU is full before the next.
+        of_kind.sort(key=lambda gpu: (-used.get(gpu.uuid, 0), gpu.index))
+        room = [gpu for gpu in of_kind if used.get(gpu.uuid, 0) + share_of(gpu, has) <= WHOLE]
+        return [_slice(gpu, has) for gpu in room[: has.count]]
+
 
 def _computes(pod: Object) -> bool:
     """Whether a pod does the work of a job, and not only submits it."""
     return pod["metadata"]["labels"].get(ROLE) != "submitter"
-
-
-def _slices(has: Has, info: NodeInfo, node: str, used: Mapping[str, int]) -> list[Slice]:
-    """The GPUs of a node that a pod has, or is taken to have."""
-    if has.ids:
-        ids = {gpu_id(node, id) for id in has.ids}
-        return [_slice(gpu, has) for gpu in info.gpus if gpu.uuid in ids]
-    of_kind = [gpu for gpu in info.gpus if gpu.resource == has.resource]
-    # Parts go where most is taken already: nobody can tell, and so a GPU is full before the next.
-    of_kind.sort(key=lambda gpu: (-used.get(gpu.uuid, 0), gpu.index))
-    room = [gpu for gpu in of_kind if used.get(gpu.uuid, 0) + share_of(gpu, has) <= WHOLE]
-    return [_slice(gpu, has) for gpu in room[: has.count]]
 
 
 def _slice(gpu: GPUInfo, has: Has) -> Slice:
