@@ -90,9 +90,10 @@ class Client:
         """Nodes, their GPUs and the tenants of each."""
         return self._get("/v1/gpus")
 
-    def sharing(self) -> Json:
-        """What shares the GPUs of the Kubernetes cluster, and what requests would become. Raises NotFound."""
-        return self._get("/v1/k8s/sharing")
+    def sharing(self, cluster: str | None = None) -> Json:
+        """What shares the GPUs of a Kubernetes cluster, and what requests would become; where there are
+        several it has to be named. Raises NotFound."""
+        return self._get("/v1/k8s/sharing", {"cluster": cluster} if cluster else None)
 
     def usage(self, by: str = "queue", since: float = 604_800) -> Json:
         """What was granted and used in the last `since` seconds, by queue, user, job or gpu."""

@@ -30,6 +30,7 @@ from raysched.actors.settings import Settings
 from raysched.backends.runner import forget_worker
 from raysched.core import commands, evictions, gpu_views, host_views, hosts, layouts, views, watchdog
 from raysched.core.cluster_views import cluster_view
+from raysched.core.clusters import K8S, backend_of, cluster_of, kind_of
 from raysched.core.commands import Command, JobRequest
 from raysched.core.compile import compile_host, compile_job, compile_resources
 from raysched.core.decide import known_key
@@ -168,11 +169,20 @@ class Ledger:
         return compile_job(spec, _new_id(), package)
 
     def _check_backend(self, spec: JobSpec) -> None:
-        if spec.backend != "auto" and spec.backend not in self.settings.backends:
+        known = dict.fromkeys(map(kind_of, self.settings.backends))
+        if spec.backend != "auto" and spec.backend not in known:
             raise SpecError(
                 f"{spec.name}: backend: {spec.backend} is not configured here; "
-                f"choose one of {', '.join(self.settings.backends)}, or auto"
+                f"choose one of {', '.join(known)}, or auto"
             )
+        named = spec.k8s.cluster if spec.backend == K8S else None
+        if named is not None and backend_of(named) not in self.settings.k8s:
+            raise SpecError(f"{spec.name}: k8s.cluster: {named} is not configured here; {self._clusters()}")
+
+    def _clusters(self) -> str:
+        """What clusters may be named."""
+        names = [name for backend in self.settings.k8s if (name := cluster_of(backend))]
+        return f"choose one of {', '.join(names)}" if names else "the one that is has no name: remove it"
 
     async def plan(self, user: str, jobs: list[View]) -> tuple[View, dict[str, list[Launch]]]:
         """Where jobs would run if they were submitted now, and the launches of those that would be handed to
@@ -235,6 +245,15 @@ class Ledger:
         """The jobs of a node that may not be ended, and why. Raises NotFound."""
         return evictions.staying(self.state, node)
 
+    def _sharing(self, cluster: str | None) -> View:
+        """What shares the GPUs of a cluster, which has to be named where there are several."""
+        several = cluster is None and len(self.settings.k8s) > 1
+        if several or (cluster and self.settings.k8s and backend_of(cluster) not in self.settings.k8s):
+            what = "there are several Kubernetes clusters" if several else f"there is no cluster {cluster}"
+            raise NotFound(f"{what}: {self._clusters()}")
+        backend = backend_of(cluster) if cluster else next(iter(self.settings.k8s), K8S)
+        return cluster_view(site_of(self.state, backend))
+
     async def at_site(self, node: str) -> str | None:
         """The backend whose site has this node; None for a node of no site, or that is not known."""
         known = self.state.nodes.get(node)
@@ -281,7 +300,7 @@ class Ledger:
             case "hosts":
                 return host_views.hosts_view(self.state)
             case "sharing":
-                return cluster_view(site_of(self.state, "k8s"))
+                return self._sharing(args["cluster"])
             case "gpus":
                 return gpu_views.gpus_view(self.state, self._usage(), now)
             case "explain":

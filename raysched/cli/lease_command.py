@@ -29,6 +29,7 @@ def lease(
     nodes: Annotated[str | None, typer.Option(metavar="N", help="Spread over so many nodes.")] = None,
     cpus: Annotated[str | None, typer.Option(metavar="N", help="Cores on each node.")] = None,
     memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Memory on each node.")] = None,
+    cluster: Annotated[str | None, typer.Option(metavar="NAME", help="Which one, on k8s.")] = None,
     image: Annotated[str | None, typer.Option(metavar="IMAGE", help="Of the pods, on k8s.")] = None,
     ray: Annotated[bool, typer.Option("--ray", help="With a Ray of their own, on k8s.")] = False,
     name: Annotated[str, typer.Option(help="What people call the job.")] = "lease",
@@ -58,8 +59,11 @@ def lease(
         "resources": {field: value for field, value in asked.items() if value is not None},
         "backend": backend,
         "queue": queue,
-        **(_pods(duration, image, ray) if backend == "k8s" else _nodes_of_ray(duration, image, ray)),
     }
+    if backend == "k8s":
+        spec |= _pods(duration, image, {"ray": ray, "cluster": cluster})
+    else:
+        spec |= _nodes_of_ray(duration, image, ray, cluster)
     check_job(spec)
     client, output = Client.from_environment(), Output(as_json)
     jobs = client.submit([spec], [None])
@@ -72,9 +76,11 @@ def lease(
     output.answer({"jobs": client.job(jobs[0]["id"]), "enter": running["enter"]}, [Text(running["enter"])])
 
 
-def _nodes_of_ray(duration: str, image: str | None, ray: bool) -> Json:
-    if image is not None or ray:
-        raise SpecError("--image and --ray are for --backend k8s: nodes of a Slurm site join raysched's Ray")
+def _nodes_of_ray(duration: str, image: str | None, ray: bool, cluster: str | None) -> Json:
+    if image is not None or ray or cluster is not None:
+        raise SpecError(
+            "--cluster, --image and --ray are for --backend k8s: nodes of a Slurm site join raysched's Ray"
+        )
     return {
         "entrypoint": "sleep infinity",
         "max_runtime": duration,
@@ -82,7 +88,7 @@ def _nodes_of_ray(duration: str, image: str | None, ray: bool) -> Json:
     }
 
 
-def _pods(duration: str, image: str | None, ray: bool) -> Json:
+def _pods(duration: str, image: str | None, options: Json) -> Json:
     from raysched.specs.units import parse_duration
 
     try:
@@ -93,7 +99,7 @@ def _pods(duration: str, image: str | None, ray: bool) -> Json:
         "entrypoint": ["sleep", str(seconds)],
         "max_runtime": f"{seconds + MORE_S}s",
         "image": image,
-        "k8s": {"ray": ray},
+        "k8s": options,
     }
 
 

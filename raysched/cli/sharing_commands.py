@@ -16,6 +16,10 @@ from raysched.errors import Conflict, SpecError
 
 POLL_S = 1.0
 
+ClusterOption = Annotated[
+    str | None, typer.Option("--cluster", metavar="NAME", help="Which one, where there are several.")
+]
+
 app = typer.Typer(
     name="sharing",
     help="Show what shares the GPUs; `sharing set` changes it.",
@@ -26,14 +30,14 @@ app = typer.Typer(
 
 
 @app.callback()
-def sharing(context: typer.Context, as_json: AsJson = False) -> None:
+def sharing(context: typer.Context, cluster: ClusterOption = None, as_json: AsJson = False) -> None:
     """Show what shares the GPUs, and what requests would become."""
     if context.invoked_subcommand is not None:
         return
     from raysched.cli.k8s_lines import sharing_lines
 
     client, output = Client.from_environment(), Output(as_json)
-    answer = client.sharing()
+    answer = client.sharing(cluster)
     output.answer(answer, sharing_lines(answer, output.width), client)
 
 

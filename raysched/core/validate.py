@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from raysched.core.cuts import busy_instances, cut_mask
 from raysched.core.jobs import ENDED
 from raysched.core.lease import Lease, Slice
@@ -18,6 +20,8 @@ def validate(state: State) -> None:
         _validate_node(state, node)
     _validate_jobs(state)
     _validate_leases(state)
+    unplaced = Counter(lease.backend for lease in state.leases.values() if not lease.places)
+    assert state.unplaced == unplaced, "it was lost count of the leases that no site has placed"
 
 
 def _validate_node(state: State, node: Node) -> None:

@@ -146,7 +146,8 @@ def problems_of(
     """
     problems: list[Problem] = []
     for found in error.errors(include_url=False):
-        name = field_name((within, *found["loc"]) if within else found["loc"])
+        path = found["loc"][:-1] if found["loc"][-1:] == ("[key]",) else found["loc"]  # a name that is wrong
+        name = field_name((within, *path) if within else path)
         place = document.place(found["loc"]) if document else None
         line, column = (place.line, place.column) if place else (None, None)
         problems.append(Problem(_worded(found), name, file, line, column))

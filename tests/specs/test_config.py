@@ -86,6 +86,11 @@ def test_a_file_that_was_named_must_be_there(tmp_path: Path) -> None:
         ),
         ("backends:\n  k8s: {kubeconfig: a/b}\n", "2: backends.k8s.kubeconfig: 'a/b' must start with /"),
         ("backends:\n  k8s: {namespace: My_Own}\n", "2: backends.k8s.namespace: 'My_Own' is no name"),
+        ("backends: {k8s: {clusters: {e/1: {}}}}\n", "1: backends.k8s.clusters.e/1: 'e/1' can't be the name"),
+        (
+            "backends: {k8s: {clusters: {east: {clusters: {}}}}}\n",
+            "1: backends.k8s.clusters.east.clusters: is no field here",
+        ),
         ("backends: {vm: {host: []}}\n", "1: backends.vm.host: is no field here; did you mean hosts?"),
         ("backends: {vm: {hosts: [{}]}}\n", "1: backends.vm.hosts[0].name: is missing"),
         (
@@ -133,3 +138,24 @@ def test_what_is_wrong_is_told_with_its_place(file: Path, text: str, message: st
 def test_all_problems_come_at_once(file: Path) -> None:
     """In the order of their lines."""
     assert len(complaints(file, "gateway: {port: x}\nstore: {floder: /a}\nsimulate: 2 x\n")) == 3
+
+
+def test_what_is_said_beside_clusters_holds_for_each(tmp_path: Path) -> None:
+    """But for what one says itself. One cluster needs no name."""
+    (tmp_path / "raysched.yaml").write_text(
+        "backends:\n  k8s:\n    image: debian:12\n    namespace: team\n    kueue: {default: first}\n"
+        "    clusters: {east: {context: e}, west: {namespace: other, kueue: {}, image: null}, north: }\n"
+    )
+    several = load_config(tmp_path / "raysched.yaml", {}).backends.k8s
+    assert several is not None
+    assert {
+        name: (one.context, one.namespace, one.image, one.kueue) for name, one in several.each().items()
+    } == {
+        "east": ("e", "team", "debian:12", {"default": "first"}),
+        "west": (None, "other", None, {}),
+        "north": (None, "team", "debian:12", {"default": "first"}),
+    }
+    (tmp_path / "raysched.yaml").write_text("backends: {k8s: {context: e}}\n")
+    one = load_config(tmp_path / "raysched.yaml", {}).backends.k8s
+    assert one is not None
+    assert one.each() == {"": one}

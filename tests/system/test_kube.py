@@ -59,10 +59,10 @@ def ended(system: System, id: str) -> Any:
     return wait_until(lambda: (one := job(system, id))["ended"] and one, f"{id} has ended", 60)
 
 
-def pods(cluster: KubeCluster, id: str, phase: str = "Running") -> list[Any]:
+def pods(cluster: KubeCluster, id: str, phase: str = "Running", space: str = SPACE) -> list[Any]:
     return [
         pod
-        for pod in cluster.pods(SPACE)
+        for pod in cluster.pods(space)
         if pod["metadata"]["annotations"]["raysched.io/run"].startswith(f"{id}.")
         if pod["status"]["phase"] == phase
     ]
@@ -315,3 +315,83 @@ def test_a_lease_is_a_pod_to_work_in_until_its_time_is_over(cluster: KubeCluster
     assert beside.json("explain", id)["enter"] is None
     wrong = beside.cli("lease", "--for", "1h", "--ray", check=False)
     assert (wrong.returncode, "are for --backend k8s" in wrong.stderr) == (65, True)
+
+
+# ---------------------------------------------------------------- several clusters
+
+SIDES = {"k8s-east": SPACE, "k8s-west": "team-b"}
+
+
+@pytest.fixture(scope="module")
+def two(cluster: KubeCluster, _ray: None) -> Iterator[System]:
+    """A system with two clusters, which are this one under two names: each node has a namesake, and what one
+    of them did with the other's would be seen."""
+    cluster.add_namespace(SIDES["k8s-west"])
+    running = System("1xA100-80GB")
+    clusters = f"{{east: {{context: test, namespace: {SPACE}}}, west: {{namespace: {SIDES['k8s-west']}}}}}"
+    running.configure(
+        f"backends: {{k8s: {{kubeconfig: {cluster.kubeconfig}, image: busybox, clusters: {clusters}}}}}"
+    )
+    try:
+        running.up()
+        wait_until(lambda: len(sides(running)) == 2, "both are there", 60)
+        yield running
+    finally:
+        running.close()
+
+
+def sides(system: System) -> dict[str, Any]:
+    """What each of them has of one node, by backend."""
+    found = (node for name, node in nodes(system).items() if name.partition("@")[0] == "gpu-1")
+    return {node["backends"][0]: node for node in found}
+
+
+def test_each_cluster_is_a_backend_of_its_own(cluster: KubeCluster, two: System) -> None:
+    """Neither nodes nor GPUs nor jobs of the two meet."""
+    there = sides(two)
+    names = {backend: node["name"] for backend, node in there.items()}
+    (second,) = {"gpu-1@k8s-east", "gpu-1@k8s-west"} & set(names.values())
+    assert set(names.values()) == {"gpu-1", second}
+    assert len({gpu["uuid"] for node in there.values() for gpu in node["gpus"]}) == 4
+    ids = {
+        backend: two.submit(name, "sleep 600", backend="k8s", k8s={"cluster": name})
+        for backend, name in (("k8s-east", "east"), ("k8s-west", "west"))
+    }
+    for backend, id in ids.items():
+        two.until(id, "running")
+        assert [one for one in ids.values() if pods(cluster, one, space=SIDES[backend])] == [id]
+        (shown,) = two.client().job(id)
+        assert shown["backend"] == backend
+
+    def held() -> dict[str, int]:
+        return {
+            backend: sum(gpu["share_used"] for gpu in node["gpus"]) for backend, node in sides(two).items()
+        }
+
+    wait_until(lambda: held() == dict.fromkeys(SIDES, 10_000), "each is counted where it is", 60)
+    enter = {backend: two.json("explain", id)["enter"] for backend, id in ids.items()}
+    assert enter["k8s-east"].startswith("kubectl --context test exec -it -n team-a ")
+    assert enter["k8s-west"].startswith("kubectl exec -it -n team-b ")
+    for id in ids.values():
+        two.cli("cancel", id)
+    wait_until(lambda: held() == dict.fromkeys(SIDES, 0), "all is free", 60)
+
+
+def test_a_cluster_is_named_where_there_are_several(cluster: KubeCluster, two: System) -> None:
+    asked = two.cli("k8s", "sharing", check=False)
+    assert asked.returncode
+    assert "there are several Kubernetes clusters: choose one of east, west" in asked.stderr
+    west = sides(two)["k8s-west"]["name"]
+    groups = two.json("k8s", "sharing", "--cluster", "west")["groups"]
+    assert [west] in [group["nodes"] for group in groups]
+    two.cli("node", "cordon", west)
+    try:
+        assert cluster.get("/api/v1/nodes/gpu-1")["spec"]["unschedulable"] is True
+    finally:
+        two.cli("node", "uncordon", west)
+    lost = two.cli("lease", "--backend", "k8s", "--for", "1h", "--cluster", "north", check=False)
+    assert "k8s.cluster: north is not configured here; choose one of east, west" in lost.stderr
+    checks = two.json("k8s", "doctor", check=False)["checks"]
+    assert {"east: cluster", "west: cluster"} <= {check["name"] for check in checks}
+    (twice,) = [check for check in checks if check["name"] == "clusters"]
+    assert twice["detail"] == "east and west are one cluster: each of its nodes counts twice"

@@ -170,8 +170,8 @@ def _system(ledger: Ledger) -> APIRouter:
         return JSONResponse(await ledger.view("gpus"))
 
     @routes.get("/k8s/sharing", response_model=answers.ClusterSharing, summary="What shares a cluster's GPUs")
-    async def sharing() -> Response:
-        return JSONResponse(await ledger.view("sharing"))
+    async def sharing(cluster: str | None = None) -> Response:
+        return JSONResponse(await ledger.view("sharing", cluster=cluster))
 
     @routes.get("/usage", response_model=answers.Usage, summary="What was granted and what was used of it")
     async def usage(by: By = "queue", since: Since = WEEK_S) -> Response:

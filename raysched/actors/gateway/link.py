@@ -11,6 +11,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
 from raysched.actors import names
 from raysched.actors.gateway.past import Past
+from raysched.core.clusters import cluster_of
 from raysched.core.usage import By
 from raysched.errors import RayschedError, Refused, Unreachable
 
@@ -56,9 +57,9 @@ class Link:
         if job["state"] != "running":
             return None
         found = await self._ledger("locate", job["id"], None, 0)
-        if found["backend"] != "k8s":
+        if not _is_cluster(found["backend"]):
             return None
-        return await self._call(names.backend("k8s"), PATIENCE_S, "way_in", found["run"])
+        return await self._call(names.backend(found["backend"]), PATIENCE_S, "way_in", found["run"])
 
     async def usage(self, by: By, seconds: float) -> View:
         """What was granted and used."""
@@ -91,25 +92,27 @@ class Link:
         """Cordon a node and have what runs there leave, as far as it may now; the node and who is left."""
         plan = how["plan"]
         shown = await self._ledger("node", node) if plan else await self.cordon(f"{key}/c", node, True, by)
-        if await self._ledger("at_site", node) == "k8s":
+        site = await self._ledger("at_site", node)
+        if _is_cluster(site):
             stay = await self._ledger("staying", node)
-            left = await self._call(names.backend("k8s"), PATIENCE_S, "evict", node, stay, how)
+            left = await self._call(names.backend(site), PATIENCE_S, "evict", node, stay, how)
         else:
             left = await self._ledger("evict", f"{key}/e", node, by, plan)
         return {"node": shown, "left": left}
 
     async def share(self, node: str, to: View, how: View) -> View:
         """Bring a node of a Kubernetes cluster one step further to sharing its GPUs so."""
-        if await self._ledger("at_site", node) != "k8s":
+        site = await self._ledger("at_site", node)
+        if not _is_cluster(site):
             await self._ledger("node", node)
             raise Refused(f"{node} is no node of a Kubernetes cluster: see policy and `raysched mig set`")
         stay = await self._ledger("staying", node)
-        return await self._call(names.backend("k8s"), PATIENCE_S, "share", node, stay, to, how)
+        return await self._call(names.backend(site), PATIENCE_S, "share", node, stay, to, how)
 
     async def label(self, node: str, labels: dict[str, str | None]) -> View:
         """Give a node of a Kubernetes cluster labels, or (null) take them away; all that it has then."""
         site = await self._ledger("at_site", node)
-        if site != "k8s":
+        if not _is_cluster(site):
             await self._ledger("node", node)
             raise Refused(
                 f"{node} has no labels that raysched could change: only nodes of Kubernetes have; those of a "
@@ -178,6 +181,10 @@ class Link:
             except ValueError:
                 raise LookupError(name) from None
         return self._actors[name]
+
+
+def _is_cluster(backend: str | None) -> bool:
+    return backend is not None and cluster_of(backend) is not None
 
 
 def _unreachable(name: str, patience: float) -> Unreachable:

@@ -126,6 +126,15 @@ async def _nodes(cluster: Cluster, kai: bool) -> AsyncIterator[Finding]:
         yield Finding("GPUs", False, f"none of {len(nodes)} nodes offers one", hint)
 
 
+async def nodes_of(cluster: Cluster) -> frozenset[str]:
+    """The ids of the nodes of a cluster, by which it is known; none where it does not tell."""
+    try:
+        nodes, _ = await cluster.list("/api/v1/nodes", {})
+    except (Answered, Unreachable):
+        return frozenset()
+    return frozenset(node["metadata"]["uid"] for node in nodes)
+
+
 async def _queues(
     cluster: Cluster, groups: set[str], kai: Sequence[str], kueue: Sequence[str]
 ) -> AsyncIterator[Finding]:
