@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import select
 import socket
 import sys
 
@@ -36,18 +37,21 @@ def nurse(number: int) -> None:
             os.close(writer)
             os.wait()
             busy = os.read(reader, 1)
+            if busy:  # the next one is forked once this start is through, or another one waits for it
+                select.select([reader, line], [], [])
             os.close(reader)
 
 
 def be_ready(line: socket.socket, busy: int) -> None:
     """Wait for a folder, say so to the descriptor `busy`, and do what `main` does. What comes along with the
-    folder is stderr, until that has said `+`, or why not."""
+    folder is stderr, until that has said `+`, or why not; as long `busy` stays open, as stdout."""
     try:
         runner.become_runner()
         message, descriptors, _, _ = socket.recv_fds(line, 1 << 16, 1)
         if not message:
             return
         os.write(busy, b"+")
+        os.dup2(busy, 1)
         os.dup2(descriptors[0], 2)
         for descriptor in (descriptors[0], line.detach(), busy):
             os.close(descriptor)

@@ -6,7 +6,9 @@ sees the same run, so that a backend which was killed adopts its runs by looking
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
 import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
@@ -22,6 +24,7 @@ from raysched.backends.leftovers import end_leftovers, leftovers
 from raysched.backends.nursery import Nursery, runner_command, runner_environment
 from raysched.backends.run_files import RunFiles
 from raysched.backends.working_dir import make_working_dir
+from raysched.core.meeting import meeting_port
 from raysched.core.work import Launch, Run, Seen
 from raysched.errors import RayschedError
 from raysched.gpu import limits
@@ -67,6 +70,8 @@ class RunFolder(RunFiles):
             if not mine or (not new and self._was_deleted()) or self._is_over(launch.lease):
                 return
             _check_daemon(launch)
+            if self._can_not_meet(launch):
+                return
             self._prepare(launch, base_env, package)
         self._start_runner()
 
@@ -126,6 +131,18 @@ class RunFolder(RunFiles):
         if over:
             self.never_start("its lease was given back before it started")
         return over
+
+    def _can_not_meet(self, launch: Launch) -> bool:
+        """Whether the port at which the ranks of a job are to meet here is in use: then its command never
+        begins, and the job's next attempt has another port, for all of its ranks."""
+        port, env = meeting_port(self.run.job, self.run.attempt), dict(launch.env)
+        meet = env.get("RAYSCHED_NUM_NODES", "1") != "1" and env.get("MASTER_PORT") == str(port)
+        in_use = self.run.rank == 0 and meet and _in_use(port)
+        if in_use:
+            self.write("later.json", {})
+            reason = f"port {port}, at which its ranks were to meet, is in use on this node"
+            self.write_exit(runner.ENGINE_FAILED, None, reason)
+        return in_use
 
     def _prepare(self, launch: Launch, base_env: Mapping[str, str], package: Path | None) -> None:
         if self.prepared:
@@ -211,6 +228,15 @@ def _group(launch: Launch) -> Path:
         return limits.hold(launch.lease, {slice.gpu: slice.memory for slice in launch.place.slices})
     except RayschedError as error:
         raise EngineRefused(str(error)) from error
+
+
+def _in_use(port: int) -> bool:
+    """Whether another program listens at a port of this machine."""
+    try:
+        socket.create_server(("", port)).close()
+    except OSError as error:
+        return error.errno == errno.EADDRINUSE
+    return False
 
 
 def _check_daemon(launch: Launch) -> None:

@@ -12,7 +12,7 @@ little, so that it starts in a few hundredths of a second. Linux only. The files
     stop.json    {"grace": seconds}: somebody wants the run to end; the runner gets SIGTERM after it
     exit.json    {"code", "started", "ended", "reason"}: the run has ended and its processes are gone;
                  the code is null where nobody knows it, because the runner itself was killed
-    later.json   its image could not be had for now: the command never began
+    later.json   its image, or the port of its job, could not be had for now: the command never began
     output.log   what the command wrote to stdout and stderr, in order
     work/        its working directory
 

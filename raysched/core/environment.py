@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 
 from raysched.core.jobs import Job
 from raysched.core.lease import Place, Slice
+from raysched.core.meeting import meeting_port
 from raysched.core.node import Node
 from raysched.core.request import WHOLE, Sharing
 from raysched.core.site import Demand
 from raysched.core.words import number
 from raysched.core.work import Run
 
-PORTS = range(20_000, 29_000)
-"""The ports on which the ranks of a job may meet: below those that Linux gives to outgoing connections, above
-those of Ray's workers, and without torchrun's own 29500."""
 LOOPBACK = "127.0.0.1"
 NEW_NAME = "XLA_CLIENT_MEM_FRACTION"
 """What newer versions of JAX call XLA_PYTHON_CLIENT_MEM_FRACTION, which they heed too."""
@@ -66,12 +63,6 @@ def advice(sharing: Sharing, place: Place) -> dict[str, str]:
         "XLA_PYTHON_CLIENT_MEM_FRACTION": fraction,
         "TF_FORCE_GPU_ALLOW_GROWTH": "true",
     }
-
-
-def meeting_port(job: str, attempt: int) -> int:
-    """The port, on the node of rank 0, at which the ranks of an attempt meet: the same for each of them, and
-    another one for the next attempt."""
-    return PORTS[(zlib.crc32(job.encode()) + 97 * attempt) % len(PORTS)]
 
 
 def rank_variables(rank: int, addresses: Sequence[str], port: int, devices: int) -> dict[str, str]:

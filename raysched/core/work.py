@@ -180,8 +180,8 @@ class Seen:
 
     lost: it had been started and is gone without leaving an exit code (a reboot, a deleted folder).
     queued: its engine has it and has not started it, for the `reason`. taken: its engine took it away, for
-    others or as a node failed, or its image could not be had for now, and it may be started again. `begun` is
-    false where it is known that its command never began.
+    others or as a node failed, or its image or the port of its ranks could not be had for now, and it may be
+    started again. `begun` is false where it is known that its command never began.
     """
 
     run: Run

@@ -6,6 +6,7 @@ import os
 import shlex
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -115,5 +116,23 @@ def test_nothing_stands_ready_once_the_nursery_is_closed_and_runs_go_on(runs: Ru
     nursery.close()
     wait_until(lambda: not any(runner.ticks(pid) for pid in ready), "they are gone")
     seen = runs.look(launch.run)
+    assert seen is not None
+    assert seen.state == "running"
+
+
+def test_a_start_that_hangs_keeps_no_other_from_starting(runs: Runs, nursery: Nursery) -> None:
+    hanging = new_launch("true")
+    folder = runs.root / str(hanging.run)
+    folder.mkdir()
+    os.mkfifo(folder / "launch.json")  # whoever reads it waits until somebody writes
+    with ThreadPoolExecutor() as pool:
+        answer = pool.submit(nursery.start, str(folder))
+        wait_until(lambda: f"runner.py {hanging.run}" in map(command_line, runner.processes()), "it hangs")
+        launch = new_launch("exec sleep 600")
+        runs.start(launch, None)
+        seen = runs.look(launch.run)
+        assert not answer.done()
+        (folder / "launch.json").write_text("{}")
+        assert answer.result()[0] == 1  # type: ignore[index]
     assert seen is not None
     assert seen.state == "running"

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from raysched.core.environment import PORTS, meeting_port, rank_variables
+from raysched.core.commands import Gone, Report, Tick
+from raysched.core.environment import rank_variables
+from raysched.core.meeting import PORTS, meeting_port
+from raysched.core.reports import REST
 from raysched.core.views import job_view
 from raysched.core.wanted import wanted
+from raysched.core.work import Run, Seen
 from tests.core.world import World, node, share, whole
 
 PROCESS = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"}
@@ -112,3 +116,22 @@ def test_what_waits_for_its_next_attempt_has_no_ranks():
     world.exit("gang", 143, rank=1)
     assert world.job("gang").state == "waiting"
     assert job_view(world.state, world.job("gang"), world.now)["ranks"] == []
+
+
+def test_a_port_that_is_in_use_gives_all_ranks_another_one_and_costs_no_retry():
+    """Also where the other rank has begun: it is ended, and both start again."""
+    world = gang("10.0.0.1", "10.0.0.2")
+    first = {env["MASTER_PORT"] for env in environments(world)}
+    world.report("gang", "running", rank=1)
+    in_use = Seen(Run("gang", 1, 0), "taken", code=125, reason="port 20000 is in use", begun=False)
+    world.do(Report(in_use))
+    assert not environments(world), "no rank is wanted any more"
+    world.do(Gone("gang.1"))
+    assert (world.job("gang").state, world.job("gang").failures) == ("waiting", 0)
+    assert "port 20000 is in use" in world.why("gang").why
+    world.now += REST
+    world.do(Tick())
+    world.hold("gang")
+    again = [env["MASTER_PORT"] for env in environments(world)]
+    assert len(again) == 2
+    assert len({*again, *first}) == 2

@@ -127,7 +127,7 @@ class System:
     def open_jobs(self) -> list[str]:
         return [id for id in self.jobs if self.job(id).state not in ENDED]
 
-    async def submit(self, dice: random.Random) -> None:
+    async def submit(self, dice: random.Random, work: str = WORK, share: int = 1000) -> None:
         """One more job."""
         id = f"job{len(self.jobs)}"
         env = {
@@ -136,8 +136,8 @@ class System:
             "CODE": str(dice.choice((0, 0, 0, 7))),
             "CHILD": dice.choice(("yes", "no")),
         }
-        spec = {"name": id, "entrypoint": WORK, "env": env, "resources": {}}
-        request = Request(share=1000, sharing="fraction", cpus=WHOLE)
+        spec = {"name": id, "entrypoint": work, "env": env, "resources": {}}
+        request = Request(share=share, sharing="fraction", cpus=WHOLE)
         asked = JobRequest(id, id, "command", request, spec, retries=dice.choice((0, 2)), grace=500)
         await self.ledger.tell([Submit(f"key-{id}", "storm", (asked,))])
         self.jobs.append(id)
@@ -288,9 +288,9 @@ def nft(host: SSHHost, rules: str) -> None:
     subprocess.run(["ip", "netns", "exec", host.space, "nft", rules], check=False, capture_output=True)
 
 
-async def settle(system: System) -> None:
+async def settle(system: System, seconds: float = SETTLE_S) -> None:
     """Wait until all jobs have ended and nobody holds anything."""
-    deadline = asyncio.get_running_loop().time() + SETTLE_S
+    deadline = asyncio.get_running_loop().time() + seconds
     while system.open_jobs or system.ledger.state.leases:
         if asyncio.get_running_loop().time() > deadline:
             raise AssertionError(
