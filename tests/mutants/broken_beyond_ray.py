@@ -7,6 +7,7 @@ from mutant import Mutant
 HOSTS = ("tests/core/test_hosts.py",)
 SITES = ("tests/core/test_site.py",)
 NAMESAKES = ("tests/core/test_namesakes.py",)
+CLUSTERS = ("tests/core/test_several_clusters.py",)
 TWINS = ("tests/core/test_twins.py",)
 MODEL = ("tests/core/test_model.py::TestBeyondRay",)
 
@@ -122,6 +123,20 @@ BEYOND_RAY = (
         "    if node is None or not node.info.site:\n",
         "    if node is None:\n",
         MODEL,
+    ),
+    Mutant(
+        "a job of any cluster that always goes to the same one",
+        "core/placement.py",
+        "sorted(meant, key=lambda name: state.unplaced[name])",
+        "sorted(meant)",
+        CLUSTERS,
+    ),
+    Mutant(
+        "a job of one cluster that goes to another",
+        "core/compile.py",
+        'backends=(backend_of(spec.k8s.cluster or ""),) if at_cluster else request.backends,',
+        "backends=request.backends,",
+        CLUSTERS,
     ),
     Mutant(
         "a part that a site gives beside others that fill the GPU",
