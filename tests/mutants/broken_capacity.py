@@ -145,7 +145,7 @@ CAPACITY = (
     ),
     Mutant(
         "a retry that meets where the attempt before did",
-        "core/environment.py",
+        "core/meeting.py",
         "+ 97 * attempt)",
         "+ 97)",
         ("tests/core/test_ranks.py",),
