@@ -18,8 +18,9 @@ from tests.simulation.machines import Card, Machine, Process
 
 T = TypeVar("T")
 
-REHOLD_S = 90.0
-"""Time in which leases have to be held again on a machine where Ray was started anew."""
+REHOLD_S = 180.0
+"""Time in which leases have to be held again on a machine where Ray was started anew, though the ledger be
+killed and messages take half a minute each meanwhile."""
 
 
 @dataclass(slots=True)
