@@ -108,12 +108,15 @@ class CommandController:
 
     async def _json(self, *command: str) -> Any:
         try:
-            answer = await self._run(*command, "--json")
-            return json.loads(answer[answer.index("{") :])
+            text = await self._run(*command, "--json")
+            answer = json.loads(text[text.index("{") :])
         except Said as error:
             raise Unanswered(f"{command[0]}: {refusal(error.words)}") from None
         except ValueError as error:
             raise Unanswered(f"{command[0]} printed no JSON: {error}") from None
+        if said := records.errors(answer):
+            raise Unanswered(f"{command[0]}: {said[0]}: is slurmctld up?")
+        return answer
 
     async def _run(self, *command: str, stdin: str = "") -> str:
         """What a command prints. Raises Said, and Unanswered where it reached nobody."""
@@ -146,7 +149,8 @@ class CommandController:
     def _ssh(self) -> list[str]:
         """One connection serves all calls, and goes away by itself."""
         assert self._folder is not None
-        socket = Path(self._folder.name) / "%C"
+        # Its path, with 17 characters that ssh puts behind it at first, may have 104 in all.
+        socket = Path(self._folder.name) / "s"
         options = ("BatchMode=yes", "ConnectTimeout=15", "ServerAliveInterval=15", "ControlMaster=auto")
         shared = (f"ControlPath={socket}", "ControlPersist=120")
         return ["ssh", *(f"-o{option}" for option in (*options, *shared))]

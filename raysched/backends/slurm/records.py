@@ -105,6 +105,20 @@ class Node:
     partitions: tuple[str, ...]
 
 
+def errors(answer: Mapping[str, Any]) -> list[str]:
+    """What went wrong, a sentence each. 22.05's commands tell of it here alone: without a controller they end
+    with code 0 and no jobs at all."""
+    return [_sentence(error) for error in answer.get("errors") or ()]
+
+
+def _sentence(error: Mapping[str, Any]) -> str:
+    """What went wrong, and where, if that says more."""
+    what, where = str(error.get("error") or ""), str(error.get("description") or "")
+    if what in ("", "Unspecified error") or what in where:
+        return where or what or "it gave no reason"
+    return f"{what} ({where})" if where else what
+
+
 def jobs(answer: Mapping[str, Any]) -> list[Job]:
     """The jobs of `squeue --json`, or of slurmrestd's /jobs."""
     return [_job(record) for record in answer.get("jobs") or ()]

@@ -100,7 +100,7 @@ class RestController:
     async def _ask(self, method: str, path: str, body: Any = None) -> Any:
         """The answer. Raises Refused with what Slurm says, and Unanswered."""
         answer = await self._call(method, f"/slurm/{await self._api()}/{path}", body)
-        said = [_sentence(error) for error in answer.get("errors") or ()]
+        said = records.errors(answer)
         if not said:
             return answer
         words = said[0]
@@ -152,11 +152,3 @@ def _read(answer: bytes) -> dict[str, Any]:
     except ValueError:
         raise Unanswered(f"slurmrestd answers no JSON: {answer[:200].decode(errors='replace')}") from None
     return found if isinstance(found, dict) else {}
-
-
-def _sentence(error: Mapping[str, Any]) -> str:
-    """What went wrong, and where, if that says more."""
-    what, where = str(error.get("error") or ""), str(error.get("description") or "")
-    if what in ("", "Unspecified error") or what in where:
-        return where or what or "it gave no reason"
-    return f"{what} ({where})" if where else what

@@ -6,7 +6,7 @@ in this file and nowhere else.
 | GRES a node | "gres": "shard:3" | "tres_per_node": "gres/shard:3" |
 | GPUs of the whole job | "gpus": "a100:4" | "tres_per_job": "gres/gpu:a100:4" |
 | a number | 5 | {"set": true, "number": 5} |
-| nodes | [2, 2] | "2" |
+| nodes | 2 | "2" |
 | no requeue | "no_requeue": true | "requeue": false |
 | a signal to the script | not to be had | "kill_warning_signal", "_delay", "_flags" |
 """
@@ -105,7 +105,7 @@ _BOTH: Words = {
 _OLD: Words = {
     **_BOTH,
     "no-requeue": lambda _: {"no_requeue": True},
-    "nodes": lambda value: {"nodes": [int(value), int(value)]},
+    "nodes": _plain("nodes"),  # with the list of two that its manual names, 22.05 gives one node
     "mem": lambda value: {"memory_per_node": int(value.removesuffix("M"))},
     "time": _plain("time_limit"),
     "gres": _text("gres"),

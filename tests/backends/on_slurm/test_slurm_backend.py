@@ -20,6 +20,7 @@ from raysched.backends.base import EngineRefused
 from raysched.backends.slurm import verdict
 from raysched.backends.slurm.backend import SlurmBackend
 from raysched.backends.slurm.commands import CommandController
+from raysched.backends.slurm.controller import Unanswered
 from raysched.core.commands import NodeSeen, Outside, Placed
 from raysched.core.request import WHOLE
 from raysched.core.site import NOWHERE
@@ -311,6 +312,36 @@ def test_what_slurm_holds_for_a_run_that_is_over_is_given_back(
     assert seen is not None
     assert seen.state == "running"
     hands.stop(going, 0)
+
+
+def test_a_controller_that_is_away_takes_no_job_away(
+    site: SlurmSite, hands: OrderedHands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """22.05's squeue then ends with code 0 and tells of no jobs: what ran would be handed over again, and run
+    twice."""
+    monkeypatch.setattr(verdict, "MISSING_S", 0.0)
+    mark, go = tmp_path / "starts", tmp_path / "go"
+    run = hands.start(f"echo started >> {mark}; until test -e {go}; do sleep 0.1; done; exit 3")
+    hands.until(run, "running")
+    site.kill_controller()
+    try:
+        controller = CommandController(environment=site.env)
+        for said in hands.do(all_of(controller.jobs(), controller.nodes())):
+            assert isinstance(said, Unanswered)
+            assert "is slurmctld up?" in str(said)
+        for _ in range(2):
+            seen = hands.seen(run)
+            assert seen is not None
+            assert seen.state == "running"
+    finally:
+        site.start_controller()
+    go.touch()
+    assert hands.until(run, "exited").code == 3
+    assert mark.read_text() == "started\n"
+
+
+async def all_of(*calls: Any) -> list[Any]:
+    return await asyncio.gather(*calls, return_exceptions=True)
 
 
 def test_sbatch_may_talk(site: SlurmSite, tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import getpass
 import os
+import secrets
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from slurm_site import SlurmSite
 from raysched.backends.base import EngineRefused
 from raysched.backends.slurm.backend import SlurmBackend
 from raysched.backends.slurm.commands import CommandController
+from raysched.cluster import own_ray
 from raysched.core.site import NOWHERE
 
 NOISY = """#!/bin/sh
@@ -77,8 +80,15 @@ def ssh(tmp_path: Path, site: SlurmSite) -> Iterator[str]:
     server.wait()
 
 
-def test_jobs_run_over_ssh_as_they_do_here(ssh: str, tmp_path: Path) -> None:
-    """What is sent arrives byte for byte; what a login shell prints is not looked at."""
+def test_jobs_run_over_ssh_as_they_do_here(
+    ssh: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """What is sent arrives byte for byte; what a login shell prints is not looked at. Temporary files lie
+    where those of raysched's actors do, under a path as long."""
+    scratch = own_ray._scratch(secrets.token_hex(8))
+    scratch.mkdir()
+    request.addfinalizer(lambda: shutil.rmtree(scratch))
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
 
     def make() -> SlurmBackend:
         environment = {"PATH": f"{ssh}:{os.environ['PATH']}", "HOME": str(tmp_path)}

@@ -67,6 +67,13 @@ def test_a_job_gets_what_it_asked_for(site: SlurmSite, hands: OrderedHands) -> N
     assert hands.output(run).endswith(b"saved\n")
 
 
+def test_a_job_on_two_nodes_runs_once_on_each(hands: OrderedHands) -> None:
+    launch = hands.order(
+        "echo $RAYSCHED_NODE_RANK $SLURMD_NODENAME", nodes=2, kind="gpu", type="a100", count=1
+    )
+    assert sorted(hands.run(launch).splitlines()) == ["0 n1", "1 n2"]
+
+
 def test_an_array_is_one_and_each_of_its_tasks_is_told_apart(site: SlurmSite, hands: OrderedHands) -> None:
     """One that waits is cancelled, and the others are not."""
     first = hands.order("exit $RAYSCHED_ARRAY_INDEX", options=["--dependency=singleton"])
