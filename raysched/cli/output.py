@@ -22,6 +22,12 @@ def note(message: str) -> None:
     say(f"raysched: {message}")
 
 
+def agreed(question: str) -> bool:
+    """Ask on the terminal; only a yes is one. Nothing of it comes among the output."""
+    print(f"{question} [y/N]: ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
 def say(message: str) -> None:
     """Print to stderr; on a terminal lines are broken between words."""
     if sys.stderr.isatty():

@@ -9,7 +9,7 @@ import typer
 
 from raysched.cli.node_commands import EmptyDir, Force, patience_of, tell_who_stays
 from raysched.cli.options import AsJson
-from raysched.cli.output import Output, note
+from raysched.cli.output import Output, agreed, note
 from raysched.cli.words import resources
 from raysched.client import Client, Json
 from raysched.errors import Conflict, SpecError
@@ -108,7 +108,7 @@ def _agreed(planned: list[Json], output: Output, yes: bool) -> None:
         raise Conflict("nothing was changed: --plan shows what would be done, --yes does it")
     for line in resharing_lines(todo, output.width):
         print(line.plain, file=sys.stderr)
-    if not typer.confirm("Do this?", err=True):
+    if not agreed("Do this?"):
         raise Conflict("nothing was changed")
 
 
