@@ -32,6 +32,8 @@ from raysched.core.work import Launch, Order, Run, Seen
 
 CPU = Demand("", "", 0, 1, False, 10_000, 0, 0)
 COMMAND = "sleep 1; exit $((RAYSCHED_ARRAY_INDEX % 7))"
+LONG_S = 45.0
+"""A controller that is away for longer than it takes to give up a job that it no longer knows."""
 LIMIT_S = 900.0
 """How long nothing may end."""
 
@@ -263,7 +265,7 @@ def faults(site: SlurmSite, folder: Path, count: int, seed: str) -> None:
             if rng.random() < 0.5:
                 killed["slurmctld"] += 1
                 site.kill_controller()
-                time.sleep(rng.uniform(0, 2))
+                time.sleep(rng.choice((0, 1, 2, LONG_S)))
                 site.start_controller()
             else:
                 killed["slurmd"] += 1
