@@ -30,7 +30,8 @@ def job_of(cluster: KubeCluster, run: Run) -> Any:
 
 
 def _run(thing: Any) -> str:
-    return thing["metadata"]["annotations"]["raysched.io/run"]
+    """The run that a Job is of; "" where another program made it."""
+    return (thing["metadata"].get("annotations") or {}).get("raysched.io/run", "")
 
 
 def suspend(cluster: KubeCluster, run: Run, on: bool) -> None:
