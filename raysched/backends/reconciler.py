@@ -173,6 +173,8 @@ class Reconciler:
                 self._do(launch.run, self._start(launch))
         for stop in actions.stop:
             self._do(stop.run, self._stop(stop))
+        for run in actions.forget:
+            self._do(run, self._backend.forget(frozenset({run})))
         if isinstance(self._backend, Holding):
             self._close_holds(wanted, self._backend)
         if isinstance(self._backend, Releasing):

@@ -12,7 +12,7 @@ import socket
 import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from signal import SIGTERM
 
@@ -56,6 +56,7 @@ class RunFolder(RunFiles):
         super().__init__(path, run)
         self._nursery = nursery
         self._runner: RunnerMark | None = None
+        self._mark = 0
 
     def start(
         self, launch: Launch, base_env: Mapping[str, str], package: Path | None, new: bool = False
@@ -88,7 +89,14 @@ class RunFolder(RunFiles):
         if not self.begun:  # asked first: a run that starts just now has no runner that died
             return None
         # The exit is read again after the runner is found dead: it may have written it in between.
-        return self._exit() or self._running() or self._exit() or self._bury()
+        seen = self._exit() or self._running() or self._exit() or self._bury()
+        return replace(seen, mark=self.mark) if seen is not None else None
+
+    @property
+    def mark(self) -> int:
+        """That of the launch by which the run was prepared; 0 where nobody knows it."""
+        self._mark = self._mark or (self.read("launch.json") or {}).get("mark", 0)
+        return self._mark
 
     def stop(self, grace: float) -> bool:
         """Begin to end the run, with `grace` seconds between SIGTERM and SIGKILL; silent where it has ended.
@@ -149,11 +157,12 @@ class RunFolder(RunFiles):
             return
         work = self.path / "work"
         make_working_dir(work, package)
+        content: dict[str, object] = {"mark": launch.mark}
         if launch.image is not None:
-            content = in_container(launch, base_env, work)
+            content.update(in_container(launch, base_env, work))
         else:
             env = environment(launch, base_env)
-            content = {"entrypoint": launch.entrypoint, "env": env, "cwd": str(work)}
+            content.update(entrypoint=launch.entrypoint, env=env, cwd=str(work))
         if launch.limited:
             content["group"] = str(_group(launch))
         self.write("launch.json", content)

@@ -4,10 +4,10 @@ It stands alone on the standard library, so that the file can be sent to another
 little, so that it starts in a few hundredths of a second. Linux only. The files of a run folder:
 
     lock         locked (flock) by whoever prepares the run, then by its runner for as long as it lives
-    launch.json  {"entrypoint": str | [str], "env": {}, "cwd": str}; there once the run is prepared. In a
-                 container also "container": {"image": str, "there", "pull", "find", "remove": [str]}, what
-                 the engine is asked beside the entrypoint, which is the engine's command then. With a limit
-                 of the kernel "group": str, the control group that the command joins
+    launch.json  {"entrypoint": str | [str], "env": {}, "cwd": str, "mark": int}; there once the run is
+                 prepared. In a container also "container": {"image": str, "there", "pull", "find", "remove":
+                 [str]}, what the engine is asked beside the entrypoint, which is the engine's command then.
+                 With a limit of the kernel "group": str, the control group that the command joins
     run.json     {"pid", "ticks", "boot", "started"}: the runner; there before the command starts
     stop.json    {"grace": seconds}: somebody wants the run to end; the runner gets SIGTERM after it
     exit.json    {"code", "started", "ended", "reason"}: the run has ended and its processes are gone;

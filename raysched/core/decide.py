@@ -73,6 +73,7 @@ def grant(state: State, job: Job, placement: Placement, now: int) -> list[Fact]:
         isolation=job.request.isolation,
         mechanism=_mechanism(state, job.request, placement),
         places=placement.places,
+        mark=now,
     )
     granted: list[Fact] = [facts.Granted(now, lease)]
     return granted if managed(state, placement) else [*granted, *_hold(state, lease, (), now)]
@@ -231,7 +232,7 @@ def _report(state: State, command: commands.Report, now: int) -> Iterator[Fact]:
     if job is None or seen.run.attempt != job.attempt or job.lease is None or job.kind != "command":
         return
     rank = seen.run.rank
-    if rank in job.exits or rank >= job.runs:
+    if rank in job.exits or rank >= job.runs or seen.mark not in (0, state.leases[job.lease].mark):
         return
     if seen.state == "queued":
         if job.state == "starting" and job.reason != seen.reason:

@@ -304,6 +304,7 @@ def _granted(state: State, fact: facts.Granted) -> None:
         lease.isolation,
         lease.mechanism,
         lease.places,
+        mark=lease.mark,
     )
     _leave_queue(state, job)
     job.state, job.lease, job.attempt, job.reason = "starting", lease.id, lease.attempt, ""

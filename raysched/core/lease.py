@@ -61,7 +61,8 @@ class Lease:
     `mechanism` names what holds the tenant to its share: "exclusive", "mig", "mps", "memory_limit", "hami",
     or "variables" where only the environment tells it (soft). `groups` has one entry a place once the lease
     is held in Ray. `measured` says for each of its GPUs until when (ms since 1970) its use is known. On
-    the nodes of Ray in `cleared` nothing is left of what the vm backend started there.
+    the nodes of Ray in `cleared` nothing is left of what the vm backend started there. `mark` tells it from
+    one of the same id that was granted after the backup was made that is this journal now; 0: unknown.
     """
 
     id: str
@@ -76,3 +77,4 @@ class Lease:
     groups: tuple[Group, ...] = ()
     measured: dict[str, int] = field(default_factory=dict[str, int])
     cleared: tuple[str, ...] = ()
+    mark: int = 0

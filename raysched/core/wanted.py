@@ -110,6 +110,7 @@ def _launch(state: State, job: Job, lease: Lease, run: Run, ways: dict[str, str]
         devices=tuple(slice.device for slice in real),
         limited=bool(real) and lease.mechanism == "memory_limit",
         host=ways.get(place.node, ""),
+        mark=lease.mark,
     )
 
 

@@ -56,7 +56,7 @@ class Launch:
     spec's variables and the lease's. `package` is the digest of the packed working directory. With an
     `image` the command runs in a container of it, which gets the `devices`: real GPUs and MIG instances, by
     UUID. A launch at a site has no place yet but an `order`. `limited`: the kernel holds it to its memory.
-    `host` is the host of the inventory that the node is, where that has another name.
+    `host` is the host of the inventory that the node is, where that has another name. `mark` is the lease's.
     """
 
     run: Run
@@ -71,6 +71,7 @@ class Launch:
     order: Order | None = None
     limited: bool = False
     host: str = ""
+    mark: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +182,8 @@ class Seen:
     lost: it had been started and is gone without leaving an exit code (a reboot, a deleted folder).
     queued: its engine has it and has not started it, for the `reason`. taken: its engine took it away, for
     others or as a node failed, or its image or the port of its ranks could not be had for now, and it may be
-    started again. `begun` is false where it is known that its command never began.
+    started again. `begun` is false where it is known that its command never began. `mark` is that of its
+    launch; 0: unknown.
     """
 
     run: Run
@@ -191,6 +193,7 @@ class Seen:
     code: int | None = None
     reason: str = ""
     begun: bool = True
+    mark: int = 0
 
 
 @dataclass(frozen=True, slots=True)

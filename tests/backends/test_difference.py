@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 from hypothesis import given
@@ -92,3 +93,15 @@ def test_a_run_to_be_stopped_that_nobody_saw_is_stopped_all_the_same() -> None:
     """It may be just about to start."""
     stop = Stop(RUNS[0], 1.0)
     assert difference(all_of([launch(RUNS[0])], [stop]), [], {}) == Actions(stop=(stop,))
+
+
+def test_a_run_of_another_mark_is_ended_and_deleted_and_not_reported() -> None:
+    """It was started for a lease that a restored backup knows nothing of; one without a mark may be ours."""
+    run = RUNS[0]
+    wanted = all_of([replace(launch(run), mark=7)])
+    for mark in (0, 7):
+        ours = Seen(run, "exited", code=0, mark=mark)
+        assert difference(wanted, [ours], {}) == Actions(report=(ours,))
+    assert difference(wanted, [Seen(run, "running", mark=6)], {}) == Actions(stop=(Stop(run, STRAY_GRACE),))
+    assert difference(wanted, [Seen(run, "exited", code=0, mark=6)], {}) == Actions(forget=(run,))
+    assert difference(all_of(), [Seen(run, "exited", mark=6)], {}).forget == (), "no lease of the run"

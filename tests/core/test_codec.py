@@ -149,5 +149,6 @@ def test_what_is_written_is_plain_to_read() -> None:
             "code": None,
             "reason": "",
             "begun": True,
+            "mark": 0,
         },
     }
