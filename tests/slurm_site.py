@@ -174,6 +174,10 @@ class SlurmSite:
         """kill -9 slurmctld."""
         self._kill(self._pid("run/slurmctld.pid"))
 
+    def stop_controller(self) -> None:
+        """Have slurmctld end, which first writes down what it knows."""
+        self._kill(self._pid("run/slurmctld.pid"), signal.SIGTERM)
+
     def lose_node(self, node: str) -> None:
         """kill -9 everything on a node, as a loss of power does."""
         self.kill_node(node)
@@ -254,12 +258,12 @@ class SlurmSite:
                         found.append(int(entry.name))
         return found
 
-    def _kill(self, pid: int | None) -> None:
+    def _kill(self, pid: int | None, by: signal.Signals = signal.SIGKILL) -> None:
         """A file may name a daemon that is gone, and another process may have its number since."""
         if pid is None or str(self.folder).encode() not in _environment(pid) + _command(pid):
             return
         with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, by)
         wait_until(lambda: _gone(pid), f"process {pid} is gone", 20)
 
 

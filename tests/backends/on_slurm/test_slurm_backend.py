@@ -323,7 +323,7 @@ def test_a_controller_that_is_away_takes_no_job_away(
     mark, go = tmp_path / "starts", tmp_path / "go"
     run = hands.start(f"echo started >> {mark}; until test -e {go}; do sleep 0.1; done; exit 3")
     hands.until(run, "running")
-    site.kill_controller()
+    site.stop_controller()
     try:
         controller = CommandController(environment=site.env)
         for said in hands.do(all_of(controller.jobs(), controller.nodes())):
