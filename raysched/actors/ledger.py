@@ -317,8 +317,8 @@ class Ledger:
 
     def _explained(self, text: str, now: int) -> View:
         found = views.find_jobs(self.state, text)
-        waiting = [job for job in found if job.state == "waiting"]
-        return views.explain_view(self.state, (waiting or found)[0], now)
+        not_yet = [job for state in ("waiting", "starting") for job in found if job.state == state]
+        return views.explain_view(self.state, (not_yet or found)[0], now)
 
     def _usage(self) -> gpu_views.Usage:
         usages = self.usage.values()

@@ -140,7 +140,7 @@ def _row(job: Json) -> list[Cell]:
 
 def _remark(job: Json) -> str:
     if job["lease"] and job["lease"]["state"] != "released" and job["state"] not in ENDED:
-        return where(job["lease"]["places"])
+        return where(job["lease"]["places"]) or clean(job["reason"])
     return clean(job["reason"])
 
 

@@ -13,7 +13,7 @@ from functools import lru_cache
 from raysched.core.node import NodeInfo
 from raysched.core.offers import Offer, offer, share_needed, suitable
 from raysched.core.request import WHOLE, Request, memory_of_share
-from raysched.core.site import UNTYPED, Demand, Site, Unfit
+from raysched.core.site import UNTYPED, Demand, Site, Unfit, too_large
 from raysched.core.words import asks
 
 
@@ -22,7 +22,7 @@ def demand(site: Site, request: Request) -> Demand:
     """What `request` (one way of sharing) asks of a cluster. Raises Unfit."""
     room = [node for node in site.nodes if request.cpus <= node.cpus and request.host_memory <= node.memory]
     if not room:
-        raise Unfit("asks for CPUs and memory that no single node of the cluster has together")
+        raise Unfit(too_large(site.nodes, request, "cluster"))
     if not request.gpus:
         return Demand("", "", 0, request.nodes or 1, False, request.cpus, request.host_memory, WHOLE)
     gpus = sorted((gpu for node in site.nodes for gpu in node.gpus), key=lambda gpu: gpu.memory)

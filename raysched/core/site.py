@@ -92,7 +92,7 @@ def demand(site: Site, request: Request) -> Demand:
     nodes = site.nodes
     room = [node for node in nodes if request.cpus <= node.cpus and request.host_memory <= node.memory]
     if not room:
-        raise Unfit("asks for CPUs and memory that no single node of the site has together")
+        raise Unfit(too_large(nodes, request, "site"))
     if not request.gpus:
         return _counted(request, "", "", WHOLE, 1, [1 for _ in room])
     last: Unfit | None = None
@@ -103,6 +103,15 @@ def demand(site: Site, request: Request) -> Demand:
         except Unfit as unfit:
             last = last or unfit
     raise last or Unfit(f"asks for {asks(request)}, and the site has none")
+
+
+def too_large(nodes: Sequence[NodeInfo], request: Request, what: str) -> str:
+    """Why no node has the CPUs and the memory."""
+    cpus, memory = max(node.cpus for node in nodes), max(node.memory for node in nodes)
+    return (
+        f"asks for CPUs and memory that no single node of the {what} has together: {number(request.cpus)} "
+        f"CPUs and {request.host_memory} MiB, and at most {number(cpus)} CPUs and {memory} MiB are there"
+    )
 
 
 def _count(node: NodeInfo, model: str) -> int:
@@ -124,6 +133,9 @@ def _counted(request: Request, kind: Kind, model: str, share: int, parts: int, h
     together = rest > 0 or (request.nodes is None and nodes > 1 and have[nodes - 1] < each)
     few = not nodes or len(have) < nodes
     if few or (kind and (sum(have[:nodes]) < wanted or (not together and have[nodes - 1] < each))):
+        if request.nodes is not None and len(have) < nodes:
+            with_them = " with such GPUs" if kind else ""
+            raise Unfit(f"nodes: asks for {nodes}, and the site has {len(have)}{with_them}")
         most = sum(have) if request.nodes is None else have[0] if have else 0
         where = "the site has" if request.nodes is None else "its largest node has"
         raise Unfit(f"gpus: asks for {asks(request)}, and {where} {most} such GPU{'s' * (most != 1)}")

@@ -204,7 +204,7 @@ def explain_view(state: State, job: Job, now: int) -> View:
 
 
 def _told(state: State, job: Job) -> str:
-    where = ", ".join(sorted({place.node for place in job.places}))
+    where = ", ".join(sorted({place.node for place in job.places})) or f"what {job.backend} gave it"
     if job.single and job.state == "starting":
         return f"is being handed to {job.backend}"
     if job.lease and state.leases[job.lease].state == "held":

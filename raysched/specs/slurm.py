@@ -25,7 +25,6 @@ OURS = (
     "gpus-per-node",
     "gpus-per-task",
     "gres",
-    "help",
     "input",
     "job-name",
     "mem",
@@ -42,12 +41,13 @@ OURS = (
     "requeue",
     "reservation",
     "signal",
-    "test-only",
     "time",
     "wait",
     "wrap",
 )
 """Options of sbatch that raysched sets, from fields of their own."""
+IDLE = ("help", "test-only", "usage", "version")
+"""Options with which sbatch submits nothing."""
 
 _OPTION = re.compile(r"--(?P<name>[a-z][a-z-]*)(=[^\x00-\x1f]+)?")
 _WORD = re.compile(r"[^\s\x00-\x1f,][^\x00-\x1f]*")
@@ -81,10 +81,29 @@ def parse_options(value: object) -> tuple[str, ...]:
         found = _OPTION.fullmatch(option) if isinstance(option, str) else None
         if found is None:
             raise ValueError(f"{quoted(str(option))} must be one option of sbatch on one line: --name=value")
-        if found["name"] in OURS:
-            raise ValueError(f"--{found['name']} is set by raysched: use the field of the job file instead")
+        if problem := _misused(found["name"]):
+            raise ValueError(problem)
         options.append(str(option))
     return tuple(options)
+
+
+def _misused(name: str) -> str:
+    """Why an option of sbatch, which takes shortened names too, can't be given; empty where it can."""
+    meant = [known for known in (*OURS, *IDLE) if known.startswith(name)]
+    if not meant:
+        return ""
+    known = name if name in meant else meant[0]
+    said = f"--{name}" if known == name else f"--{name} (--{known})"
+    if known in IDLE:
+        return f"{said} submits nothing: remove it"
+    return f"{said} is set by raysched: use the field of the job file instead"
+
+
+def parse_ray(value: object) -> object:
+    """Whether Ray is started on the nodes of a job, or they join one. Raises ValueError."""
+    if value is True or value is False or value == "join":
+        return value
+    raise ValueError(f"{quoted(value)} must be true, false or join")
 
 
 def parse_login(value: str) -> str:
@@ -127,7 +146,7 @@ class SlurmOptions(Fields):
         description="A warning to the command, that many seconds before the time limit.",
         examples=["USR1@60"],
     )
-    ray: bool | Literal["join"] = Field(
+    ray: Annotated[bool | Literal["join"], BeforeValidator(parse_ray)] = Field(
         default=False,
         description="Start Ray on all nodes of the job, and the entrypoint once, as its driver; join: the "
         "nodes join raysched's own Ray, and leave before max_runtime is over.",

@@ -307,3 +307,11 @@ def test_a_bad_check_says_what_to_do() -> None:
         "bad port  8274 is taken",
         "    -> set gateway.port in raysched.yaml",
     ]
+
+
+def test_a_job_that_its_site_lets_wait_shows_why() -> None:
+    """It has a lease, and no place yet."""
+    lease = {**samples.job()["lease"], "places": []}
+    why = "waits in Slurm: nodes are busy"
+    lines = job_list.job_table([samples.job(state="starting", reason=why, lease=lease)], None)
+    assert lines[1].plain.endswith(why)

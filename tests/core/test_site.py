@@ -66,8 +66,13 @@ def ask(*nodes: NodeInfo, **fields: Any) -> str:
         ({"gpus": 2, "nodes": 2}, "gpu:a100:1 on each of 2 nodes"),
         ({"gpus": 5}, "refused: gpus: asks for 5 GPUs, and the site has 4 such GPUs"),
         ({"gpus": 6, "nodes": 2}, "refused: gpus: asks for 6 GPUs, on 2 nodes, and its largest node has 2"),
+        ({"gpus": 8, "nodes": 4}, "refused: nodes: asks for 4, and the site has 2 with such GPUs"),
         ({"gpus": 0, "cpus": WHOLE}, "CPUs and memory only"),
-        ({"gpus": 0, "cpus": 17 * WHOLE}, "refused: asks for CPUs and memory that no single node"),
+        (
+            {"gpus": 0, "cpus": 17 * WHOLE},
+            "refused: asks for CPUs and memory that no single node of the site has together: "
+            "17 CPUs and 0 MiB, and at most 16 CPUs and ",
+        ),
         ({"gpu_types": ("A100",)}, "gpu:a100:1"),
         (
             {"gpu_types": ("H100",)},

@@ -29,6 +29,10 @@ _VERSION = re.compile(r"(\d+)\.(\d+)")
 log = logging.getLogger(__name__)
 
 
+NAMED = ("account", "partition", "qos", "reservation", "wckey")
+"""Options whose values are names that an administrator gave."""
+
+
 class Said(Exception):
     """A command failed; `words` is what it said on stderr."""
 
@@ -54,7 +58,8 @@ class CommandController:
         try:
             said = await self._run("sbatch", *batch.options, stdin=batch.script)
         except Said as error:
-            raise Refused(f"sbatch: {refusal(error.words)}", final=bool(FINAL.search(error.words))) from None
+            words = _naming(refusal(error.words), batch.options)
+            raise Refused(f"sbatch: {words}", final=bool(FINAL.search(error.words))) from None
         log.info("sbatch: %s", said.strip())
 
     async def shown(self, batch: Batch) -> str:
@@ -184,3 +189,12 @@ def plain(environment: Mapping[str, str]) -> dict[str, str]:
     that the job does not get from here."""
     kept = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "SSH_AUTH_SOCK", "SLURM_CONF", "SLURM_JWT")
     return {name: environment[name] for name in kept if name in environment} | {"SLURM_BITSTR_LEN": "0"}
+
+
+def _naming(words: str, options: Sequence[str]) -> str:
+    """What sbatch said, with the name that it does not know: it tells only what kind of name that is."""
+    for option in options:
+        kind, _, value = option.removeprefix("--").partition("=")
+        if kind in NAMED and kind in words.lower() and value not in words:
+            return f"{words}: {value}"
+    return words

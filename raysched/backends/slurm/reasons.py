@@ -8,7 +8,8 @@ from raysched.backends.slurm.records import Job
 
 FINAL = re.compile(
     r"invalid (account|partition|qos|generic|node|job array|time|license|feature|reservation|wckey)"
-    r"|invalid dependency"
+    r"|invalid dependency|reservation is invalid"
+    r"|option '.*' (is ambiguous|requires an argument|doesn't allow an argument)"
     r"|node configuration is not available|more processors requested|memory specification can not be"
     r"|time limit is invalid|invalid .*specification|(unrecognized|invalid|ambiguous) option"
     r"|requires .* account|not permitted|access.*denied|too long|invalid trackable|invalid tres|invalid gres",

@@ -14,6 +14,9 @@ from raysched.core.namesakes import own_name
 from raysched.core.node import NodeInfo
 from raysched.core.work import Run
 
+OURS = "raysched:"
+"""How the reason of a node begins that raysched has drained."""
+
 NODES_S = 10.0
 """Time between two questions about the nodes."""
 
@@ -63,6 +66,12 @@ class Site:
         there = [known for known in await self._controller.nodes() if known.name == own]
         if there and on == any("DRAIN" in state for state in there[0].states):
             return
+        if there and not on and not there[0].reason.startswith(OURS):
+            raise EngineRefused(
+                f"{node} is not used again: somebody else drained it ({there[0].reason or 'no reason'}); "
+                f"whoever may has to: scontrol update NodeName={own} State=RESUME",
+                final=True,
+            )
         try:
             await self._controller.drain(own, reason if on else None)
         except Refused as error:

@@ -120,10 +120,12 @@ def test_a_warning_comes_before_the_end(site: SlurmSite, hands: OrderedHands) ->
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"partition": "nowhere"}, "invalid partition name specified"),
+        ({"partition": "nowhere"}, "invalid partition name specified: nowhere"),
         ({"kind": "gpu", "type": "h100", "count": 1}, "Requested node configuration is not available"),
         ({"kind": "gpu", "type": "a100", "count": 9}, "Requested node configuration is not available"),
         ({"options": ["--no-such-option"]}, "unrecognized option"),
+        ({"options": ["--m"]}, "ambiguous"),
+        ({"reservation": "nosuch"}, "reservation is invalid: nosuch"),
     ],
 )
 def test_what_slurm_never_takes_fails_with_its_reason(
@@ -409,6 +411,10 @@ def test_the_site_is_told_as_it_is(site: SlurmSite, hands: OrderedHands) -> None
         assert {each.node: len(each.gpus) for each in told(Outside)} == {"n1": 0, "n2": 1, "n3": 0}
         closed = {each.node.name: each.node.closed for each in told(NodeSeen)}
         assert closed == {"n1": "", "n2": "", "n3": "drained: fans broken"}
+        site_backend: Any = hands.backend
+        with pytest.raises(EngineRefused, match=r"somebody else drained it \(fans broken\).*State=RESUME"):
+            hands.do(site_backend.cordon("n3", False, ""))
+        assert "DRAIN" in site.run("scontrol", "show", "node", "n3")
     finally:
         user.terminate()
         user.wait()
