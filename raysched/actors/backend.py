@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from raysched.actors.entrance import entrance
 from raysched.actors.remote_ledger import RemoteLedger
-from raysched.actors.settings import Settings, SlurmSite
+from raysched.actors.settings import Settings
 from raysched.backends.base import Backend, Cordoning, EngineRefused, Mirroring, Scripted
 from raysched.backends.reconciler import Reconciler
 from raysched.backends.runner import forget_worker
-from raysched.backends.slurm.controller import Controller, Unanswered
+from raysched.backends.slurm.controller import Unanswered
 from raysched.core.work import Launch, Run
 from raysched.errors import Refused, Unreachable
 from raysched.machines.keeper import Keeper
@@ -162,6 +162,7 @@ def system_id(folder: Path) -> str:
 
 
 def _open_slurm(settings: Settings, ledger: RemoteLedger) -> Backend:
+    from raysched.backends.slurm.access import open_controller
     from raysched.backends.slurm.backend import SlurmBackend
     from raysched.backends.slurm.script import Defaults
 
@@ -169,7 +170,7 @@ def _open_slurm(settings: Settings, ledger: RemoteLedger) -> Backend:
     assert site is not None, "no Slurm site is configured"
     return SlurmBackend(
         Path(site.folder),
-        _controller(site, settings.environment),
+        open_controller(site.login, site.rest, site.token_file, settings.environment),
         settings.environment,
         settings.packages,
         defaults=Defaults(site.account, site.partition, site.qos, site.python),
@@ -177,24 +178,6 @@ def _open_slurm(settings: Settings, ledger: RemoteLedger) -> Backend:
         names=ledger.names,
         ray={**entrance(), "simulate": site.simulate},
     )
-
-
-def _controller(site: SlurmSite, environment: Mapping[str, str]) -> Controller:
-    """The way in which a site is reached."""
-    from raysched.backends.slurm.commands import CommandController
-    from raysched.backends.slurm.rest import RestController
-
-    if site.rest is None:
-        return CommandController(site.login, environment)
-    path = site.token_file
-
-    def token() -> str:
-        """Read anew each time: tokens are renewed."""
-        return (
-            environment.get("SLURM_JWT", "") if path is None else Path(path).expanduser().read_text().strip()
-        )
-
-    return RestController(site.rest, token, environment)
 
 
 def _open_kube(name: str, settings: Settings, ledger: RemoteLedger) -> Backend:

@@ -96,6 +96,9 @@ class Reconciler:
         while True:
             try:
                 await step()
+            except Unreachable as error:
+                log.warning("backend %s: %s", self._backend.name, error)
+                await asyncio.sleep(RETRY_S)
             except Exception:
                 log.exception("backend %s: a step failed and is tried again", self._backend.name)
                 await asyncio.sleep(RETRY_S)

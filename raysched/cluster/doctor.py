@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from raysched.client import Client
 from raysched.cluster import home as homes
@@ -19,6 +21,10 @@ from raysched.core.node import GPUInfo
 from raysched.discovery import find_access
 from raysched.errors import PortBusy, RayschedError
 from raysched.folders import state_folder
+
+if TYPE_CHECKING:
+    from raysched.backends.slurm.controller import Controller
+    from raysched.backends.slurm.records import Node
 
 GIB = 1 << 30
 LEAST_DISK = GIB
@@ -47,6 +53,7 @@ def doctor() -> list[Check]:
         _shared_memory,
         _ray,
         _gateway,
+        _slurm,
         _clock,
     ]
     return [check for look in looks for check in look()]
@@ -188,6 +195,35 @@ def _not_up(detail: str) -> Check:
         )
     port = f"port {gateway.port} is free" if gateway.port else "it will take a free port"
     return Check("gateway", True, f"{detail}; {port}")
+
+
+def _slurm() -> Iterator[Check]:
+    """Whether the site of the configuration answers."""
+    from raysched.backends.slurm.access import open_controller
+    from raysched.backends.slurm.controller import Refused, Unanswered
+    from raysched.specs.config import load_config
+
+    try:
+        site = load_config().backends.slurm
+    except RayschedError:  # said where the gateway is looked at
+        return
+    if site is None:
+        return
+    controller = open_controller(site.login, site.rest, site.token_file, os.environ)
+    try:
+        nodes = asyncio.run(_nodes(controller))
+    except (Refused, Unanswered) as error:
+        hint = "nothing is handed to it until it answers; see backends.slurm in raysched.yaml"
+        yield Check("Slurm", False, str(error), hint)
+    else:
+        yield Check("Slurm", True, f"answers; {_count(len(nodes), 'node')}")
+
+
+async def _nodes(controller: Controller) -> list[Node]:
+    try:
+        return await controller.nodes()
+    finally:
+        await controller.close()
 
 
 def _clock() -> Iterator[Check]:

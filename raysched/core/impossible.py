@@ -69,7 +69,8 @@ def _no_site(there: site.Site, request: Request) -> str:
 def _no_backend(state: State, request: Request) -> str:
     reached = sorted({backend for node in state.nodes.values() for backend in node.backends})
     have = f"the nodes here have {', '.join(reached)}" if reached else "no node has joined yet"
-    return f"backend: no node is reached by {' or '.join(request.backends)}; {have}"
+    silent = "; `raysched doctor` says whether Slurm answers" if "slurm" in request.backends else ""
+    return f"backend: no node is reached by {' or '.join(request.backends)}; {have}{silent}"
 
 
 def _host_impossible(nodes: list[Node], request: Request) -> str:

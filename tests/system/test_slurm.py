@@ -172,6 +172,21 @@ def test_a_node_of_the_site_is_drained_in_slurm(site: SlurmSite, beside: System)
     assert "DRAIN" not in site.run("scontrol", "show", "node", "n3")
 
 
+def test_doctor_says_whether_slurm_answers(beside: System) -> None:
+    def look() -> dict[str, Any]:
+        (check,) = [one for one in beside.json("doctor", check=False)["checks"] if one["name"] == "Slurm"]
+        return check
+
+    assert look() == {"name": "Slurm", "ok": True, "detail": "answers; 3 nodes", "hint": ""}
+    there = beside.env["SLURM_CONF"]
+    beside.env["SLURM_CONF"] = "/nowhere/slurm.conf"
+    try:
+        assert look()["ok"] is False
+        assert look()["detail"].startswith("sinfo: ")
+    finally:
+        beside.env["SLURM_CONF"] = there
+
+
 def test_what_the_site_can_never_give_is_refused_before(site: SlurmSite, beside: System) -> None:
     """Case slurm-02: nothing waits for ever."""
     before = site.jobs()

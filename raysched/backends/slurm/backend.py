@@ -23,6 +23,7 @@ from raysched.backends.slurm.site import Site
 from raysched.backends.slurm.verdict import Verdicts
 from raysched.core.commands import Command
 from raysched.core.work import Launch, Run, Seen
+from raysched.errors import Unreachable
 
 SOONEST_S = 0.2
 LATEST_S = 5.0
@@ -156,7 +157,10 @@ class SlurmBackend:
 
     async def mirror(self) -> list[Command]:
         """See `base.Mirroring`."""
-        return await self._site.told(self._listing.runs())
+        try:
+            return await self._site.told(self._listing.runs())
+        except Unanswered as error:
+            raise Unreachable(f"Slurm does not answer: {error}") from None
 
     # ------------------------------------------------------------
 

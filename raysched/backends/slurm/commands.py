@@ -107,7 +107,10 @@ class CommandController:
     async def _is_old(self) -> bool:
         """Whether scontrol has no JSON: before 23.02."""
         if not self._version:
-            found = _VERSION.search(await self._run("sinfo", "--version"))
+            try:
+                found = _VERSION.search(await self._run("sinfo", "--version"))
+            except Said as error:
+                raise Unanswered(f"sinfo: {refusal(error.words)}") from None
             self._version = int(found[1]) * 100 + int(found[2]) if found else 2205
         return self._version < 2302
 
