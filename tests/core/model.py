@@ -256,7 +256,7 @@ class Model(Nodes):
         launched = (
             job.asked.kind == "command" and job.lease is not None and self.leases[job.lease].state == "bound"
         )
-        if launched:
+        if launched or job.state == "stopping":
             job.state, job.outcome = "stopping", "cancelled"
         else:
             self._end(job, "cancelled")
