@@ -57,7 +57,12 @@ def advice(sharing: Sharing, place: Place) -> dict[str, str]:
     totals = [slice.memory * WHOLE // slice.total for slice in place.slices if slice.total]
     if sharing in ("exclusive", "mig") or not totals:
         return {}
-    fraction = number(max(1, min(totals)))
+    return _heeded(max(1, min(totals)))
+
+
+def _heeded(part: int) -> dict[str, str]:
+    """The part of a GPU's memory, in ten-thousandths, in the words of frameworks."""
+    fraction = number(part)
     return {
         "RAYSCHED_GPU_MEMORY_FRACTION": fraction,
         "XLA_PYTHON_CLIENT_MEM_FRACTION": fraction,
@@ -101,6 +106,8 @@ def site_variables(job: Job, run: Run, lease: str, demand: Demand) -> dict[str, 
     several nodes what tells them apart is in `site_ranks`."""
     env = rank_variables(0, [LOOPBACK], 0, 0) if demand.nodes == 1 else {}
     env["MASTER_PORT"] = env["PET_MASTER_PORT"] = str(meeting_port(job.id, run.attempt))
+    if demand.kind in ("shard", "mps"):
+        env.update(_heeded(demand.share))
     env.update(job.spec.get("env") or {})
     env.update(
         RAYSCHED_LEASE=lease,

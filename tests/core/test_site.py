@@ -194,6 +194,17 @@ def test_a_job_is_handed_over_at_once_and_holds_nothing_until_it_is_placed() -> 
     assert not any(gpu.tenants for each in world.state.nodes.values() for gpu in each.gpus.values())
 
 
+def test_a_job_with_a_part_of_a_gpu_tells_frameworks_their_part() -> None:
+    """Two shards of four, for 0.3; a whole GPU needs no such thing."""
+    world = World(*SITE)
+    world.submit("part", SHARD)
+    world.submit("whole", GPU)
+    part, whole = (dict(launch.env) for launch in wanted(world.state, "slurm").launches)
+    for name in ("RAYSCHED_GPU_FRACTION", "RAYSCHED_GPU_MEMORY_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
+        assert part[name] == "0.5"
+    assert "XLA_PYTHON_CLIENT_MEM_FRACTION" not in whole
+
+
 def test_the_sites_own_reason_is_told() -> None:
     """`explain` says what Slurm says."""
     world = World(*SITE)
