@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import sys
 
+AGAIN_S = 0.01
+
 
 def run() -> None:
     """The entry point of the `raysched` command."""
@@ -15,4 +17,15 @@ def run() -> None:
     from raysched.cli.main import main
 
     signal.signal(signal.SIGINT, heeded)
+    sys.unraisablehook = _not_dropped
     sys.exit(main(sys.argv[1:]))
+
+
+def _not_dropped(dropped: sys.UnraisableHookArgs) -> None:
+    """Raise Ctrl-C again a moment later, wherever the program then is: Python drops every exception that
+    comes while it finalises an object, such as a stream that is no longer read."""
+    if dropped.exc_type is KeyboardInterrupt:
+        signal.signal(signal.SIGALRM, signal.default_int_handler)
+        signal.setitimer(signal.ITIMER_REAL, AGAIN_S)
+    else:
+        sys.__unraisablehook__(dropped)

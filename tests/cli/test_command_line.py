@@ -162,6 +162,26 @@ def test_ctrl_c_while_the_command_is_being_imported_shows_no_traceback() -> None
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
+def test_ctrl_c_while_an_object_is_finalised_ends_the_command_all_the_same() -> None:
+    """Python drops an exception that comes there: the command would go on, for ever if it follows a job."""
+    begin = (
+        "import os, signal, sys, time\n"
+        "from raysched.cli import entry, main\n"
+        "class Stream:\n"
+        "    def __del__(self):\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "def forever():\n"
+        "    Stream()\n"
+        "    time.sleep(600)\n"
+        "main.app.command()(forever)\n"
+        "entry.run()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", begin, "forever"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 def test_a_reader_that_has_enough_is_no_error() -> None:
     shell = f"{sys.executable} -c 'from raysched.cli.entry import run; run()' schema | head -n 1"
     done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=True)
