@@ -104,6 +104,10 @@ class FilePlace(Place):
             raise StorageError(f"{self.name} can't be replaced: {problem.strerror}") from problem
         return str(aside) if there else None
 
+    def driver_errors(self) -> tuple[type[Exception], ...]:
+        """Those of SQLite."""
+        return (sqlite3.Error,)
+
     def bytes(self, connection: Connection) -> int:
         """With the log."""
         files = [Path(f"{self.path}{end}") for end in ("", "-wal")]

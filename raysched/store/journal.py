@@ -44,7 +44,6 @@ class Journal(Reader):
         self.place = place_of(url)
         self._engine = self.place.writer()
         self._writer = writing(self._engine)
-        # As text: SQLAlchemy takes longer to see that a statement is a known one than SQLite to do it.
         self._insert, self._newest = (str(each.compile(self._engine)) for each in (insert(facts), LAST))
         with self._closing_on_error():
             self._check_end(url)
@@ -72,13 +71,16 @@ class Journal(Reader):
 
     def _write(self, rows: Sequence[FactRow]) -> None:
         with self._writing() as connection:
-            newest = connection.exec_driver_sql(self._newest).scalar()
+            # The driver's own cursor: SQLAlchemy takes longer to hand a statement on than SQLite to do it.
+            cursor = connection.connection.cursor()
+            cursor.execute(self._newest)
+            [newest] = cursor.fetchone() or [None]
             if (newest or self._last(connection)) != self._known:
                 raise StorageError(
                     f"{self.place.name} was written by another ledger meanwhile; this one reads it again"
                 )
             if rows:
-                connection.exec_driver_sql(self._insert, list(rows))
+                cursor.executemany(self._insert, rows)
 
     def _write_again(self, rows: Sequence[FactRow]) -> None:
         """After the connection was lost. Whether the first try came through is seen once the lock is had

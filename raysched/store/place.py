@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
@@ -82,6 +81,10 @@ class Place(ABC):
         in one transaction. Where the old one now is; None where there was none. Raises StorageError."""
 
     @abstractmethod
+    def driver_errors(self) -> tuple[type[Exception], ...]:
+        """What the database's driver raises."""
+
+    @abstractmethod
     def bytes(self, connection: Connection) -> int:
         """What the journal takes on the disk."""
 
@@ -104,7 +107,7 @@ class Place(ABC):
         try:
             with connect() as connection:
                 yield connection
-        except (SQLAlchemyError, sqlite3.Error) as problem:
+        except (SQLAlchemyError, *self.driver_errors()) as problem:
             raise self.error(problem) from problem
 
     def error(self, problem: Exception) -> StorageError:

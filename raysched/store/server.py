@@ -131,6 +131,12 @@ class ServerPlace(Place):
             engine.dispose()
         return f"tables *_before_{stamp}" if there else None
 
+    def driver_errors(self) -> tuple[type[Exception], ...]:
+        """Those of psycopg."""
+        from psycopg import Error
+
+        return (Error,)
+
     def bytes(self, connection: Connection) -> int:
         """Of the tables and their indexes."""
         sizes = (f"coalesce(pg_total_relation_size(to_regclass('{name}')), 0)" for name in tables.tables)
