@@ -135,7 +135,10 @@ def cancel(job: JobName, as_json: AsJson = False) -> None:
 
 
 def queue(as_json: AsJson = False) -> None:
-    """Show what waits, in the order in which it is looked at, and why."""
+    """Show what waits, in the order in which it is looked at, and why.
+
+    A job without a position waits where it was handed to, such as in Slurm's queue.
+    """
     from raysched.cli.job_list import queue_table
 
     client, output = Client.from_environment(), Output(as_json)

@@ -98,7 +98,7 @@ def queue_table(waiting: Sequence[Json], width: int | None) -> list[Text]:
         return [Text("nothing waits")]
     rows: list[list[Cell]] = [
         [
-            str(entry["position"]),
+            str(entry["position"] or "-"),
             Text(clean(entry["display"]), "bold"),
             entry["id"],
             clean(entry["asks"]),

@@ -239,7 +239,7 @@ def _report(state: State, command: commands.Report, now: int) -> Iterator[Fact]:
             yield facts.Queued(now, job.id, seen.reason)
         return
     if seen.state == "taken" and job.state != "stopping" and may_be_taken(job, seen):
-        yield from _take_back(state, job, seen.reason, now, now + pause(job, seen))
+        yield from _take_back(state, job, seen.reason, now, now + (REST if seen.begun else pause(job)))
         return
     if rank not in job.begun and seen.state not in ("lost", "taken"):
         yield facts.Started(plausible(seen.started, job.granted, now), job.id, rank)
@@ -302,7 +302,7 @@ def _denied(state: State, command: commands.Denied, now: int) -> Iterator[Fact]:
     elif command.final:
         yield from _end(state, job, "failed", None, command.reason, now)
     else:
-        yield from _take_back(state, job, command.reason, now, now + REST)
+        yield from _take_back(state, job, command.reason, now, now + (pause(job) if job.single else REST))
 
 
 def _take_back(state: State, job: Job, reason: str, now: int, until: int) -> Iterator[Fact]:

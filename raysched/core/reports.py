@@ -9,7 +9,7 @@ from raysched.core.work import Seen
 REST = 3_000
 """Milliseconds before a job is looked at again after an engine said no."""
 LONGEST_REST = 300_000
-"""The most milliseconds before a job is looked at again whose image could not be had."""
+"""The most milliseconds before a job is looked at again that was returned again and again."""
 
 
 def may_be_taken(job: Job, seen: Seen) -> bool:
@@ -17,11 +17,9 @@ def may_be_taken(job: Job, seen: Seen) -> bool:
     return not seen.begun or job.spec.get("preemptible", True)
 
 
-def pause(job: Job, seen: Seen) -> int:
-    """The time (ms) before a job is looked at again that its engine took away: where its image could not be
-    had, twice as long each time."""
-    if seen.begun:
-        return REST
+def pause(job: Job) -> int:
+    """The time (ms) before a job is looked at again that was granted and never began, as its image could not
+    be had or its site said no: twice as long each time."""
     returned = job.attempt - 1 - job.failures
     return min(REST * 2 ** min(returned, 16), LONGEST_REST)
 

@@ -158,9 +158,12 @@ def jobs_view(state: State, jobs: Iterable[Job], now: int) -> View:
 
 
 def queue_view(state: State, now: int) -> View:
-    """The waiting jobs in the order in which they are looked at, each with the reason why it waits."""
+    """The waiting jobs in the order in which they are looked at, each with the reason why it waits; after
+    them, without a position, those that wait where they were handed to, such as in Slurm's queue."""
     looks = enumerate(_reasons(state, now), 1)
-    return {"waiting": [_waiting_view(look, position, why, now) for position, (look, why) in looks]}
+    here = [_waiting_view(look.job, position, why, now) for position, (look, why) in looks]
+    handed = [job for job in state.jobs.values() if job.state == "starting" and job.reason]
+    return {"waiting": here + [_waiting_view(job, None, job.reason, now) for job in handed]}
 
 
 def _reasons(state: State, now: int) -> Iterator[tuple[Look, str]]:
@@ -176,8 +179,7 @@ def _reasons(state: State, now: int) -> Iterator[tuple[Look, str]]:
         yield look, why
 
 
-def _waiting_view(look: Look, position: int, why: str, now: int) -> View:
-    job = look.job
+def _waiting_view(job: Job, position: int | None, why: str, now: int) -> View:
     return {
         "position": position,
         "id": job.id,

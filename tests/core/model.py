@@ -26,6 +26,7 @@ from tests.core.model_site import gives, sharing_at
 PATIENCE = 60_000
 LOST = 86_400_000
 REST = 3_000
+LONGEST_REST = 300_000
 REFUSAL = 600_000
 CUTTING = 300_000
 
@@ -370,7 +371,8 @@ class Model(Nodes):
         if command.final:
             self._end(job, "failed")
         else:
-            self._take_back(job, self.now + REST)
+            returned = job.attempt - 1 - job.failures if job.single else 0
+            self._take_back(job, self.now + min(REST * 2**returned, LONGEST_REST))
 
     def _take_back(self, job: Work, until: int) -> None:
         """Give back the lease of a job that has not begun; no retry is used up."""

@@ -11,12 +11,23 @@ from hypothesis import strategies as st
 from world import World
 from world import node as ray_node
 
-from raysched.core.commands import Cancel, Cordon, JobRequest, NodeSeen, Placed, Report, Submit
+from raysched.core.commands import (
+    Cancel,
+    Cordon,
+    Denied,
+    Gone,
+    JobRequest,
+    NodeSeen,
+    Placed,
+    Report,
+    Submit,
+    Tick,
+)
 from raysched.core.lease import Place, Slice
 from raysched.core.node import GPUInfo, NodeInfo
 from raysched.core.request import WHOLE, Request
 from raysched.core.site import Demand, Site, Unfit, demand, worded
-from raysched.core.views import explain_view, plan_view
+from raysched.core.views import explain_view, plan_view, queue_view
 from raysched.core.wanted import wanted
 from raysched.core.work import Run, Seen
 from raysched.errors import Conflict, Refused
@@ -211,9 +222,26 @@ def test_the_sites_own_reason_is_told() -> None:
     job = world.submit("job", GPU)
     world.do(Report(Seen(Run("job", 1, 0), "queued", reason="waits in Slurm (Priority)")))
     assert "(Priority)" in explain_view(world.state, job, world.now)["why"]
+    [handed] = queue_view(world.state, world.now)["waiting"]
+    assert (handed["id"], handed["position"], handed["why"]) == ("job", None, job.reason)
     assert not world.do(Report(Seen(Run("job", 1, 0), "queued", reason=job.reason)))
     world.do(Report(Seen(Run("job", 1, 0), "running")))
     assert (job.state, job.reason) == ("running", "")
+    assert queue_view(world.state, world.now) == {"waiting": []}
+
+
+def test_a_site_that_says_no_again_and_again_is_asked_less_and_less_often() -> None:
+    """A thousand jobs above the site's limit of submitted ones shall not keep its controller busy."""
+    world = World(*SITE)
+    job = world.submit("job", GPU)
+    rests: list[int] = []
+    for _ in range(9):
+        world.do(Denied(job.lease, "MaxSubmitJobs"))
+        world.do(Gone(f"job.{job.attempt}"))
+        rests.append(job.until - world.now)
+        world.now = job.until
+        world.do(Tick())
+    assert rests == [3_000, 6_000, 12_000, 24_000, 48_000, 96_000, 192_000, 300_000, 300_000]
 
 
 def test_the_ledger_counts_what_the_site_really_gave() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -126,8 +127,11 @@ def test_slurms_own_reason_is_told(site: SlurmSite, beside: System) -> None:
     site.run("scontrol", "update", "NodeName=n2", "State=DRAIN", "Reason=fans broken")
     try:
         id = beside.submit("waits", "true", backend="slurm", resources={"gpus": 4})
-        why = "waits in Slurm: nodes that it needs are down, drained or reserved"
-        wait_until(lambda: why in beside.json("explain", id)["why"], "the reason is told", 60)
+        why = r"waits in Slurm as job \d+: nodes that it needs are down, drained or reserved"
+        wait_until(lambda: re.match(why, beside.json("explain", id)["why"]), "the reason is told", 60)
+        [handed] = [row for row in beside.json("queue")["waiting"] if row["id"] == id]
+        assert handed["position"] is None
+        assert re.match(why, handed["why"])
         wait_until(lambda: nodes(beside)["n2"]["closed"] == "drained: fans broken", "it is shown", 60)
         beside.cli("cancel", id)
         assert ended(beside, id)["exit_code"] == 143

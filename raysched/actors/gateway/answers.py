@@ -237,9 +237,9 @@ class Jobs(Shape):
 
 
 class Waiting(Shape):
-    """A job that waits, and why."""
+    """A job that waits, and why. One that waits where it was handed to has no position."""
 
-    position: int
+    position: int | None
     id: str
     group: str
     display: str
@@ -253,7 +253,8 @@ class Waiting(Shape):
 
 
 class Queue(Shape):
-    """The waiting jobs in the order in which they are looked at."""
+    """The waiting jobs in the order in which they are looked at, then those that wait where they were handed
+    to."""
 
     waiting: list[Waiting]
 

@@ -194,4 +194,4 @@ class Verdicts:
 
 def _before(job: Job) -> str:
     """Why a command has not begun."""
-    return waits(job.reason, job.words) if job.pending else reasons.starting(job)
+    return waits(job.id, job.reason, job.words) if job.pending else reasons.starting(job)

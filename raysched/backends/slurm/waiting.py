@@ -94,12 +94,12 @@ _WHAT = {
 }
 
 
-def waits(code: str, words: str = "") -> str:
-    """Why a job waits at the site; `words` is what Slurm says beside the code."""
+def waits(id: str, code: str, words: str = "") -> str:
+    """Why the job that Slurm calls `id` waits at the site; `words` is what Slurm says beside the code."""
     name = code.strip() or "None"
     known = CODES.get("ReqNodeNotAvail" if name.startswith(_NODES) else name) or _limit(name)
     said = words.strip() if words.strip().startswith(_NODES) else name
-    return f"waits in Slurm: {known} ({said})" if known else f"waits in Slurm: {said}"
+    return f"waits in Slurm as job {id}: {f'{known} ({said})' if known else said}"
 
 
 def _limit(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -203,7 +204,8 @@ def test_a_job_that_somebody_cancels_in_slurm_says_so(site: SlurmSite, hands: Or
 
     def told() -> bool:
         seen = hands.seen(waiting)
-        return seen is not None and seen.reason == "waits in Slurm: its time has not come (BeginTime)"
+        reason = r"waits in Slurm as job \d+: its time has not come \(BeginTime\)"
+        return seen is not None and re.fullmatch(reason, seen.reason) is not None
 
     wait_until(told, "Slurm's reason is told", 30)
     for run in (running, waiting):

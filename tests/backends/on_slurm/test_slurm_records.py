@@ -206,13 +206,13 @@ def test_node_lists_mean_what_slurm_says(site: Any, text: str) -> None:
         ("QOSMinGRES", "it asks for less than its QOS wants of a job: GPUs or other GRES"),
         ("ReqNodeNotAvail, UnavailableNodes:n1", "nodes that it needs are down"),
         ("Nodes_required_for_job_are_DOWN,_DRAINED", "nodes that it needs are down"),
-        ("SomethingNew", "waits in Slurm: SomethingNew"),
+        ("SomethingNew", "waits in Slurm as job 7_2: SomethingNew"),
     ],
 )
 def test_why_a_job_waits_is_told_in_words(reason: str, words: str) -> None:
     """And in Slurm's own word, which people search for."""
-    assert words in waits(reason)
-    assert reason in waits(reason)
+    assert words in waits("7_2", reason)
+    assert reason in waits("7_2", reason)
 
 
 def test_every_reason_that_slurm_has_is_told_in_words() -> None:
@@ -220,14 +220,14 @@ def test_every_reason_that_slurm_has_is_told_in_words() -> None:
     lines = (ANSWERS / "reasons.txt").read_text().splitlines()
     codes = [line for line in lines if not line.startswith("#")]
     assert len(codes) > 200
-    assert [code for code in codes if not waits(code).endswith(f" ({code})")] == []
+    assert [code for code in codes if not waits("7", code).endswith(f" ({code})")] == []
 
 
 def test_the_nodes_that_are_missing_are_named() -> None:
     """Slurm says which, beside the code."""
     said = "ReqNodeNotAvail, UnavailableNodes:n[1-2]"
-    assert waits("ReqNodeNotAvail", said).endswith(f"down, drained or reserved ({said})")
-    assert waits("Priority", "anything else") == waits("Priority")
+    assert waits("7", "ReqNodeNotAvail", said).endswith(f"down, drained or reserved ({said})")
+    assert waits("7", "Priority", "anything else") == waits("7", "Priority")
 
 
 @pytest.mark.parametrize(
