@@ -52,10 +52,12 @@ class KubeError(Exception):
 
 class KubeCluster:
     """One control plane without nodes; `kubeconfig` is its administrator's. `address` is where the API server
-    listens; a real node reaches only its link to this machine."""
+    listens; a real node reaches only its link to this machine. Its controllers and its scheduler make at most
+    `requests` a second each (None: as Kubernetes has it, 20 and 50)."""
 
-    def __init__(self, address: str = "127.0.0.1") -> None:
+    def __init__(self, address: str = "127.0.0.1", *, requests: int | None = None) -> None:
         self._address = address
+        self._pace = [f"--kube-api-qps={requests}", f"--kube-api-burst={requests}"] if requests else []
         self.tools = tools()
         need((self.tools / "kwok").exists() and _etcd(), INSTALL)
         self.folder = Path(tempfile.mkdtemp(prefix="kube-", dir="/tmp"))
@@ -137,6 +139,7 @@ class KubeCluster:
             f"--cert-dir={pki}/manager",
             f"--service-account-private-key-file={pki}/sa.key",
             f"--root-ca-file={pki}/apiserver.crt",
+            *self._pace,
         )
         self._start_program(
             "kube-scheduler",
@@ -145,6 +148,7 @@ class KubeCluster:
             "--bind-address=127.0.0.1",
             f"--secure-port={port + 4}",
             f"--cert-dir={pki}/scheduler",
+            *self._pace,
         )
         self._start_program(
             "kwok",

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from raysched import tasks
 from raysched.backends.base import Backend, EngineRefused, Holding, Mirroring, Releasing, Spread
 from raysched.backends.difference import GOES_ON, difference
-from raysched.core.commands import Command, Denied, Gone, Held, Outside, Report
+from raysched.core.commands import Command, Denied, Gone, Held, NodeGone, NodeSeen, Outside, Report
 from raysched.core.node import NodeInfo
 from raysched.core.work import NOTHING, Change, Hold, Launch, Run, Seen, Stop, Wanted
 from raysched.errors import Unreachable
@@ -32,6 +32,8 @@ INSPECT_S = 3.0
 """Time between two looks at what is held."""
 MIRROR_S = 1.0
 """Time between two looks at a site."""
+MIRROR_ALL_S = 15.0
+"""Time after which the ledger is told again what it was told of a site's nodes before."""
 FORGET_S = 60.0
 
 log = logging.getLogger(__name__)
@@ -72,6 +74,9 @@ class Reconciler:
         self._busy: dict[Hashable, asyncio.Task[None]] = {}
         self._seen = 0
         self._again: asyncio.TimerHandle | None = None
+        # What the ledger was told last of the nodes of a site, and when it was told all of it.
+        self._mirrored: dict[Hashable, Command] = {}
+        self._mirrored_all = float("-inf")
         # How many refusals the ledger was told; how many of them it knew when `_wanted` was asked for; and
         # the number of the last one of each run.
         self._refusals = 0
@@ -264,9 +269,16 @@ class Reconciler:
         await self._ledger.tell([Outside(node, outside.get(node, ())) for node in managed])
 
     async def _mirror(self) -> None:
-        """Tell the ledger what the site is like."""
+        """Tell the ledger what the site is like; of its nodes, which may be thousands, mostly what is new."""
         assert isinstance(self._backend, Mirroring)
-        await self._ledger.tell(await self._backend.mirror())
+        found = await self._backend.mirror()
+        now = asyncio.get_running_loop().time()
+        known, self._mirrored = self._mirrored, {}  # of what can't be told, nobody knows whether it was heard
+        if now - self._mirrored_all >= MIRROR_ALL_S:
+            known, self._mirrored_all = {}, now
+        of_nodes = {key: command for command in found if (key := _of_node(command)) is not None}
+        await self._ledger.tell([each for each in found if known.get(_of_node(each)) != each])
+        self._mirrored = of_nodes
         await asyncio.sleep(MIRROR_S)
 
     def _compare(self, holding: Holding, held: dict[str, bool]) -> None:
@@ -287,6 +299,15 @@ class Reconciler:
         await self._backend.forget(frozenset(seen - known))
         self._told = {run: seen for run, seen in self._told.items() if run in known}
         self._refused = {run: number for run, number in self._refused.items() if run in known}
+
+
+def _of_node(command: Command) -> tuple[type, str] | None:
+    """What a command tells of which node of a site; None where it tells something else."""
+    if isinstance(command, NodeSeen):
+        return NodeSeen, command.node.name
+    if isinstance(command, NodeGone | Outside):
+        return type(command), command.node
+    return None
 
 
 def _homes(wanted: Wanted) -> dict[Run, str]:

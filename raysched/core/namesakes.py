@@ -3,7 +3,7 @@ its site's behind it. What holds a lease goes on meanwhile."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from raysched.core import facts, hosts
@@ -15,6 +15,11 @@ from raysched.core.state import State
 def own_name(name: str, backend: str, taken: Mapping[str, Sequence[str]]) -> str:
     """What a site's node is called; `taken` are the names of all nodes, and by which backends each is."""
     return name if backend in taken.get(name, (backend,)) else _aside(name, backend)
+
+
+def gone(backend: str, taken: Mapping[str, Sequence[str]], there: Container[str]) -> list[str]:
+    """The names of a site's nodes that it has no more, of those that are `taken`."""
+    return [name for name, backends in taken.items() if backend in backends and name not in there]
 
 
 def _aside(name: str, backend: str) -> str:

@@ -190,7 +190,10 @@ def _too_large(shared: list[Offer], request: Request) -> None:
 def _unshared(offers: list[Offer]) -> str:
     """That nothing is shared, and what to do."""
     if all(one.way == "dra" for one in offers):
-        return "the cluster gives its GPUs out by DRA, which shares none here: give such nodes to HAMi"
+        return (
+            "the cluster gives its GPUs out by DRA, where NVIDIA's driver counts no parts of one: have HAMi "
+            "or the NVIDIA device plugin serve such nodes"
+        )
     return f"no GPU of the cluster is shared: {INSTALL}"
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from raysched.backends import reconciler
 from raysched.backends.reconciler import Reconciler
-from raysched.core.commands import Command, Report
+from raysched.core.commands import Command, NodeGone, NodeSeen, Outside, Report
 from raysched.core.node import NodeInfo
 from raysched.core.work import Change, Launch, Part, Run, Seen
 from raysched.testing.conformance import new_launch
@@ -61,3 +61,73 @@ def test_what_was_seen_is_told_until_the_ledger_has_it_and_then_no_more(
         await asyncio.gather(task, return_exceptions=True)
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+class Site(MemoryBackend):
+    """Its nodes are what a test says, look by look; it stays as it was last."""
+
+    def __init__(self, *looks: Sequence[Command]) -> None:
+        super().__init__()
+        self._looks = list(looks)
+
+    async def mirror(self) -> Sequence[Command]:
+        return self._looks.pop(0) if len(self._looks) > 1 else self._looks[0]
+
+
+class LedgerOfSite(LedgerThatWasAway):
+    """Keeps what it is told; the first time is one at which it is away."""
+
+    def __init__(self) -> None:
+        super().__init__(new_launch("true"))
+        self.away = 1
+        self.rounds: list[list[Command]] = []
+
+    async def wanted(self, backend: str, version: int, timeout: float) -> Change:
+        return await asyncio.Event().wait() or Change(1, None, {})
+
+    async def tell(self, told: Sequence[Command]) -> None:
+        await super().tell(told)
+        self.rounds.append(list(told))
+
+
+def _seen(name: str) -> NodeSeen:
+    return NodeSeen(NodeInfo(name, ("k8s",), (), 0, 0, site=True))
+
+
+def _told(ledger: LedgerOfSite, rounds: int, *looks: Sequence[Command]) -> list[list[Command]]:
+    """What the ledger is told of a site in so many rounds."""
+
+    async def scenario() -> None:
+        task = asyncio.create_task(Reconciler(Site(*looks), ledger).run())
+        while len(ledger.rounds) < rounds:
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+    return ledger.rounds[:rounds]
+
+
+def test_of_the_nodes_of_a_site_the_ledger_is_told_what_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it once it is back; a node that comes back as it was is new as well."""
+    monkeypatch.setattr(reconciler, "RETRY_S", 0)
+    monkeypatch.setattr(reconciler, "MIRROR_S", 0)
+    monkeypatch.setattr(reconciler, "MIRROR_ALL_S", 1e9)
+    one, two = map(_seen, "ab")
+    used, free, gone = Outside("a", ("GPU-1",)), Outside("a", ()), NodeGone("b", "k8s")
+    looks = [[one, two, used]] * 2 + [
+        [one, two, free],
+        [one, gone, free],
+        [one, gone, free],
+        [one, two, free],
+    ]
+    told = _told(LedgerOfSite(), 6, *looks)
+    assert told == [[one, two, used], [free], [gone], [], [two], []]
+
+
+def test_all_of_a_site_is_told_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconciler, "RETRY_S", 0)
+    monkeypatch.setattr(reconciler, "MIRROR_S", 0)
+    monkeypatch.setattr(reconciler, "MIRROR_ALL_S", 0)
+    seen = _seen("a")
+    assert _told(LedgerOfSite(), 2, [seen]) == [[seen], [seen]]

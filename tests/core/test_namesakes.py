@@ -11,7 +11,7 @@ from world import World, node, whole
 from raysched.core import facts
 from raysched.core.commands import Gone, NodeGone, NodeSeen, Placed, Report
 from raysched.core.evolve import evolve
-from raysched.core.namesakes import own_name
+from raysched.core.namesakes import gone, own_name
 from raysched.core.work import Run, Seen
 
 GPU = whole(backends=("slurm",))
@@ -91,3 +91,9 @@ def test_a_gpu_that_both_have_is_one() -> None:
 )
 def test_what_a_sites_node_is_called(taken: dict[str, tuple[str, ...]], called: str) -> None:
     assert own_name("n1", "slurm", taken) == called
+
+
+def test_a_site_that_lost_a_node_while_nobody_looked_says_so() -> None:
+    """It speaks of its own, by the names that they have in the ledger."""
+    taken = {"n1": ("ray", "vm"), "n1@slurm": ("slurm",), "n2": ("slurm",), "n3": ("slurm",), "n4": ("k8s",)}
+    assert gone("slurm", taken, {"n1@slurm", "n2"}) == ["n3"]

@@ -12,6 +12,8 @@ import yaml
 from kube_cluster import KubeCluster
 from running import System, wait_until
 
+from raysched.testing import RayDashboard
+
 pytestmark = pytest.mark.ray
 
 GPU = "nvidia.com/gpu"
@@ -315,6 +317,48 @@ def test_a_lease_is_a_pod_to_work_in_until_its_time_is_over(cluster: KubeCluster
     assert beside.json("explain", id)["enter"] is None
     wrong = beside.cli("lease", "--for", "1h", "--ray", check=False)
     assert (wrong.returncode, "are for --backend k8s" in wrong.stderr) == (65, True)
+
+
+@pytest.fixture(scope="module")
+def dashboard(cluster: KubeCluster) -> Iterator[RayDashboard]:
+    """What KubeRay, which the cluster has from here on, asks about Ray jobs."""
+    running = RayDashboard()
+    try:
+        cluster.add_ray(running.url)
+        yield running
+    finally:
+        running.close()
+
+
+def test_a_lease_with_ray_is_a_ray_to_work_in_until_it_is_cancelled(
+    cluster: KubeCluster, beside: System, dashboard: RayDashboard
+) -> None:
+    """One gets into its head; nothing of it is left."""
+    shape = ("--gpus", "2", "--nodes", "2", "--gpu-type", "A100", "--image", "rayproject/ray:2.60.0")
+    leasing = beside.begin("lease", "--backend", "k8s", "--for", "1h", "--ray", *shape, "--json")
+    group = f"/apis/ray.io/v1/namespaces/{SPACE}"
+
+    def begun() -> Any:
+        """The RayJob, once its driver has been submitted."""
+        found = cluster.items(f"{group}/rayjobs")
+        ready = found and found[0].get("status", {}).get("jobDeploymentStatus") == "Running"
+        return ready and found[0]["metadata"]["name"]
+
+    dashboard.begin(wait_until(begun, "its Ray is there", 120))
+    said, told = leasing.communicate()
+    assert leasing.returncode == 0, told
+    answer = json.loads(said)
+    id = answer["jobs"][0]["id"]
+    roles = {one["metadata"]["labels"]["raysched.io/role"]: one for one in pods(cluster, id)}
+    assert set(roles) == {"head", "worker", "submitter"}
+    head = roles["head"]["metadata"]["name"]
+    assert answer["enter"] == f"kubectl exec -it -n {SPACE} {head} -c main -- sh"
+    for role in ("head", "worker"):
+        (container,) = roles[role]["spec"]["containers"]
+        assert (container["image"], container["resources"]["limits"]) == ("rayproject/ray:2.60.0", {GPU: "1"})
+    beside.cli("cancel", id)
+    assert ended(beside, id)["state"] == "cancelled"
+    wait_until(lambda: not cluster.items(f"{group}/rayclusters") and not pods(cluster, id), "it is gone", 60)
 
 
 # ---------------------------------------------------------------- several clusters

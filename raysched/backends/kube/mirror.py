@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from raysched.backends.base import Names
 from raysched.backends.kube.cluster import Answered, Cluster
@@ -15,7 +15,7 @@ from raysched.backends.kube.quantities import cores, mebibytes
 from raysched.backends.kube.watching import Watch
 from raysched.core.commands import Command, NodeGone, NodeSeen, Outside, Placed
 from raysched.core.lease import Place, Slice
-from raysched.core.namesakes import own_name
+from raysched.core.namesakes import gone, own_name
 from raysched.core.node import GPUInfo, NodeInfo
 from raysched.core.request import WHOLE
 from raysched.core.work import Run
@@ -26,6 +26,15 @@ RESERVATIONS = "kai-resource-reservation"
 """The namespace of the pods with which KAI Scheduler keeps the GPUs that it shares."""
 
 Object = dict[str, Any]
+
+
+class Described(NamedTuple):
+    """What a node is to the ledger, and what that was worked out from."""
+
+    node: Object
+    name: str
+    found: Found
+    info: NodeInfo
 
 
 class Mirror:
@@ -46,7 +55,7 @@ class Mirror:
         self._names = names
         self._kai = kai
         self._nodes = Watch(cluster, lambda: "/api/v1/nodes", {}, changed)
-        self._told: set[str] = set()
+        self._described: dict[str, Described] = {}
         self._found = Found()
         self._others: dict[str, list[Has]] = {}
         self._claims: dict[str, list[tuple[str, str]]] = {}
@@ -63,20 +72,26 @@ class Mirror:
         await self._nodes.ready()
         taken = await self._names() if self._names else {}
         await self._ask_others(ours)
-        infos = {
-            name: node_info(node, own_name(name, self._backend, taken), self._found, self._backend)
+        self._described = {
+            name: self._describe(node, own_name(name, self._backend, taken))
             for name, node in self._nodes.objects.items()
         }
-        names = {info.name for info in infos.values()}
-        gone = [NodeGone(name, self._backend) for name in self._told - names]
-        self._told = names
+        infos = {name: known.info for name, known in self._described.items()}
+        left = gone(self._backend, taken, {info.name for info in infos.values()})
         placed = self._put(ours, infos)
         return [
-            *gone,
+            *(NodeGone(name, self._backend) for name in left),
             *(NodeSeen(info) for info in infos.values()),
             *(Outside(info.name, self._outside(name, info)) for name, info in infos.items()),
             *placed,
         ]
+
+    def _describe(self, node: Object, name: str) -> Described:
+        """A node in the ledger's words, under its name there: worked out once for one that stays as it is."""
+        known = self._described.get(node["metadata"]["name"])
+        if known is not None and known.node is node and known.name == name and known.found is self._found:
+            return known
+        return Described(node, name, self._found, node_info(node, name, self._found, self._backend))
 
     async def cordon(self, node: str, on: bool) -> None:
         """Have Kubernetes put nothing new on a node, or use it again. Raises Answered."""
@@ -101,7 +116,8 @@ class Mirror:
         """Learn what others have, and what shares GPUs; claims also as soon as a pod of ours has some."""
         due = time.monotonic() - self._others_at >= OTHERS_S
         if due:
-            self._found = await find(self._cluster, kai=self._kai)
+            found = await find(self._cluster, kai=self._kai)
+            self._found = self._found if found == self._found else found
         pods = (pod for pods in ours.values() for pod in pods)
         if self._found.slices and (due or any(self._claims_something_new(pod) for pod in pods)):
             self._claims = claims_of(await listed(self._cluster, CLAIMS))

@@ -10,7 +10,7 @@ from raysched.backends.slurm import mirror
 from raysched.backends.slurm.controller import Controller, Refused
 from raysched.backends.slurm.records import Job, Node
 from raysched.core.commands import Command, NodeGone, NodeSeen, Outside, Placed
-from raysched.core.namesakes import own_name
+from raysched.core.namesakes import gone, own_name
 from raysched.core.node import NodeInfo
 from raysched.core.work import Run
 
@@ -45,13 +45,13 @@ class Site:
         taken = await self._names() if self._names else {}
         infos = {node.name: self._info(node, taken) for node in self._nodes}
         names = {info.name: own for own, info in infos.items()}
-        gone = [NodeGone(name, "slurm") for name in self._told.keys() - names.keys()]
+        left = gone("slurm", taken, names)
         self._told = names
         running = [(run, job) for run, job in jobs if job.states & {"RUNNING", "SUSPENDED"}]
         put = {f"{run.job}.{run.attempt}": mirror.places(job, infos) for run, job in running}
         ours = [job for _, job in running]
         return [
-            *gone,
+            *(NodeGone(name, "slurm") for name in left),
             *(NodeSeen(info) for info in infos.values()),
             *(_others(node, infos[node.name].name, ours) for node in self._nodes),
             *(Placed(lease, where) for lease, where in put.items() if where),

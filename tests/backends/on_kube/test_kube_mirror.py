@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +11,11 @@ from kube_cluster import KubeCluster
 from orders import NAMESPACE, KubeHands, ordered
 from running import wait_until
 
+from raysched.backends.kube.backend import KubeBackend
+from raysched.backends.kube.cluster import Access, Cluster
 from raysched.backends.kube.devices import node_info
 from raysched.backends.kube.quantities import cores, mebibytes
-from raysched.core.commands import NodeSeen, Outside, Placed
+from raysched.core.commands import NodeGone, NodeSeen, Outside, Placed
 from raysched.core.node import NodeInfo
 from raysched.core.pods import demand
 from raysched.core.request import Request
@@ -201,3 +204,19 @@ def test_the_ledger_is_told_where_kubernetes_put_a_run_and_what_others_have(
     finally:
         cluster.delete_node("gpus")
         cluster.call("DELETE", f"/api/v1/namespaces/{NAMESPACE}/pods/other", {"gracePeriodSeconds": 0})
+
+
+def test_a_node_that_went_while_nobody_looked_is_gone(cluster: KubeCluster, tmp_path: Path) -> None:
+    """As the ledger still has it; another cluster's and one that was renamed are none of it."""
+
+    async def names() -> dict[str, tuple[str, ...]]:
+        return {"plain@k8s": ("k8s",), "deleted": ("k8s",), "plain": ("ray", "vm"), "far": ("k8s-far",)}
+
+    access = Access(str(cluster.kubeconfig), namespace=NAMESPACE)
+    hands = KubeHands(
+        lambda: KubeBackend(Cluster(access), "names", tmp_path, tmp_path / "runs", names=names), cluster
+    )
+    told: list[Any] = list(hands.do(hands.backend.mirror()))  # type: ignore[attr-defined]
+    hands.close()
+    assert [one for one in told if isinstance(one, NodeGone)] == [NodeGone("deleted", "k8s")]
+    assert "plain@k8s" in {one.node.name for one in told if isinstance(one, NodeSeen)}

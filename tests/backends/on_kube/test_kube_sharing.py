@@ -170,8 +170,13 @@ def test_dra_claims_whole_gpus_and_instances_by_their_attributes() -> None:
     whole = ask("DRA").claim
     assert whole is not None
     assert whole.device_class == "gpu.nvidia.com"
-    with pytest.raises(Unfit, match="by DRA, which shares none here"):
-        ask("DRA", sharing="fraction", share=2_500)
+
+
+def test_dra_gives_no_shares_and_says_what_does() -> None:
+    said = "by DRA, where NVIDIA's driver counts no parts of one: have HAMi or .*, or ask for mig_profile: 1g"
+    for asked in ({"share": 2_500}, {"memory": 8_192}, {"share": 2_500, "isolation": "hard"}):
+        with pytest.raises(Unfit, match=said):
+            ask("DRA", sharing="fraction", **asked)
 
 
 def test_what_holds_most_is_taken_first() -> None:
