@@ -36,6 +36,9 @@ MIRROR_ALL_S = 15.0
 """Time after which the ledger is told again what it was told of a site's nodes before."""
 FORGET_S = 60.0
 
+Told = tuple[type, str]
+"""What kind of thing was told of which node."""
+
 log = logging.getLogger(__name__)
 
 
@@ -75,7 +78,7 @@ class Reconciler:
         self._seen = 0
         self._again: asyncio.TimerHandle | None = None
         # What the ledger was told last of the nodes of a site, and when it was told all of it.
-        self._mirrored: dict[Hashable, Command] = {}
+        self._mirrored: dict[Told | None, Command] = {}
         self._mirrored_all = float("-inf")
         # How many refusals the ledger was told; how many of them it knew when `_wanted` was asked for; and
         # the number of the last one of each run.
@@ -276,9 +279,9 @@ class Reconciler:
         known, self._mirrored = self._mirrored, {}  # of what can't be told, nobody knows whether it was heard
         if now - self._mirrored_all >= MIRROR_ALL_S:
             known, self._mirrored_all = {}, now
-        of_nodes = {key: command for command in found if (key := _of_node(command)) is not None}
         await self._ledger.tell([each for each in found if known.get(_of_node(each)) != each])
-        self._mirrored = of_nodes
+        self._mirrored = {_of_node(each): each for each in found}
+        self._mirrored.pop(None, None)
         await asyncio.sleep(MIRROR_S)
 
     def _compare(self, holding: Holding, held: dict[str, bool]) -> None:
@@ -301,7 +304,7 @@ class Reconciler:
         self._refused = {run: number for run, number in self._refused.items() if run in known}
 
 
-def _of_node(command: Command) -> tuple[type, str] | None:
+def _of_node(command: Command) -> Told | None:
     """What a command tells of which node of a site; None where it tells something else."""
     if isinstance(command, NodeSeen):
         return NodeSeen, command.node.name
