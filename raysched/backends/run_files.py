@@ -75,7 +75,7 @@ class RunFiles:
 
     def logs(self, offset: int, limit: int) -> bytes:
         """At most `limit` bytes of the output from `offset`."""
-        return runner.page(str(self.path / "output.log"), offset, limit)
+        return page(str(self.path / "output.log"), offset, limit)
 
     def remove(self) -> None:
         """Delete the folder; from the first moment on nobody sees any of it."""
@@ -120,6 +120,18 @@ def delete_hidden(root: Path) -> None:
     for hidden in root.glob(".*.deleted"):
         with suppress(FileNotFoundError):
             delete_tree(hidden)
+
+
+def page(path: str, offset: int, limit: int) -> bytes:
+    """At most `limit` bytes of a file from `offset`; none where it is not there or not so long."""
+    try:
+        with open(path, "rb") as file:
+            if offset >= os.fstat(file.fileno()).st_size:
+                return b""  # also where no file could be so long, which `seek` refuses
+            file.seek(offset)
+            return file.read(limit)
+    except FileNotFoundError:
+        return b""
 
 
 def _parse(name: str) -> Run | None:

@@ -75,7 +75,6 @@ class Command:
     def __init__(self, folder: str) -> None:
         launch = read_json(folder, "launch.json")
         self.folder = folder
-        self.runner = 0
         self.entrypoint: str | list[str] = launch["entrypoint"]
         self.env: dict[str, str] = launch["env"]
         self.cwd: str = launch["cwd"]
@@ -83,40 +82,10 @@ class Command:
         self.group: str | None = launch.get("group")
         # Whether only the command itself is told that the run is to end, and passes that on.
         self.group_only = self.container is not None
-        self._begin = -1
 
-    def fork(self, output: int) -> int:
-        """Fork the command, which is to write to the descriptor `output`, as leader of a session; return its
-        pid. It begins with `begin`; if this process ends before that, it never does."""
-        self.runner = os.getpid()
-        told, self._begin = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            try:
-                os.close(self._begin)
-                self._become(output, told)
-            finally:
-                os._exit(126)
-        os.close(told)
-        return pid
-
-    def begin(self, now: bool) -> None:
-        """Let the command begin, or else end at once without having begun."""
-        if now:
-            with suppress(BrokenPipeError):  # somebody has killed it
-                os.write(self._begin, b"+")
-        os.close(self._begin)
-
-    def _become(self, output: int, told: int) -> None:
-        """Turn this process into the command, once it may begin; where that can't be, say why in its output
-        and end as a shell does, with 127 if there is no such command and 126 otherwise."""
-        os.setsid()
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        forget_signals()
-        if os.read(told, 1) != b"+":
-            return
-        os.close(told)
+    def become(self, parent: int) -> None:
+        """Turn this process into the command, as long as `parent` is there; where that can't be, say why in
+        its output and end as a shell does, with 127 if there is no such command and 126 otherwise."""
         # A string is one argument of an explicit shell: no other shell, and no quoting, touches it.
         line = self.entrypoint
         arguments = ["/bin/sh", "-c", "--", line] if isinstance(line, str) else line
@@ -124,7 +93,7 @@ class Command:
         try:
             os.chdir(self.cwd)
             if self.container is not None:
-                self._bring_image(self.container)
+                self._bring_image(self.container, parent)
             os.execvpe(arguments[0], arguments, self.env)
         except FileNotFoundError:
             complain(f"can't run {arguments[0]!r}: there is no such command, or its interpreter is missing")
@@ -142,13 +111,13 @@ class Command:
                 complain(f"nothing would hold this to its share of the GPU: {self.group}: {words(error)}")
                 os._exit(126)
 
-    def _bring_image(self, container: dict[str, Any]) -> None:
+    def _bring_image(self, container: dict[str, Any], parent: int) -> None:
         """See that the engine has the image; where it can't be had, say so and end. This takes long, and
         until it is done nothing tells whose process this is: so it ends with its runner."""
         import subprocess
 
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != self.runner:
+        if os.getppid() != parent:
             os._exit(ENGINE_FAILED)
         if not subprocess.run(container["there"], env=self.env, capture_output=True, check=False).returncode:
             return
@@ -159,6 +128,53 @@ class Command:
             os._exit(ENGINE_FAILED)
 
 
+class Child:
+    """A process, leader of a session, that becomes a command once it may begin, or never if its parent ends
+    first. Without a `command`: that of a folder not known yet. The descriptors `closed` are not for it."""
+
+    def __init__(self, command: Command | None = None, closed: tuple[int, ...] = ()) -> None:
+        self.parent = os.getpid()
+        self.mark = {"pid": self.parent, "ticks": ticks(self.parent), "boot": boot()}  # as in run.json
+        told, self._line = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                for descriptor in (*closed, self._line):
+                    os.close(descriptor)
+                self._wait(told, command)
+            finally:
+                os._exit(126)
+        os.close(told)
+
+    def _wait(self, told: int, command: Command | None) -> None:
+        os.setsid()
+        forget_signals()
+        folder, _, begin = os.read(told, 1 << 16).partition(b"\0")
+        if not folder:
+            return
+        command = command or Command(os.fsdecode(folder))
+        output = open_output(command.folder)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        if (begin or os.read(told, 1)) == b"+":
+            os.close(told)
+            command.become(self.parent)
+
+    def prepare(self, folder: str) -> None:
+        """Tell it the folder, to be ready to begin."""
+        self._tell(os.fsencode(folder) + b"\0")
+
+    def begin(self, now: bool) -> None:
+        """Let the command begin, or else end at once without having begun."""
+        if now:
+            self._tell(b"+")
+        os.close(self._line)
+
+    def _tell(self, text: bytes) -> None:
+        with suppress(BrokenPipeError):  # somebody has killed it
+            os.write(self._line, text)
+
+
 class Runner:
     """The process that looks after one run, from the start of its command until the last process of it is
     gone. Orphans of the run, those that called setsid included, become its children.
@@ -166,11 +182,12 @@ class Runner:
     What runs in a container may be no descendant of it: the engine is asked to end that.
     """
 
-    def __init__(self, folder: str, command: Command, output: int) -> None:
+    def __init__(self, folder: str, command: Command, output: int, child: Child | None = None) -> None:
         self.folder = folder
         self.command = command
         self.output = output
-        self.child = command.fork(output)
+        self.child = child or Child(command)
+        self.child.prepare(folder)
         self.launched = False
         self.started = now()
         self.code: int | None = None
@@ -179,8 +196,7 @@ class Runner:
 
     def register(self) -> None:
         """Write down who this runner is. From here on the run has been started and never is again."""
-        me = {"pid": os.getpid(), "ticks": ticks(os.getpid()), "boot": boot(), "started": self.started}
-        write_json(self.folder, "run.json", me)
+        write_json(self.folder, "run.json", {**self.child.mark, "started": self.started})
         sync(self.folder)
 
     def run(self) -> None:
@@ -189,7 +205,7 @@ class Runner:
             self.code, self.reason = STOPPED_EARLY
         else:
             self.launched = True
-        self.command.begin(self.launched)
+        self.child.begin(self.launched)
         answer(b"+")
         for descriptor in (1, 2):
             os.dup2(self.output, descriptor)
@@ -227,7 +243,7 @@ class Runner:
                 return
             if pid == 0:
                 return
-            if pid == self.child and self.launched:
+            if pid == self.child.pid and self.launched:
                 code = os.waitstatus_to_exitcode(status)
                 self.code = code if code >= 0 else 128 - code
                 if self.code == ENGINE_FAILED and self.command.container and not self.reason:
@@ -253,7 +269,7 @@ class Runner:
     def _told(self) -> set[int]:
         """Those who are told that the run is to end."""
         found = self._processes()
-        return {pid for pid in found if group(pid) == self.child} if self.command.group_only else found
+        return {pid for pid in found if group(pid) == self.child.pid} if self.command.group_only else found
 
     def _processes(self) -> set[int]:
         try:
@@ -373,21 +389,14 @@ def reserve_exit(folder: str) -> None:
             os.fsync(file.fileno())
 
 
-def page(path: str, offset: int, limit: int) -> bytes:
-    """At most `limit` bytes of a file from `offset`; none where it is not there or not so long."""
-    try:
-        with open(path, "rb") as file:
-            if offset >= os.fstat(file.fileno()).st_size:
-                return b""  # also where no file could be so long, which `seek` refuses
-            file.seek(offset)
-            return file.read(limit)
-    except FileNotFoundError:
-        return b""
-
-
 def private(path: str, flags: int) -> int:
     """An opener for files that only their owner may read."""
     return os.open(path, flags, 0o600)
+
+
+def open_output(folder: str) -> int:
+    """A descriptor that appends to the output of a run."""
+    return os.open(os.path.join(folder, "output.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
 
 def exists(folder: str, name: str) -> bool:
@@ -564,19 +573,22 @@ def detach() -> int | None:
     return become_runner()
 
 
-def main(folder: str, leave: Callable[[], int | None] = detach) -> int | None:
-    """Start the run in `folder` and `leave` it to itself. 0: it runs, or was started before; 1: it can't be
-    started, and stderr says why; None: this process was its runner, and it has ended."""
+def main(folder: str, child: Child | None = None) -> int | None:
+    """Start the run in `folder` and leave it to itself: in this process where it has a `child` ready for its
+    command, else in one of its own. 0: it runs, or was started before; 1: it can't be started, and stderr
+    says why; None: this process was its runner, and it has ended."""
     try:
         if lock(folder) is None or begun(folder):
             return 0
         command = Command(folder)
         reserve_exit(folder)
-        output = os.open(os.path.join(folder, "output.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        status = leave()
+        output = open_output(folder)
+        status = detach() if child is None else None
         if status is not None:
             return status
-        runner = Runner(folder, command, output)
+        if child is not None and os.waitpid(child.pid, os.WNOHANG)[0]:
+            child = None  # somebody has killed it
+        runner = Runner(folder, command, output, child)
         runner.register()
     except (OSError, ValueError, KeyError) as error:
         complain(f"can't start the run in {folder!r}: {words(error)}")

@@ -50,7 +50,8 @@ def marked(tmp_path: Path, then: str = "") -> Launch:
 
 
 def standing_ready() -> list[int]:
-    """The processes of this one's nursery: the one that was started, and the one that stands ready."""
+    """The processes of this one's nursery: the one that was started, the one that stands ready to be a runner,
+    and the one that stands ready to be its command."""
     nurses = {pid for pid in runner.processes() if (stat := runner.process(pid)) and stat[1] == os.getpid()}
     lines = {pid: command_line(pid) for pid in runner.processes()}
     own = {lines[pid] for pid in nurses if "nurse.py" in lines[pid]}
@@ -86,6 +87,18 @@ def test_many_runs_start_once_each_while_those_who_stand_ready_are_killed(runs: 
     assert sorted((tmp_path / "starts").read_text().split()) == sorted(str(each.run) for each in launches)
 
 
+def test_a_run_starts_though_who_stood_ready_to_be_its_command_was_killed(runs: Runs, tmp_path: Path) -> None:
+    launches = [marked(tmp_path), marked(tmp_path)]
+    runs.start(launches[0], None)
+    wait_until(lambda: len(standing_ready()) == 3, "others stand ready")
+    (command,) = [pid for pid in standing_ready() if os.getsid(pid) == pid]
+    os.kill(command, signal.SIGKILL)
+    wait_until(lambda: runner.ticks(command) is None, "it is dead")
+    runs.start(launches[1], None)
+    assert {ended(runs, launch).code for launch in launches} == {0}
+    assert (tmp_path / "starts").read_text().split() == [str(each.run) for each in launches]
+
+
 def test_what_began_elsewhere_is_not_started_again(runs: Runs, tmp_path: Path) -> None:
     launch = marked(tmp_path, "exec sleep 600")
     Runs(runs.root, os.environ).start(launch, None)
@@ -111,7 +124,7 @@ def test_why_a_run_can_not_be_started_is_told(runs: Runs) -> None:
 def test_nothing_stands_ready_once_the_nursery_is_closed_and_runs_go_on(runs: Runs, nursery: Nursery) -> None:
     launch = new_launch("exec sleep 600")
     runs.start(launch, None)
-    wait_until(lambda: len(standing_ready()) == 2, "another stands ready")
+    wait_until(lambda: len(standing_ready()) == 3, "others stand ready")
     ready = standing_ready()
     nursery.close()
     wait_until(lambda: not any(runner.ticks(pid) for pid in ready), "they are gone")

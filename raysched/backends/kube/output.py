@@ -14,9 +14,9 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
-from raysched.backends import runner
 from raysched.backends.kube.cluster import Answered, Cluster
 from raysched.backends.kube.names import ROLE
+from raysched.backends.run_files import page
 from raysched.core.work import Run
 from raysched.errors import Unreachable
 from raysched.specs.k8s import MAIN
@@ -65,7 +65,7 @@ class Output:
 
     def read(self, run: Run, offset: int, limit: int) -> bytes:
         """At most `limit` bytes of a run's output from `offset`."""
-        return runner.page(str(self._file(run)), offset, limit)
+        return page(str(self._file(run)), offset, limit)
 
     def delete(self, run: Run) -> None:
         """Delete the files of a run."""

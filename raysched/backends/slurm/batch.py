@@ -48,8 +48,7 @@ def main(folder: str) -> int:
         runner.reserve_exit(folder)
         runner.write_json(folder, BEGAN, {"job": os.environ.get("SLURM_JOB_ID", "")})
         command = prepared(folder)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-        output = os.open(os.path.join(folder, "output.log"), flags, 0o600)
+        output = runner.open_output(folder)
     except (OSError, ValueError, KeyError) as error:
         runner.complain(f"can't start the run in {folder!r}: {runner.words(error)}")
         return 1
