@@ -39,6 +39,8 @@ from raysched.core.lease import Place  # noqa: E402
 from raysched.testing.conformance import new_launch  # noqa: E402
 
 PYTHON = "/usr/bin/python3"
+SETTLE_S = 0.1
+"""The time between two measurements, in which what one has left to do does not count for the next."""
 ON_HOST = {"gpus": 1, "gpu_type": "T4"}
 WORDS = {
     "ssh": "ssh host command, warm (ControlMaster)",
@@ -172,8 +174,10 @@ async def one_by_one(
     for _ in range(times):
         for name, way in ways.items():
             found[name].append(await timed(way))
+            await asyncio.sleep(SETTLE_S)
         for name, value in (await asyncio.to_thread(whole.run) if whole else {}).items():
             found[name].append(value)
+        await asyncio.sleep(SETTLE_S)
     for seen in await backend.observe():
         await backend.stop(seen.run, 0)
     subprocess.run(["ssh", "-O", "exit", *options], check=True, capture_output=True)

@@ -32,7 +32,7 @@ from raysched.core.mig import UNCUT
 from raysched.core.node import GPUInfo, Node, NodeInfo
 from raysched.core.placed import placed
 from raysched.core.placement import Placement, possible
-from raysched.core.reports import REST, failure, may_be_taken, pause, plausible
+from raysched.core.reports import REST, end, failure, may_be_taken, pause, plausible
 from raysched.core.request import Request
 from raysched.core.state import State
 from raysched.core.words import exit_of, too_long
@@ -246,7 +246,7 @@ def _report(state: State, command: commands.Report, now: int) -> Iterator[Fact]:
     if seen.state == "running":
         return
     code = seen.code if seen.state == "exited" else None
-    ended = plausible(seen.ended, job.started or job.granted, now)
+    ended = end(job, seen, now)
     reason = "" if code == 0 else failure(job, rank, code, seen.reason)
     yield facts.Exited(ended, job.id, rank, code, reason)
     yield from _conclude(state, job, {**job.exits, rank: code}, job.failure or reason, ended)

@@ -29,6 +29,14 @@ def plausible(time: int | None, earliest: int | None, now: int) -> int:
     return now if time is None else min(now, max(time, earliest or 0))
 
 
+def end(job: Job, seen: Seen, now: int) -> int:
+    """When a run ended. By a clock that was behind it may have begun before its lease was granted; then at
+    least how long it took is known."""
+    behind = max(0, (job.granted or 0) - seen.started) if seen.started is not None else 0
+    ended = seen.ended + behind if seen.ended is not None else None
+    return plausible(ended, job.started or job.granted, now)
+
+
 def failure(job: Job, rank: int, code: int | None, reason: str) -> str:
     """How a rank failed, with its number and its node where the job has several."""
     how = reason or exit_of(code)

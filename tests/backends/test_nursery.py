@@ -50,8 +50,8 @@ def marked(tmp_path: Path, then: str = "") -> Launch:
 
 
 def standing_ready() -> list[int]:
-    """The processes of this one's nursery: the one that was started, the one that stands ready to be a runner,
-    and the one that stands ready to be its command."""
+    """The processes of this one's nursery: the one that was started, and those that stand ready to be a
+    runner and its command."""
     nurses = {pid for pid in runner.processes() if (stat := runner.process(pid)) and stat[1] == os.getpid()}
     lines = {pid: command_line(pid) for pid in runner.processes()}
     own = {lines[pid] for pid in nurses if "nurse.py" in lines[pid]}

@@ -450,3 +450,15 @@ def test_a_job_that_is_not_known_is_said_to_be_not_known(world):
 
 def test_the_table_of_states_has_no_way_out_of_an_end():
     assert all(not NEXT[state] for state in ("succeeded", "failed", "cancelled"))
+
+
+@pytest.mark.parametrize("off", [-86_400_000, -2_000, 0, 86_400_000])
+def test_a_run_takes_as_long_as_a_clock_that_is_off_says(world, off):
+    world.submit("j", whole())
+    world.hold("j")
+    run, began = Run("j", 1, 0), world.now
+    world.do(Report(Seen(run, "running", began + off)))
+    world.now += 60_000
+    world.do(Report(Seen(run, "exited", began + off, began + off + 60_000, 0)))
+    job = world.job("j")
+    assert (job.started, job.ended) == (began, began + 60_000)

@@ -7,10 +7,12 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
+from engines import need
 from fake_mps.install import install
 from fake_nvml import fake_state
 from fake_nvml.build import compile_fake
@@ -32,8 +34,17 @@ def hosts() -> Iterator[HostWorld]:
         made.add("alpha", alone=True)
         made.add("beta", alone=True)
         made.add("omega")
+        made.add("late", environment=_clock("-3d"))
+        made.add("early", environment=_clock("+3d"))
         made.add("delta", alone=True, environment=_driver(made.folder / "driver"))
         yield made
+
+
+def _clock(off: str) -> dict[str, str]:
+    """What sets the clock off for all that is started over SSH."""
+    libraries = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+    need(libraries, "apt-get install -y libfaketime")
+    return {"LD_PRELOAD": str(libraries[0]), "FAKETIME": off, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
 
 
 def _driver(folder: Path) -> dict[str, str]:
@@ -54,6 +65,7 @@ def system(_ray: None, hosts: HostWorld) -> Iterator[System]:
     running.env.pop("SSH_AUTH_SOCK", None)
     running.env["RAY_raylet_start_wait_time_s"] = "120"  # a busy machine
     gpus = {"alpha": "2xA100-80GB", "beta": "1xH100-80GB", "delta": None, "omega": "2xT4"}
+    gpus |= {"late": "1xV100-32GB", "early": "1xL40S"}
     inventory = [_entry(hosts, name, simulate) for name, simulate in gpus.items()]
     config = {"gateway": {"port": running.port}, "backends": {"vm": {"hosts": inventory}}, "policy": POLICY}
     (running.folder / "raysched.yaml").write_text(json.dumps(config))
@@ -86,7 +98,7 @@ def _free(system: System, node: str) -> bool:
 
 
 def test_hosts_are_nodes(system: System) -> None:
-    ready = dict.fromkeys(("alpha", "beta", "delta", "omega"), "ready")
+    ready = dict.fromkeys(("alpha", "beta", "delta", "omega", "late", "early"), "ready")
     wait_until(lambda: {host["name"]: host["state"] for host in system.client().hosts()} == ready, "ready")
     nodes = _nodes(system)
     assert [gpu["model"] for gpu in nodes["alpha"]["gpus"]] == ["A100-80GB", "A100-80GB"]
@@ -238,6 +250,20 @@ def test_hosts_are_listed_checked_added_and_removed(system: System, hosts: HostW
     assert "gamma" not in {node["name"] for node in system.client().gpus()["nodes"]}
     said = system.cli("vm", "remove", "alpha", check=False)
     assert (said.returncode, "alpha is in the configuration" in said.stderr) == (82, True)
+
+
+@pytest.mark.parametrize(("host", "gpu"), [("late", "V100"), ("early", "L40S")])
+def test_a_host_whose_clock_is_three_days_off_tells_times_that_can_be(
+    system: System, submit: Callable[..., str], host: str, gpu: str
+) -> None:
+    job = submit("date +%s; sleep 1; exit 3", gpu)
+    ended = system.ended(job)
+    assert (ended["exit_code"], ended["lease"]["places"][0]["node"]) == (3, host)
+    now = datetime.now(timezone.utc)
+    assert abs(int(system.output(job)) - now.timestamp()) > 2 * 86_400
+    times = [datetime.fromisoformat(ended[name]) for name in ("submitted", "started", "ended")]
+    assert [*times, now] == sorted([*times, now])
+    assert 1 <= ended["run_s"] < 3600
 
 
 def test_a_cut_link_does_not_lose_a_job(system: System, hosts: HostWorld, submit: Callable[..., str]) -> None:
