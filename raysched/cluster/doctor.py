@@ -165,14 +165,19 @@ def _gateway() -> Iterator[Check]:
     if not access.expected:
         yield _not_up("not up")
         return
+    client = Client(access.address, access.token, patience=0)
     try:
-        status = Client(access.address, access.token, patience=0).status()
+        status, hosts = client.status(), client.hosts()
     except RayschedError as error:
         yield Check("gateway", False, f"no answer from {access.address}", str(error))
         return
     has = f"{_count(status['nodes'], 'node')}, {_count(status['gpus']['total'], 'GPU')}"
     made_up = ", simulated" if status["simulated"] else ""
     yield Check("gateway", True, f"{access.address}, token accepted; {has}{made_up}")
+    if hosts:
+        out = [host["name"] for host in hosts if host["state"] == "out"]
+        found = f"out: {', '.join(out)}" if out else f"{len(hosts)}, none is out"
+        yield Check("hosts", not out, found, "`raysched vm list` says why")
 
 
 def _count(number: int, noun: str) -> str:

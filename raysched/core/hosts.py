@@ -24,7 +24,8 @@ def inventory(state: State, command: commands.Inventory, now: int) -> Iterator[F
 
 
 def add(state: State, command: commands.AddHost, now: int) -> Iterator[Fact]:
-    """Raises Conflict for a name that is taken, and for a change of a host that somebody holds part of."""
+    """Raises Conflict for a name or an address that is taken, and for a change of a host that somebody holds
+    part of."""
     name = command.host.name
     known = state.hosts.get(name)
     if _is_node(state, name):
@@ -33,7 +34,15 @@ def add(state: State, command: commands.AddHost, now: int) -> Iterator[Fact]:
         raise Conflict(f"{name} is in the configuration: change it there, and run `raysched up` again")
     if known is not None and known.host != command.host and held(state, name):
         raise Conflict(f"{name} is in use: `raysched vm remove {name}`, and add it again once it is gone")
+    for other in state.hosts.values():
+        if other.host.name != name and _way(other.host) == _way(command.host):
+            raise Conflict(f"{other.host.name} has this address already: a machine is one host")
     yield from _put(state, command.host, known.origin if known else "command", now)
+
+
+def _way(host: Host) -> tuple[object, ...]:
+    """What leads to a host: nothing else leads there that is the same."""
+    return host.address, host.port, host.jump
 
 
 def remove(state: State, command: commands.RemoveHost, now: int) -> Iterator[Fact]:

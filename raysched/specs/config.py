@@ -108,10 +108,16 @@ class VMBackend(Fields):
     hosts: tuple[HostSpec, ...] = Field(default=(), description="The machines that SSH reaches.")
 
     def contradictions(self) -> Iterator[Contradiction]:
-        """No two hosts have one name."""
+        """No two hosts have one name, or are one machine."""
         names = [host.name for host in self.hosts]
         for name in sorted({name for name in names if names.count(name) > 1}):
             yield Contradiction(("hosts",), f"two hosts are named {quoted(name)}")
+        ways: dict[tuple[str, int | None, str | None], str] = {}
+        for host in self.hosts:
+            first = ways.setdefault((host.address or host.name, host.port, host.jump), host.name)
+            if first != host.name:
+                text = f"{first} and {host.name} have one address: a machine is one host"
+                yield Contradiction(("hosts",), text)
 
 
 class Backends(Fields):

@@ -30,7 +30,7 @@ class BeyondRay(Twins):
 
     @rule(name=names, address=st.sampled_from(["one", "one", "another"]))
     def a_host_is_added_or_changed(self, name, address):
-        self.do(AddHost(Host(name, address)))
+        self.do(AddHost(Host(name, f"{name}.{address}")))
 
     @rule(name=names)
     def a_host_is_removed(self, name):
@@ -38,11 +38,11 @@ class BeyondRay(Twins):
 
     @rule(named=st.sets(names), address=st.sampled_from(["one", "another"]))
     def the_configuration_names_its_hosts(self, named, address):
-        self.do(Inventory(tuple(Host(name, address) for name in sorted(named))))
+        self.do(Inventory(tuple(Host(name, f"{name}.{address}") for name in sorted(named))))
 
     @rule(name=hosts, request=st.none() | of_a_host)
     def a_host_is_used(self, name, request):
-        self.do(AddHost(Host(name, "one")))
+        self.do(AddHost(Host(name, f"{name}.one")))
         self.describe(name)
         if request is not None:
             self.submit_one(request)

@@ -126,6 +126,8 @@ def test_the_configuration_names_its_hosts_and_takes_them_back() -> None:
     with pytest.raises(Conflict, match="name of a node"):
         world.do(AddHost(Host("r", "r")))
     world.do(AddHost(Host("c", "c")))
+    with pytest.raises(Conflict, match="c has this address already"):
+        world.do(AddHost(Host("d", "c")))
     world.do(Inventory((Host("b", "b2"),)))
     assert {name: known.host.address for name, known in world.state.hosts.items()} == {
         "b": "b2",

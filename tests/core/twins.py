@@ -125,7 +125,7 @@ class Twins(RuleBasedStateMachine):
     def join(self, name):
         """A node comes; a host is told of first."""
         if name in HOSTS:
-            self.do(AddHost(Host(name, "one")))
+            self.do(AddHost(Host(name, f"{name}.one")))
         self.describe(name)
 
     def describe(self, name, gpus=3):

@@ -98,6 +98,10 @@ def test_a_file_that_was_named_must_be_there(tmp_path: Path) -> None:
             "1: backends.vm.hosts: two hosts are named 'a'",
         ),
         (
+            "backends: {vm: {hosts: [{name: a}, {name: b, address: a}]}}\n",
+            "1: backends.vm.hosts: a and b have one address: a machine is one host",
+        ),
+        (
             "backends: {vm: {hosts: [{name: -a}]}}\n",
             "1: backends.vm.hosts[0].name: '-a' is no name of a host",
         ),

@@ -239,6 +239,8 @@ def test_hosts_are_listed_checked_added_and_removed(system: System, hosts: HostW
     refused = system.cli("vm", "add", "gamma", *given, *folder, check=False)
     assert refused.returncode == 1
     assert "the host key of gamma is not known" in refused.stdout
+    (found,) = [one for one in system.json("doctor", check=False)["checks"] if one["name"] == "hosts"]
+    assert (found["ok"], "gamma" in found["detail"]) == (False, True)
     states = {host["name"]: host["state"] for host in system.json("vm", "list")["hosts"]}
     assert states["alpha"] == "ready"
     checks = system.json("vm", "check", "gamma", "--accept-new")["checks"]

@@ -120,6 +120,9 @@ def _words(hop: Hop, error: Exception) -> str:
             return f"the key for {where} is not there: {error.filename}"
         case asyncssh.Error():
             return f"{where} can't be reached over SSH: {error.reason}"
+        case OSError() if error.errno and error.errno > 0:  # what asyncio says itself is no sentence
+            port = f" at port {hop.port}" if hop.port else ""
+            return f"{where} can't be reached{port}: {os.strerror(error.errno)}"
         case OSError() if error.strerror:
             return f"{where} can't be reached: {error.strerror}"
         case _:

@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import logging
 import os
+import secrets
 import signal
 import sys
 import time
@@ -53,6 +54,7 @@ class Served:
         self._driving: Driving | None = None
         self._node = ""
         self._engines = Engines(os.environ)
+        self._token = secrets.token_hex(8)
 
     async def open(self, system: str, node: str, simulate: str | None) -> None:
         """Be the host that the ledger of `system` calls `node`. Raises RayschedError for a broken driver."""
@@ -60,7 +62,8 @@ class Served:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._packages.mkdir(mode=0o700, exist_ok=True)
         self._node = node
-        self._runs = NodeRuns(home / "runs", os.environ, self._packages, nursery=of_this_python())
+        runs = home / "runs" / node  # hosts may have one home on the network
+        self._runs = NodeRuns(runs, os.environ, self._packages, nursery=of_this_python())
         driver = await asyncio.to_thread(open_driver, simulate, node, os.environ, home)
         self._driving = Driving(driver)
 
@@ -151,7 +154,7 @@ class Served:
             raise EngineRefused(f"the working directory can't be kept: {error}") from error
 
     def _put(self, digest: str, offset: int, data: bytes, last: bool) -> None:
-        part = self._packages / f"{digest}.{os.getpid()}.part"
+        part = self._packages / f"{digest}.{self._token}.part"
         with open(part, "wb" if offset == 0 else "ab") as file:
             file.write(data)
         if not last:

@@ -60,7 +60,8 @@ async def worked(system: System, hosts: HostWorld, seed: str, jobs: int) -> str:
         await system.submit(dice, WORK, WHOLE // jobs)
     await until(lambda: running(system), count * jobs, "jobs run")
     at_work = time.monotonic() - began
-    runs = [len(runs_in(host.folder / "raysched" / "storm" / "runs")) for host in hosts.hosts.values()]
+    folders = [host.folder / "raysched/storm/runs" / host.name for host in hosts.hosts.values()]
+    runs = [len(runs_in(folder)) for folder in folders]
     assert runs == [jobs] * count, f"runs of each host: {runs}"
     go = os.open(system.marks / "go", os.O_RDWR)
     await settle(system, SETTLE_S)

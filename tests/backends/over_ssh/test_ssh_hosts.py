@@ -141,6 +141,25 @@ def test_a_full_disk_is_told(hosts: HostWorld) -> None:
     assert "No space left on device" in refused(entry(host, folder=str(small / "files")))
 
 
+def test_hosts_with_one_home_on_the_network_leave_the_runs_of_each_other_alone(hosts: HostWorld) -> None:
+    """Each sees the files of the other, and not its processes."""
+    folder = str(hosts.folder / "shared")
+    one, two = (entry(hosts.add(name, alone=True), folder=folder) for name in ("one", "two"))
+    launch = new_launch("exec sleep 600")
+
+    async def by_one(here: Remote) -> Seen:
+        await here.start(launch, Path("/nowhere"))
+        await asyncio.to_thread(on, two, by_two)
+        assert [seen.state for seen in await here.observe()] == ["running"]
+        await here.stop(launch.run, 5)
+        return await ended(here, launch)
+
+    async def by_two(there: Remote) -> None:
+        assert await there.observe() == []
+
+    assert on(one, by_one).code == 143
+
+
 def test_a_login_shell_that_runs_nothing_is_told(hosts: HostWorld) -> None:
     host = hosts.add("closed", shells={"closed": "/usr/sbin/nologin"})
     assert "closed runs no commands for us" in refused(entry(host, "closed"))
