@@ -252,7 +252,8 @@ class Ledger:
             what = "there are several Kubernetes clusters" if several else f"there is no cluster {cluster}"
             raise NotFound(f"{what}: {self._clusters()}")
         backend = backend_of(cluster) if cluster else next(iter(self.settings.k8s), K8S)
-        return cluster_view(site_of(self.state, backend))
+        lost = {name for name, node in self.state.nodes.items() if node.lost is not None}
+        return cluster_view(site_of(self.state, backend), lost)
 
     async def at_site(self, node: str) -> str | None:
         """The backend whose site has this node; None for a node of no site, or that is not known."""

@@ -40,7 +40,9 @@ def submit(
 def plan(
     file: JobFile,
     env: Annotated[bool, typer.Option("--env", help="Show the variables that each job would get.")] = False,
-    script: Annotated[bool, typer.Option("--script", help="Show what would be sent to a site.")] = False,
+    script: Annotated[
+        bool, typer.Option("--script", "--manifest", help="Show what would be sent to a site.")
+    ] = False,
     as_json: AsJson = False,
 ) -> int:
     """Show where the jobs of a file would run, changing nothing.

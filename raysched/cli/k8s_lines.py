@@ -26,14 +26,23 @@ def sharing_lines(answer: Json, width: int | None) -> list[Text]:
     """A table a group of nodes, and one of requests."""
     lines: list[Text] = []
     for group in answer["groups"]:
-        lines += [Text(_nodes(group["nodes"]), "bold"), *_offers(group["offers"], width), Text()]
+        lines += [
+            Text(_nodes(group["nodes"], group["lost"]), "bold"),
+            *_offers(group["offers"], width),
+            Text(),
+        ]
     rows = [[row["asks"], _becomes(row)] for row in answer["requests"]]
     return [*lines, *table(REQUESTS, rows, width)]
 
 
-def _nodes(names: Sequence[str]) -> str:
+def _nodes(names: Sequence[str], lost: Sequence[str]) -> str:
+    there = f"{len(names)} node{'s' * (len(names) != 1)}: {_named(names)}" if names else "no node"
+    return f"{there}; lost: {_named(lost)}" if lost else there
+
+
+def _named(names: Sequence[str]) -> str:
     more = f" and {len(names) - MOST} more" if len(names) > MOST else ""
-    return f"{len(names)} node{'s' * (len(names) != 1)}: {', '.join(names[:MOST])}{more}"
+    return f"{', '.join(names[:MOST])}{more}"
 
 
 def _offers(offers: Sequence[Json], width: int | None) -> Iterator[Text]:

@@ -5,7 +5,7 @@ become there.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 from raysched.core import pods
@@ -33,17 +33,18 @@ PLAIN: tuple[dict[str, Any], ...] = (
 USUAL_PROFILE = "1g.10gb"
 
 
-def cluster_view(site: Site | None) -> View:
-    """What was found, by groups of nodes that offer the same, and what requests would become. Raises NotFound
-    where there is no cluster, or it was not heard of yet."""
+def cluster_view(site: Site | None, lost: Container[str] = ()) -> View:
+    """What was found, by groups of nodes that offer the same, and what requests would become. Nodes that are
+    `lost` are told apart; what they offered may come again. Raises NotFound where there is no cluster, or it
+    was not heard of yet."""
     if site is None:
         raise NotFound("no Kubernetes cluster is known: name one under backends.k8s in raysched.yaml")
     profiles = sorted({profile_of(gpu.model) for node in site.nodes for gpu in node.gpus} - {""})
     kinds = [*PLAIN, *({"mig_profile": profile} for profile in profiles or [USUAL_PROFILE])]
-    return {"groups": list(_groups(site.nodes)), "requests": [becomes(site, kind) for kind in kinds]}
+    return {"groups": list(_groups(site.nodes, lost)), "requests": [becomes(site, kind) for kind in kinds]}
 
 
-def _groups(nodes: Sequence[NodeInfo]) -> Iterator[View]:
+def _groups(nodes: Sequence[NodeInfo], lost: Container[str]) -> Iterator[View]:
     alike: dict[frozenset[tuple[Offer, int]], list[str]] = {}
     for node in nodes:
         offers = frozenset(Counter(map(offer, node.gpus)).items())
@@ -51,7 +52,8 @@ def _groups(nodes: Sequence[NodeInfo]) -> Iterator[View]:
     for offers, names in sorted(alike.items(), key=lambda item: min(item[1])):
         rows = [_offered(one, count) for one, count in offers]
         rows.sort(key=lambda row: (row["resource"], row["model"]))
-        yield {"nodes": sorted(names), "offers": rows}
+        there = sorted(name for name in names if name not in lost)
+        yield {"nodes": there, "lost": sorted(set(names) - set(there)), "offers": rows}
 
 
 def _offered(one: Offer, count: int) -> View:

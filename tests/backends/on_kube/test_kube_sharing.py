@@ -253,6 +253,15 @@ def test_the_view_shows_groups_of_nodes_and_what_requests_become() -> None:
     assert "install HAMi" in rows["gpu_fraction: 0.25, isolation: hard"]["refused"]
 
 
+def test_nodes_that_are_gone_are_told_apart_from_those_that_are_there() -> None:
+    """What they offered may come again: an autoscaler has none at times."""
+    nodes = [node_info(node, name) for node, name in ((documented.WHOLE, "a"), (documented.SLICED, "b"))]
+    view = cluster_view(Site((*nodes, node_info(documented.WHOLE, "c"))), {"b", "c"})
+    assert [(group["nodes"], group["lost"]) for group in view["groups"]] == [(["a"], ["c"]), ([], ["b"])]
+    lines = [line.plain for line in sharing_lines(view, 80)]
+    assert {"1 node: a; lost: c", "no node; lost: b"} <= set(lines)
+
+
 @pytest.mark.parametrize("name", CLUSTERS)
 @pytest.mark.parametrize("width", [80, 200])
 def test_what_is_shown_stands_at_any_width(name: str, width: int) -> None:
