@@ -32,6 +32,7 @@ from kube_cluster import KubeCluster  # noqa: E402
 from running import System, wait_until  # noqa: E402
 
 from raysched.backends.kube.cluster import Access, Cluster  # noqa: E402
+from raysched.backends.kube.objects import is_over  # noqa: E402
 from raysched.backends.kube.watching import Watch  # noqa: E402
 
 GPU = "nvidia.com/gpu"
@@ -109,7 +110,7 @@ async def by_hand(cluster: KubeCluster, how: str, made: Any, jobs: int) -> float
     news = asyncio.Event()
 
     def note(job: Any) -> None:
-        if job["status"].get("succeeded"):
+        if is_over(job):
             complete.add(job["metadata"]["name"])
 
     watch = Watch(client, lambda: path, {}, news.set, note=note)
