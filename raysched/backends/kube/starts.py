@@ -18,8 +18,9 @@ from raysched.backends.kube.verdict import fresh
 from raysched.core.work import Launch, Run
 from raysched.errors import Unreachable
 
-AT_ONCE = 32
-"""Starts that go on at a time: the first of a thousand run while the last are still being made."""
+AT_ONCE = 8
+"""Starts that go on at a time. The first of a thousand run while the last are still being made; with more at
+a time there are hardly more a second, and Kubernetes' own controllers get no turn at the API server."""
 NO_KUBERAY = (
     "k8s.ray needs the KubeRay operator, and this cluster knows no RayJobs: install it (helm install "
     "kuberay-operator kuberay/kuberay-operator)"
