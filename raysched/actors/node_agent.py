@@ -18,6 +18,7 @@ from raysched.actors.settings import Settings
 from raysched.backends.containers import Engines
 from raysched.backends.node_runs import NodeRuns
 from raysched.backends.runner import forget_worker
+from raysched.backends.runs import of_this_machine
 from raysched.core.node import NodeInfo
 from raysched.core.request import WHOLE
 from raysched.core.work import Partition
@@ -36,7 +37,8 @@ class NodeAgent(NodeRuns):
     async def __init__(self, settings: Settings, node: str, ray_id: str, simulate: str | None) -> None:
         forget_worker()
         folder = Path(os.environ.get(NODE_FOLDER, settings.folder))
-        super().__init__(folder / "runs-ray", settings.environment, settings.packages, [folder / "runs"])
+        runs = of_this_machine(folder / "runs-ray")
+        super().__init__(runs, settings.environment, settings.packages, [folder / "runs"])
         self.settings = settings
         self.node = node
         self.ray_id = ray_id

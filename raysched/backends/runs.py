@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -149,6 +150,12 @@ class Runs:
 
     def _folder(self, run: Run) -> RunFolder:
         return self._folders.setdefault(run, RunFolder(self.root / str(run), run, self._nursery))
+
+
+def of_this_machine(folder: Path) -> Path:
+    """Where this machine has its runs in a folder that others may have too, over the network: none of them
+    can tell whether a runner of another lives. Runs of 0.1.0 lie in the folder itself, which is then kept."""
+    return folder if runs_in(folder) else folder / os.uname().nodename
 
 
 def _lease(run: Run) -> str:

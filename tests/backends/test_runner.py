@@ -19,13 +19,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from engines import need
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raysched.backends import runner
 from raysched.backends.base import EngineRefused
 from raysched.backends.run_folder import RunFolder
-from raysched.backends.runs import Runs
+from raysched.backends.runs import Runs, of_this_machine
 from raysched.core.work import Launch, Run, Seen
 from raysched.testing.conformance import LIMIT, alive, new_launch
 
@@ -128,7 +129,7 @@ def test_nobody_else_can_read_a_run(runs: Runs) -> None:
 STARTER = """
 import os, sys
 from pathlib import Path
-from raysched.backends.runs import Runs
+from raysched.backends.runs import Runs, of_this_machine
 from raysched.core.lease import Place
 from raysched.core.work import Launch, Run
 launch = Launch(Run.parse(sys.argv[2]), "lease", Place("node-a", (), 0, 0), "", sys.argv[3], (), None)
@@ -404,3 +405,32 @@ def test_a_run_is_not_taken_for_dead_where_no_file_can_be_opened(runs: Runs) -> 
         resource.setrlimit(resource.RLIMIT_NOFILE, most)
     assert runs.observe() == before
     assert before[0].state == "running"
+
+
+OTHER = """
+import os, sys
+from pathlib import Path
+from raysched.backends.runs import Runs, of_this_machine
+print(Runs(of_this_machine(Path(sys.argv[1])), os.environ).observe())
+"""
+
+
+def test_machines_with_one_home_leave_the_runs_of_each_other_alone(tmp_path: Path) -> None:
+    need(os.geteuid() == 0 and shutil.which("unshare"), "be root")
+    runs = Runs(of_this_machine(tmp_path), os.environ)
+    launch = new_launch("exec sleep 600")
+    runs.start(launch, None)
+    apart = ["unshare", "--uts", "--pid", "--fork", "--mount-proc"]
+    look = ["sh", "-c", 'hostname other; exec "$@"', "sh", sys.executable, "-c", OTHER, str(tmp_path)]
+    done = subprocess.run([*apart, *look], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+    assert [seen.state for seen in runs.observe()] == ["running"]
+    end_all(runs)
+
+
+def test_runs_of_a_version_that_had_all_in_one_folder_are_found(tmp_path: Path) -> None:
+    old = Runs(tmp_path, os.environ)
+    launch = new_launch("exec sleep 600")
+    old.start(launch, None)
+    assert [seen.run for seen in Runs(of_this_machine(tmp_path), os.environ).observe()] == [launch.run]
+    end_all(old)
