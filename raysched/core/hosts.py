@@ -35,7 +35,7 @@ def add(state: State, command: commands.AddHost, now: int) -> Iterator[Fact]:
     if known is not None and known.host != command.host and held(state, name):
         raise Conflict(f"{name} is in use: `raysched vm remove {name}`, and add it again once it is gone")
     for other in state.hosts.values():
-        if other.host.name != name and _way(other.host) == _way(command.host):
+        if other.host.name != name and not other.leaving and _way(other.host) == _way(command.host):
             raise Conflict(f"{other.host.name} has this address already: a machine is one host")
     yield from _put(state, command.host, known.origin if known else "command", now)
 

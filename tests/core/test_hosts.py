@@ -115,6 +115,14 @@ def test_a_removed_host_is_gone_once_nobody_holds_anything_there() -> None:
         world.do(RemoveHost("a"))
 
 
+def test_a_machine_with_the_address_of_one_that_is_leaving_is_used() -> None:
+    world = with_host("a")
+    world.submit("j", ONE)
+    world.do(RemoveHost("a"))
+    world.do(AddHost(Host("b", "a.example")))
+    assert set(world.state.hosts) == {"a", "b"}
+
+
 def test_the_configuration_names_its_hosts_and_takes_them_back() -> None:
     world = World(node("r", 1))
     world.do(Inventory((Host("a", "a"), Host("b", "b"), Host("r", "r"))))

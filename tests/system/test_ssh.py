@@ -159,7 +159,7 @@ def test_a_cancelled_job_is_gone(system: System, hosts: HostWorld, submit: Calla
 
 def test_no_key_is_written_down(system: System, hosts: HostWorld, submit: Callable[..., str]) -> None:
     """Neither in the journal nor in any log of raysched or Ray, also where a host does not let us in."""
-    address = hosts.hosts["omega"].address
+    address = hosts.add("closed").address
     key = ["--key", str(hosts.key), "--user", "nobody", "--address", address]
     assert "let us in" in system.cli("vm", "add", "closed", *key, check=False).stdout
     system.cli("vm", "remove", "closed")
