@@ -341,8 +341,8 @@ def test_a_lease_with_ray_is_a_ray_to_work_in_until_it_is_cancelled(
     def begun() -> Any:
         """The RayJob, once its driver has been submitted."""
         found = cluster.items(f"{group}/rayjobs")
-        ready = found and found[0].get("status", {}).get("jobDeploymentStatus") == "Running"
-        return ready and found[0]["metadata"]["name"]
+        ready = [one for one in found if one.get("status", {}).get("jobDeploymentStatus") == "Running"]
+        return ready and ready[0]["metadata"]["name"]
 
     dashboard.begin(wait_until(begun, "its Ray is there", 120))
     said, told = leasing.communicate()
