@@ -19,7 +19,7 @@ from raysched.folders import state_folder
 from raysched.gpu.mps import Daemons
 
 SETTLE_S = 30.0
-"""How long jobs may take to end, beyond their own grace, before `down --cancel` gives up."""
+"""How long no further job may end, beyond their own grace, before `down --cancel` gives up."""
 ACTIVE = ("starting", "running", "stopping")
 
 View = dict[str, Any]
@@ -112,12 +112,16 @@ def _refuse(active: list[View], keep: bool) -> None:
 
 
 def _cancel(jobs: list[View]) -> None:
-    """End all jobs, the waiting ones first, and wait until nothing of them is left. Raises Conflict."""
+    """End all jobs, the waiting ones first, and wait until nothing of them is left. Raises Conflict once no
+    further one ends."""
     for job in sorted(jobs, key=lambda job: job["state"] != "waiting"):
         if job["state"] == "waiting" or job["state"] in ACTIVE:
             system.ledger_call("cancel", secrets.token_hex(16), job["id"], user())
-    deadline = time.monotonic() + SETTLE_S + max((job["grace_s"] for job in jobs), default=0.0)
+    patience = SETTLE_S + max((job["grace_s"] for job in jobs), default=0.0)
+    fewest, deadline = len(jobs), time.monotonic() + patience
     while left := _unfinished():
+        if len(left) < fewest:  # a site may take minutes to end a thousand
+            fewest, deadline = len(left), time.monotonic() + patience
         if time.monotonic() > deadline:
             raise Conflict(f"{_listed(left)} not ended in time: see `raysched status`, and try again")
         time.sleep(0.1)

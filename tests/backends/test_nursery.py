@@ -49,6 +49,12 @@ def marked(tmp_path: Path, then: str = "") -> Launch:
     return new_launch(f"echo $RAYSCHED_RUN >> {shlex.quote(str(tmp_path / 'starts'))}; {then}")
 
 
+def began(tmp_path: Path) -> list[str]:
+    """The marked runs whose commands have begun, once for each time."""
+    starts = tmp_path / "starts"
+    return starts.read_text().split() if starts.exists() else []
+
+
 def standing_ready() -> list[int]:
     """The processes of this one's nursery: the one that was started, and those that stand ready to be a
     runner and its command."""
@@ -79,12 +85,16 @@ def test_many_runs_start_once_each_while_those_who_stand_ready_are_killed(runs: 
     launches = [marked(tmp_path) for _ in range(12)]
     for number, launch in enumerate(launches):
         if number % 3 == 2:
+            # One that has just begun looks as if it stood ready until it has become its command.
+            wait_until(
+                lambda number=number: len(began(tmp_path)) == number, "those before are what they are to be"
+            )
             for pid in standing_ready():
                 os.kill(pid, signal.SIGKILL)
         runs.start(launch, None)
         assert runs.look(launch.run) is not None
     assert {ended(runs, launch).code for launch in launches} == {0}
-    assert sorted((tmp_path / "starts").read_text().split()) == sorted(str(each.run) for each in launches)
+    assert sorted(began(tmp_path)) == sorted(str(each.run) for each in launches)
 
 
 def test_a_run_starts_though_who_stood_ready_to_be_its_command_was_killed(runs: Runs, tmp_path: Path) -> None:
@@ -96,7 +106,7 @@ def test_a_run_starts_though_who_stood_ready_to_be_its_command_was_killed(runs: 
     wait_until(lambda: runner.ticks(command) is None, "it is dead")
     runs.start(launches[1], None)
     assert {ended(runs, launch).code for launch in launches} == {0}
-    assert (tmp_path / "starts").read_text().split() == [str(each.run) for each in launches]
+    assert began(tmp_path) == [str(each.run) for each in launches]
 
 
 def test_what_began_elsewhere_is_not_started_again(runs: Runs, tmp_path: Path) -> None:
@@ -109,7 +119,7 @@ def test_what_began_elsewhere_is_not_started_again(runs: Runs, tmp_path: Path) -
     other.close()
     runs.stop(launch.run, 0)
     ended(runs, launch)
-    assert (tmp_path / "starts").read_text().split() == [str(launch.run)]
+    assert began(tmp_path) == [str(launch.run)]
 
 
 def test_why_a_run_can_not_be_started_is_told(runs: Runs) -> None:
