@@ -62,10 +62,11 @@ class Process:
                 self._killed.set()
             self.spawn(self._die_by_itself())
             await self._killed.wait()
-            tasks, self._tasks = self._tasks, []
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            while self._tasks:  # what is called meanwhile, in what is no process any more, ends too
+                tasks, self._tasks = self._tasks, []
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
             self.end()
             self.chaos.note(self.name, "is dead")
             await asyncio.sleep(self.chaos.dice.expovariate(1 / AWAY_S))
