@@ -193,12 +193,13 @@ def test_a_second_runner_of_a_run_does_nothing(runs: Runs, ends: bool) -> None:
     launch = new_launch("echo started" + ("" if ends else "; exec sleep 600"))
     runs.start(launch, None)
     wait_for(lambda: runs.logs(launch.run, 0, 100) == b"started\n")
+    first = runner.read_json(str(folder(runs, launch)), "run.json")
     if ends:
         ended(runs, launch)
-        first = runner.read_json(str(folder(runs, launch)), "run.json")
         wait_for(lambda: runner.ticks(first["pid"]) != first["ticks"])  # it holds the folder's lock no more
     again = [sys.executable, "-I", "-S", runner.__file__, str(folder(runs, launch))]
     subprocess.run(again, check=True)
+    assert runner.read_json(str(folder(runs, launch)), "run.json") == first
     runs.stop(launch.run, 0)
     ended(runs, launch)
     assert runs.logs(launch.run, 0, 100) == b"started\n"
