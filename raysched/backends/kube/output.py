@@ -105,8 +105,12 @@ class Output:
         own = self._folder / f"{run}.pod-{metadata['name']}" if several else self._file(run)
         known = own.stat().st_size if own.exists() else 0
         rest = b""
+        begun = False
         async with aclosing(self._cluster.stream(path, query, silent=None)) as parts:
             async for part in parts:
+                if not begun and _is_a_refusal(part, pod):
+                    return
+                begun = True
                 new, known = part[known:], max(0, known - len(part))
                 _append(own, new)
                 if several:
@@ -127,6 +131,18 @@ def _append(path: Path, data: bytes) -> None:
 
 def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
+
+
+def _is_a_refusal(part: bytes, pod: Object) -> bool:
+    """Whether this is no output, but the kubelet's own words for a container that is gone: they come with
+    status 200, as if the container had written them (Kubernetes, kuberuntime_container.go and logs.go)."""
+    metadata = pod["metadata"]
+    path = f"/var/log/pods/{metadata['namespace']}_{metadata['name']}_{metadata['uid']}/"
+    words = [f'failed to try resolving symlinks in path "{path}']
+    for one in pod["status"].get("containerStatuses") or []:
+        if one.get("containerID"):
+            words.append(f"unable to retrieve container logs for {one['containerID']}")
+    return part.startswith(tuple(each.encode() for each in words))
 
 
 def _speaking(pods: Sequence[Object]) -> list[Object]:
