@@ -154,8 +154,9 @@ class Runs:
 
 def of_this_machine(folder: Path) -> Path:
     """Where this machine has its runs in a folder that others may have too, over the network: none of them
-    can tell whether a runner of another lives. Runs of 0.1.0 lie in the folder itself, which is then kept."""
-    return folder if runs_in(folder) else folder / os.uname().nodename
+    can tell whether a runner of another lives. Runs of 0.1.0 lie in the folder itself, which is then kept.
+    The name of a machine (`10.0.0.1`) may look like that of a run, but for what is put behind it."""
+    return folder if runs_in(folder) else folder / f"{os.uname().nodename}.runs"
 
 
 def _lease(run: Run) -> str:

@@ -6,6 +6,7 @@ import signal
 import sys
 
 AGAIN_S = 0.01
+"""Seconds after which Ctrl-C is raised again that came while an object was finalised."""
 
 
 def run() -> None:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from engines import need
@@ -435,3 +436,12 @@ def test_runs_of_a_version_that_had_all_in_one_folder_are_found(tmp_path: Path) 
     old.start(launch, None)
     assert [seen.run for seen in Runs(of_this_machine(tmp_path), os.environ).observe()] == [launch.run]
     end_all(old)
+
+
+def test_a_machine_whose_name_looks_like_a_run_finds_its_runs_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(nodename="10.0.0.1"))
+    folder = of_this_machine(tmp_path)
+    folder.mkdir()
+    assert of_this_machine(tmp_path) == folder != tmp_path
